@@ -1,0 +1,317 @@
+//! A pool's range of numbers: value <-> number text. Pure: no I/O, no randomness, no pool.
+//!
+//! A number is kept as a [`Value`], a scaled integer: `839.347209` with 6 decimals is `839347209`.
+//! Each value has one text and each text one value, so that "the same number" means the same text.
+
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// The largest magnitude of an integer number: 2^53-1. Beyond it JSON readers that keep numbers as
+/// IEEE 754 doubles merge neighbours (RFC 8259, section 6).
+pub const INTEGER_MAX: i64 = (1 << 53) - 1;
+
+/// The most significant digits of a number with decimals: a double keeps any 15 apart (`DBL_DIG`).
+pub const SIGNIFICANT_DIGITS_MAX: u32 = 15;
+
+/// The most digits after the point: one less than may be significant.
+pub const DECIMALS_MAX: u8 = 14;
+
+/// A number as a scaled integer: the number times 10^decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(pub i64);
+
+/// Why a range or a number was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpaceError {
+    /// The text is not a decimal number.
+    #[error("{0:?} is not a decimal number")]
+    NotANumber(String),
+    /// The text has more digits after the point than the pool.
+    #[error("{text} has more than {decimals} digits after the point")]
+    TooManyDecimals {
+        /// The number as it was given.
+        text: String,
+        /// Digits after the point that are allowed.
+        decimals: u8,
+    },
+    /// The number is one that JSON readers could merge with its neighbours.
+    #[error("{text} is beyond {allowed}")]
+    TooLarge {
+        /// The number as it was given.
+        text: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// The range ends before it begins.
+    #[error("min {min} is above max {max}")]
+    Empty {
+        /// Lower end as it was given.
+        min: String,
+        /// Upper end as it was given.
+        max: String,
+    },
+    /// More digits after the point than a number can have.
+    #[error("{0} decimals are more than {DECIMALS_MAX}")]
+    Decimals(u8),
+}
+
+/// A range of numbers, both ends included, all with the same count of decimals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    min: Value,
+    max: Value,
+    decimals: u8,
+}
+
+impl Space {
+    /// The range from `min` to `max`, given as decimal text.
+    ///
+    /// # Errors
+    /// [`SpaceError`] when an end is not a number, has too many digits, or when the range is empty.
+    pub fn new(min: &str, max: &str, decimals: u8) -> Result<Self, SpaceError> {
+        if decimals > DECIMALS_MAX {
+            return Err(SpaceError::Decimals(decimals));
+        }
+        let space = Self { min: parse(min, decimals)?, max: parse(max, decimals)?, decimals };
+        if space.min > space.max {
+            return Err(SpaceError::Empty { min: min.to_owned(), max: max.to_owned() });
+        }
+        Ok(space)
+    }
+
+    /// The range between two values that a [`Space`] had before.
+    pub(crate) fn from_values(min: Value, max: Value, decimals: u8) -> Self {
+        Self { min, max, decimals }
+    }
+
+    /// The smallest value.
+    #[must_use]
+    pub fn min(&self) -> Value {
+        self.min
+    }
+
+    /// The largest value.
+    #[must_use]
+    pub fn max(&self) -> Value {
+        self.max
+    }
+
+    /// Digits after the point.
+    #[must_use]
+    pub fn decimals(&self) -> u8 {
+        self.decimals
+    }
+
+    /// How many numbers the range has: 1 to 2^54-1.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.max.0.abs_diff(self.min.0) + 1
+    }
+
+    /// Whether the value lies in the range.
+    #[must_use]
+    pub fn contains(&self, value: Value) -> bool {
+        (self.min..=self.max).contains(&value)
+    }
+
+    /// Whether every number of `other` is a number of this range, with the same text.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.decimals == other.decimals && self.min <= other.min && other.max <= self.max
+    }
+
+    /// The value of a number's text.
+    ///
+    /// # Errors
+    /// [`SpaceError`] when the text is not a number of this many decimals.
+    pub fn parse(&self, text: &str) -> Result<Value, SpaceError> {
+        parse(text, self.decimals)
+    }
+
+    /// The number's text: always exactly as many digits after the point as the pool has decimals.
+    #[must_use]
+    pub fn number(&self, value: Value) -> Number {
+        Number::new(value, self.decimals)
+    }
+}
+
+/// A number's text, on the stack. Serialises as a JSON number with exactly these digits.
+#[derive(Clone, Copy)]
+pub struct Number {
+    text: [u8; Self::LENGTH_MAX],
+    start: usize,
+}
+
+impl Number {
+    /// Sign, 16 digits, point, and one to spare.
+    const LENGTH_MAX: usize = 19;
+
+    fn new(value: Value, decimals: u8) -> Self {
+        let mut text = [0; Self::LENGTH_MAX];
+        let mut start = Self::LENGTH_MAX;
+        let mut push = |byte| {
+            start -= 1;
+            text[start] = byte;
+        };
+        let mut rest = value.0.unsigned_abs();
+        let mut digits = 0;
+        // At least one digit stands before the point.
+        while rest > 0 || digits <= decimals {
+            if digits == decimals && decimals > 0 {
+                push(b'.');
+            }
+            push(b'0' + (rest % 10) as u8);
+            rest /= 10;
+            digits += 1;
+        }
+        if value.0 < 0 {
+            push(b'-');
+        }
+        Self { text, start }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.text[self.start..]).expect("only ASCII was pushed in Number::new")
+    }
+}
+
+impl std::fmt::Display for Number {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl std::fmt::Debug for Number {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // A raw value keeps the digits as they are: as a double, 5.100000 would become 5.1.
+        let raw: &RawValue =
+            serde_json::from_str(self.as_str()).expect("a number's text is a JSON number");
+        raw.serialize(serializer)
+    }
+}
+
+/// Parses `[-]digits[.digits]`; missing digits after the point are zeros.
+fn parse(text: &str, decimals: u8) -> Result<Value, SpaceError> {
+    let not_a_number = || SpaceError::NotANumber(text.to_owned());
+    let (negative, unsigned) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, "0"));
+    let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(fraction) {
+        return Err(not_a_number());
+    }
+    let fraction = fraction.trim_end_matches('0');
+    let Some(padding) = usize::from(decimals).checked_sub(fraction.len()) else {
+        return Err(SpaceError::TooManyDecimals { text: text.to_owned(), decimals });
+    };
+    let allowed = if decimals == 0 { "2^53-1 (9007199254740991)" } else { "15 significant digits" };
+    let too_large = || SpaceError::TooLarge { text: text.to_owned(), allowed };
+    let digits = format!("{whole}{fraction}{}", "0".repeat(padding));
+    let magnitude: i64 = digits.parse().map_err(|_| too_large())?;
+    let limit = if decimals == 0 { INTEGER_MAX } else { 10_i64.pow(SIGNIFICANT_DIGITS_MAX) - 1 };
+    if magnitude > limit {
+        return Err(too_large());
+    }
+    Ok(Value(if negative { -magnitude } else { magnitude }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn number_texts() {
+        let check = |value, decimals, expected: &str| {
+            assert_eq!(Number::new(Value(value), decimals).as_str(), expected);
+        };
+        check(0, 0, "0");
+        check(4_837_201, 0, "4837201");
+        check(-7, 0, "-7");
+        check(839_347_209, 6, "839.347209");
+        check(5_100_000, 6, "5.100000");
+        check(1, 6, "0.000001");
+        check(-1, 6, "-0.000001");
+        check(0, 2, "0.00");
+        check(INTEGER_MAX, 0, "9007199254740991");
+        check(-INTEGER_MAX, 0, "-9007199254740991");
+        check(999_999_999_999_999, 14, "9.99999999999999");
+    }
+
+    #[test]
+    fn refused_texts() {
+        let check = |text: &str, decimals, expected: &str| {
+            let error = parse(text, decimals).expect_err(text);
+            assert_eq!(error.to_string(), expected);
+        };
+        check("", 0, "\"\" is not a decimal number");
+        check("-", 0, "\"-\" is not a decimal number");
+        check("1.", 2, "\"1.\" is not a decimal number");
+        check(".5", 2, "\".5\" is not a decimal number");
+        check("1e3", 2, "\"1e3\" is not a decimal number");
+        check("+1", 2, "\"+1\" is not a decimal number");
+        check("NaN", 2, "\"NaN\" is not a decimal number");
+        check("0.125", 2, "0.125 has more than 2 digits after the point");
+        check("9007199254740992", 0, "9007199254740992 is beyond 2^53-1 (9007199254740991)");
+        check("1000000000", 6, "1000000000 is beyond 15 significant digits");
+        check(
+            "99999999999999999999",
+            0,
+            "99999999999999999999 is beyond 2^53-1 (9007199254740991)",
+        );
+    }
+
+    #[test]
+    fn ranges() {
+        let size = |min, max, decimals| Space::new(min, max, decimals).map(|space| space.size());
+        assert_eq!(size("1", "1000", 0), Ok(1000));
+        assert_eq!(size("0.0", "9999.999999", 6), Ok(10_000_000_000));
+        assert_eq!(size("-1", "1", 1), Ok(21));
+        assert_eq!(size("5", "5", 0), Ok(1));
+        assert_eq!(
+            size("-9007199254740991", "9007199254740991", 0),
+            Ok(2 * INTEGER_MAX as u64 + 1)
+        );
+        assert_eq!(size("2", "1", 0), Err(SpaceError::Empty { min: "2".into(), max: "1".into() }));
+        assert_eq!(size("0", "1", 15), Err(SpaceError::Decimals(15)));
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_value_are_one_to_one(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
+            let number = Number::new(Value(value), decimals);
+            prop_assert_eq!(parse(number.as_str(), decimals), Ok(Value(value)));
+            let fraction = number.as_str().split_once('.').map_or(0, |(_, digits)| digits.len());
+            prop_assert_eq!(fraction, usize::from(decimals));
+        }
+
+        /// What a JSON reader that keeps doubles gets is not merged with another number.
+        #[test]
+        fn a_double_keeps_every_number(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
+            let read: f64 = Number::new(Value(value), decimals).as_str().parse().unwrap();
+            let again = format!("{read:.*}", usize::from(decimals));
+            prop_assert_eq!(parse(&again, decimals).unwrap(), Value(value));
+        }
+
+        #[test]
+        fn json_keeps_every_digit(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
+            let number = Number::new(Value(value), decimals);
+            prop_assert_eq!(serde_json::to_string(&number).unwrap(), number.as_str());
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*", decimals in 0..=14_u8) {
+            let _ = parse(&text, decimals);
+        }
+    }
+}
