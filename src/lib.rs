@@ -1,4 +1,8 @@
 //! A server that hands out unique random numbers over HTTP, and never the same one twice.
 
+pub mod batch;
 pub mod config;
+pub mod files;
+pub mod ledger;
 pub mod space;
+pub mod sqlite;

@@ -1,0 +1,166 @@
+//! Everything the product does to files outside SQLite: one small place, so that its order and its
+//! syncing can be read, and tested, in one place. Knows nothing of what the files hold.
+//!
+//! Assumption about the medium: a rename is atomic, and it is durable once its folder is synced.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The file whose lock says that a process uses the folder.
+const LOCK: &str = "LOCK";
+
+/// Data is for the user who runs the process: numbers still to be issued are in it.
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
+
+/// What could not be done to which file.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {action} {path}: {source}")]
+pub struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
+
+/// Why a folder could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it.
+    #[error(
+        "{folder} is in use: {holder} holds its LOCK; stop that process first, or use another \
+         folder with --data-dir"
+    )]
+    Held {
+        /// The folder.
+        folder: PathBuf,
+        /// `process N`, or `another process` where that is not known.
+        holder: String,
+    },
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A folder held by this process, until this is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Creates the folder where it is missing and locks it for this process alone.
+///
+/// # Errors
+/// [`LockError::Held`] when another process holds it.
+pub fn lock(folder: &Path) -> Result<Lock, LockError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(folder)
+        .map_err(|error| failed("create the folder", folder, error))?;
+    let path = folder.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(&path)
+        .map_err(|error| failed("open", &path, error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut id = String::new();
+            let known = file.read_to_string(&mut id).is_ok() && !id.trim().is_empty();
+            let holder =
+                if known { format!("process {}", id.trim()) } else { "another process".into() };
+            return Err(LockError::Held { folder: folder.to_owned(), holder });
+        }
+        Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error).into()),
+    }
+    // The process id is for people; the lock itself is the kernel's. A full disk does not matter.
+    let _ = file.set_len(0).and_then(|()| file.rewind());
+    let _ = writeln!(file, "{}", std::process::id());
+    Ok(Lock { _file: file })
+}
+
+/// Creates an empty file for this user alone, replacing what stood there.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn create(path: &Path) -> Result<(), FileError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(path)
+        .map(drop)
+        .map_err(|error| failed("create", path, error))
+}
+
+/// Renames atomically; durable after [`sync_folder`].
+///
+/// # Errors
+/// What the operating system refused.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    std::fs::rename(from, to).map_err(|error| failed("rename", from, error))
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a file's content durable. Its name is durable after [`sync_folder`].
+///
+/// # Errors
+/// What the operating system refused.
+pub fn sync_file(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed("sync", path, error))
+}
+
+/// Makes the folder's names durable: what was created, renamed and removed in it.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
+    sync_file(folder)
+}
+
+/// The length in bytes, or nothing where there is no such file.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("look at", path, error)),
+    }
+}
+
+/// The names of the files in a folder, sorted.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
+    let names = std::fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    });
+    let mut names: Vec<String> = names.map_err(|error| failed("list", folder, error))?;
+    names.sort();
+    Ok(names)
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> FileError {
+    FileError { action, path: path.to_owned(), source }
+}

@@ -1,0 +1,407 @@
+//! The ledger of one pool: every value that ever entered a shard. Uniqueness is decided here and
+//! nowhere else. Knows nothing of shard files, async or HTTP.
+//!
+//! Values are classed into strata by a keyed hash, and kept in the order of (stratum, value). A draw
+//! takes its values from a random part of the strata, so that a batch lands in a part of the B-tree
+//! and costs the same however many values the ledger has. Nobody outside can tell strata apart: the
+//! key is secret, and the values of a stratum are uniform over the range.
+
+mod draw;
+mod strata;
+
+use std::path::{Path, PathBuf};
+
+use rand::SeedableRng;
+use rand::rngs::SysRng;
+use rand_chacha::ChaCha20Rng;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use uuid::Uuid;
+
+pub use self::draw::Draw;
+use self::strata::{Strata, StratumKey};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+use crate::files;
+use crate::space::{Space, Value};
+use crate::sqlite::{self, rusqlite};
+
+/// Marks a SQLite file as a ledger: "TBLG".
+const APPLICATION_ID: i32 = 0x5442_4c47;
+
+/// The version of the tables below.
+const FORMAT: i32 = 1;
+
+const CREATE: &str = "
+    CREATE TABLE ledger (
+        id         TEXT    NOT NULL, -- UUID; each shard names the ledger that it belongs to
+        hash_key   BLOB    NOT NULL, -- of the strata, 16 secret bytes
+        min        INTEGER NOT NULL,
+        max        INTEGER NOT NULL,
+        decimals   INTEGER NOT NULL,
+        count      INTEGER NOT NULL, -- rows of used_numbers
+        burned     INTEGER NOT NULL, -- numbers lost to crashes and damage, at most
+        created_at TEXT    NOT NULL
+    ) STRICT;
+    CREATE TABLE strata (             -- where this ledger may draw
+        stratum    INTEGER PRIMARY KEY,
+        opened_at  TEXT    NOT NULL
+    ) STRICT;
+    CREATE TABLE batches (            -- which build drew what, and when
+        id         INTEGER PRIMARY KEY,
+        shard      INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        count      INTEGER NOT NULL,
+        drawn_at   TEXT    NOT NULL,
+        retired_at TEXT,              -- its file must not be served any more
+        UNIQUE (shard, generation)
+    ) STRICT;
+    CREATE TABLE used_numbers (
+        stratum    INTEGER NOT NULL,
+        value      INTEGER NOT NULL,
+        batch      INTEGER NOT NULL,
+        PRIMARY KEY (stratum, value)
+    ) STRICT, WITHOUT ROWID;";
+
+const INSERT_LEDGER: &str = "INSERT INTO ledger
+    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, strftime('%FT%TZ', 'now'))";
+const SELECT_LEDGER: &str = "SELECT id, hash_key, min, max, decimals, count, burned FROM ledger";
+const UPDATE_RANGE: &str = "UPDATE ledger SET min = ?1, max = ?2";
+const ADD_BURNED: &str = "UPDATE ledger SET burned = burned + ?1";
+const SELECT_BATCHES: &str = "SELECT id, generation, count FROM batches
+    WHERE shard = ?1 AND retired_at IS NULL ORDER BY generation";
+const SELECT_BATCH: &str = "SELECT shard, generation, count FROM batches WHERE id = ?1";
+const RETIRE_BATCHES: &str = "UPDATE batches SET retired_at = strftime('%FT%TZ', 'now')
+    WHERE shard = ?1 AND retired_at IS NULL AND generation IS NOT ?2";
+
+/// Why a ledger could not be opened or drawn from.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// SQLite's own error.
+    #[error("ledger {path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        source: rusqlite::Error,
+    },
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] files::FileError),
+    /// The file is not a ledger of this version, or not whole.
+    #[error("ledger {path} is damaged: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// The ledger holds numbers that the configured range does not have.
+    #[error(
+        "ledger {path} is for {ledger}, the configuration says {configured}: a range can grow, but \
+         not shrink or change its decimals; use another pool name or another folder"
+    )]
+    OtherRange {
+        /// The file.
+        path: PathBuf,
+        /// The ledger's range.
+        ledger: String,
+        /// The configured range.
+        configured: String,
+    },
+    /// The [`Step`] ended the draw. Nothing was changed.
+    #[error("the draw was cancelled")]
+    Cancelled,
+}
+
+/// An open ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    connection: Connection,
+    state: State,
+}
+
+/// All that a draw needs but the connection.
+#[derive(Debug)]
+struct State {
+    path: PathBuf,
+    id: Uuid,
+    key: StratumKey,
+    space: Space,
+    count: u64,
+    burned: u64,
+    open: Strata,
+    rng: ChaCha20Rng,
+}
+
+impl Ledger {
+    /// Creates an empty ledger with an id and a hash key of its own.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the file can't be written. A half-made ledger is never left at `path`.
+    pub fn create(path: &Path, space: &Space) -> Result<Self, LedgerError> {
+        let unfinished = path.with_extension("db.tmp");
+        files::create(&unfinished)?;
+        sqlite::open_for_build(&unfinished)
+            .and_then(|mut connection| fill_empty(&mut connection, space))
+            .map_err(|source| LedgerError::Sqlite { path: unfinished.clone(), source })?;
+        files::sync_file(&unfinished)?;
+        files::rename(&unfinished, path)?;
+        files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
+        Self::open(path, space)
+    }
+
+    /// Opens a ledger for a range, which may have grown since.
+    ///
+    /// # Errors
+    /// [`LedgerError::Damaged`] when it is not a whole ledger, [`LedgerError::OtherRange`] when it
+    /// holds numbers that the range does not have.
+    pub fn open(path: &Path, space: &Space) -> Result<Self, LedgerError> {
+        let sqlite = |source| match source {
+            rusqlite::Error::SqliteFailure(..) if sqlite::is_transient(&source) => {
+                LedgerError::Sqlite { path: path.to_owned(), source }
+            }
+            other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
+        };
+        let mut connection = sqlite::open(path).map_err(sqlite)?;
+        check_format(path, &connection)?;
+        let mut state = read_state(path, &connection).map_err(sqlite)?;
+        if state.space != *space {
+            if !space.covers(&state.space) {
+                return Err(LedgerError::OtherRange {
+                    path: path.to_owned(),
+                    ledger: describe(&state.space),
+                    configured: describe(space),
+                });
+            }
+            connection
+                .execute(UPDATE_RANGE, [space.min().0, space.max().0])
+                .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
+            state.space = *space;
+        }
+        connection.set_transaction_behavior(TransactionBehavior::Immediate);
+        Ok(Self { connection, state })
+    }
+
+    /// The ledger's own id, which its shards bear.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.state.id
+    }
+
+    /// The range it draws from.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.state.space
+    }
+
+    /// How many values ever entered a shard.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.state.count
+    }
+
+    /// How many numbers crashes and damage have burned, at most.
+    #[must_use]
+    pub fn burned(&self) -> u64 {
+        self.state.burned
+    }
+
+    /// Whether every value of the range is in the ledger.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.state.count >= self.state.space.size()
+    }
+
+    /// Draws up to `count` fresh values for the next generation of a shard, uniformly from what is
+    /// free, in random order; fewer when the range has no more. They enter the ledger when the draw
+    /// is committed, and generations of the shard other than `live` are retired with it.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; nothing is changed then.
+    pub fn draw(
+        &mut self,
+        shard: ShardIndex,
+        live: Option<Generation>,
+        count: u64,
+        step: Step<'_>,
+    ) -> Result<Draw<'_>, LedgerError> {
+        Draw::begin(&mut self.connection, &mut self.state, shard, live, count, step)
+    }
+
+    /// The batch of that number.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn batch(&self, id: BatchId) -> Result<Option<Batch>, LedgerError> {
+        self.connection
+            .prepare_cached(SELECT_BATCH)
+            .and_then(|mut select| {
+                select
+                    .query_row([id.0], |row| {
+                        Ok(Batch {
+                            id,
+                            shard: ShardIndex(row.get(0)?),
+                            generation: Generation(row.get(1)?),
+                            count: row.get(2)?,
+                        })
+                    })
+                    .optional()
+            })
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// The batches of a shard whose files may still be served, oldest first.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn batches(&self, shard: ShardIndex) -> Result<Vec<Batch>, LedgerError> {
+        self.connection
+            .prepare_cached(SELECT_BATCHES)
+            .and_then(|mut select| {
+                select
+                    .query_map([shard.0], |row| {
+                        Ok(Batch {
+                            id: BatchId(row.get(0)?),
+                            shard,
+                            generation: Generation(row.get(1)?),
+                            count: row.get(2)?,
+                        })
+                    })?
+                    .collect()
+            })
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Forbids the files of all generations of a shard but `live`.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn retire(
+        &mut self,
+        shard: ShardIndex,
+        live: Option<Generation>,
+    ) -> Result<(), LedgerError> {
+        retire(&self.connection, shard, live).map_err(|source| self.state.failed(source))
+    }
+
+    /// Notes that up to `count` numbers were lost.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn add_burned(&mut self, count: u64) -> Result<(), LedgerError> {
+        self.connection.execute(ADD_BURNED, [count]).map_err(|source| self.state.failed(source))?;
+        self.state.burned += count;
+        Ok(())
+    }
+
+    /// Whether the value ever entered a shard.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn contains(&self, value: Value) -> Result<bool, LedgerError> {
+        const SELECT: &str = "SELECT 1 FROM used_numbers WHERE stratum = ?1 AND value = ?2";
+        self.connection
+            .prepare_cached(SELECT)
+            .and_then(|mut select| select.exists(params![self.state.key.stratum(value), value.0]))
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Closes the file; its WAL is checkpointed and gone.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn close(self) -> Result<(), LedgerError> {
+        let state = self.state;
+        self.connection.close().map_err(|(_, source)| state.failed(source))
+    }
+}
+
+impl State {
+    fn failed(&self, source: rusqlite::Error) -> LedgerError {
+        LedgerError::Sqlite { path: self.path.clone(), source }
+    }
+}
+
+fn fill_empty(connection: &mut Connection, space: &Space) -> Result<(), rusqlite::Error> {
+    let key = StratumKey::random();
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(CREATE)?;
+    transaction.execute_batch(&view_for_people(space.decimals()))?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.execute(
+        INSERT_LEDGER,
+        params![
+            Uuid::new_v4().to_string(),
+            key.to_bytes(),
+            space.min().0,
+            space.max().0,
+            space.decimals()
+        ],
+    )?;
+    transaction.commit()
+}
+
+fn view_for_people(decimals: u8) -> String {
+    let number = sqlite::number_column("value", decimals);
+    format!(
+        "CREATE VIEW used (number, batch, drawn_at) AS
+         SELECT {number}, batch, drawn_at FROM used_numbers JOIN batches ON batches.id = batch;"
+    )
+}
+
+fn check_format(path: &Path, connection: &Connection) -> Result<(), LedgerError> {
+    let damaged = |problem: String| LedgerError::Damaged { path: path.to_owned(), problem };
+    let pragma = |name| {
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .map_err(|error| damaged(error.to_string()))
+    };
+    if pragma("application_id")? != i64::from(APPLICATION_ID) {
+        return Err(damaged("it is not a ledger".to_owned()));
+    }
+    let format = pragma("user_version")?;
+    if format != i64::from(FORMAT) {
+        return Err(damaged(format!("it has format {format}, this program knows {FORMAT}")));
+    }
+    let whole = pragma("page_count")? * pragma("page_size")?;
+    let found = files::length_bytes(path)?.unwrap_or(0);
+    // A page that is still in the WAL may lie beyond the end of the file.
+    let in_wal = files::length_bytes(&sqlite::wal_of(path))?.is_some_and(|bytes| bytes > 0);
+    if !in_wal && found < whole.unsigned_abs() {
+        return Err(damaged(format!("it should have {whole} bytes and has {found}")));
+    }
+    Ok(())
+}
+
+fn read_state(path: &Path, connection: &Connection) -> Result<State, rusqlite::Error> {
+    let (id, key, space, count, burned) = connection.query_row(SELECT_LEDGER, [], |row| {
+        let id: String = row.get(0)?;
+        let id = Uuid::parse_str(&id).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
+        })?;
+        let key = StratumKey::from_bytes(row.get(1)?);
+        let space = Space::from_values(Value(row.get(2)?), Value(row.get(3)?), row.get(4)?);
+        Ok((id, key, space, row.get(5)?, row.get(6)?))
+    })?;
+    let open = Strata::read(connection)?;
+    let rng = ChaCha20Rng::try_from_rng(&mut SysRng).expect("the operating system has randomness");
+    Ok(State { path: path.to_owned(), id, key, space, count, burned, open, rng })
+}
+
+fn retire(
+    connection: &Connection,
+    shard: ShardIndex,
+    live: Option<Generation>,
+) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached(RETIRE_BATCHES)?
+        .execute(params![shard.0, live.map(|generation| generation.0)])
+        .map(drop)
+}
+
+fn describe(space: &Space) -> String {
+    format!("{} to {}", space.number(space.min()), space.number(space.max()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! Drawing fresh values: uniform over what is free, unrelated to what was drawn before.
+
+use rand::RngExt;
+use rand::distr::Uniform;
+use rand::seq::SliceRandom;
+use rusqlite::{Connection, Transaction, params};
+
+use super::strata::{STRATA, Strata};
+use super::{LedgerError, State, retire};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+use crate::space::Value;
+use crate::sqlite::rusqlite;
+
+/// Open strata of a new ledger: 1/8 of all. Each halving doubles the draws, about 10 ns each.
+const STRATA_OPEN_MIN: usize = STRATA / 8;
+
+/// The smallest part of the strata that a round draws from: 1/64 of all. A round of a million then
+/// lands in 1/64 of the ledger's pages, for 64 draws a value.
+const STRATA_PART_MIN: usize = STRATA / 64;
+
+/// Values that a round looks for: 16 MB of candidates.
+const ROUND: u64 = 1 << 20;
+
+/// A random try costs a draw and a hash, and hits a given free value in one part of 64; looking at
+/// every value of the range costs a hash each. So the exact way is the cheaper one as soon as the
+/// free values are no more than this many times what is missing.
+const EXACT_BELOW: u64 = 64;
+
+/// Values whose use the exact way looks up at once: 8 MB of marks.
+const WINDOW: i64 = 1 << 23;
+
+/// Values between two calls of the [`Step`].
+const STEP: usize = 1 << 14;
+
+const INSERT_VALUE: &str = "INSERT OR IGNORE INTO used_numbers VALUES (?1, ?2, ?3)";
+const SELECT_VALUES: &str =
+    "SELECT value FROM used_numbers WHERE stratum = ?1 AND value BETWEEN ?2 AND ?3";
+const SELECT_NEXT: &str = "SELECT
+    (SELECT coalesce(max(id), 0) + 1 FROM batches),
+    (SELECT coalesce(max(generation), 0) + 1 FROM batches WHERE shard = ?1)";
+const INSERT_BATCH: &str =
+    "INSERT INTO batches VALUES (?1, ?2, ?3, ?4, strftime('%FT%TZ', 'now'), NULL)";
+const UPDATE_COUNT: &str = "UPDATE ledger SET count = ?1";
+
+/// Fresh values that are not yet in the ledger: [`Draw::commit`] puts them there, dropping the draw
+/// forgets them.
+#[derive(Debug)]
+pub struct Draw<'l> {
+    transaction: Transaction<'l>,
+    state: &'l mut State,
+    open: Strata,
+    batch: Batch,
+    values: Vec<Value>,
+}
+
+impl<'l> Draw<'l> {
+    pub(super) fn begin(
+        connection: &'l mut Connection,
+        state: &'l mut State,
+        shard: ShardIndex,
+        live: Option<Generation>,
+        count: u64,
+        step: Step<'_>,
+    ) -> Result<Self, LedgerError> {
+        let failed = |source| LedgerError::Sqlite { path: state.path.clone(), source };
+        let transaction = connection.transaction().map_err(failed)?;
+        let (id, generation) = transaction
+            .query_row(SELECT_NEXT, [shard.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .map_err(failed)?;
+
+        let count = count.min(state.space.size() - state.count);
+        let open = state.open.clone();
+        let mut search = Search {
+            connection: &transaction,
+            state,
+            open,
+            batch: BatchId(id),
+            fresh: Vec::with_capacity(usize::try_from(count).expect("a shard fits in memory")),
+            step,
+        };
+        search.find(count)?;
+        let Search { open, fresh: mut values, .. } = search;
+        values.shuffle(&mut state.rng);
+
+        let batch = Batch {
+            id: BatchId(id),
+            shard,
+            generation: Generation(generation),
+            count: values.len() as u64,
+        };
+        let draw = Self { transaction, state, open, batch, values };
+        draw.write_batch(live).map_err(|source| draw.state.failed(source))?;
+        Ok(draw)
+    }
+
+    /// What this draw will be in the ledger.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        self.batch
+    }
+
+    /// The values, in random order.
+    #[must_use]
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// Puts the values into the ledger, durably. Whoever serves them must have them on disk before.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`]; then they are not in the ledger and must not be served.
+    pub fn commit(self) -> Result<Batch, LedgerError> {
+        let Self { transaction, state, open, batch, .. } = self;
+        transaction.commit().map_err(|source| state.failed(source))?;
+        state.count += batch.count;
+        state.open = open;
+        Ok(batch)
+    }
+
+    fn write_batch(&self, live: Option<Generation>) -> Result<(), rusqlite::Error> {
+        let Batch { id, shard, generation, count } = self.batch;
+        retire(&self.transaction, shard, live)?;
+        self.transaction.execute(INSERT_BATCH, params![id.0, shard.0, generation.0, count])?;
+        self.transaction.execute(UPDATE_COUNT, [self.state.count + count]).map(drop)
+    }
+}
+
+/// The work of one draw.
+struct Search<'s, 'c> {
+    connection: &'c Connection,
+    state: &'s mut State,
+    open: Strata,
+    batch: BatchId,
+    fresh: Vec<Value>,
+    step: Step<'s>,
+}
+
+impl Search<'_, '_> {
+    /// Finds `count` fresh values, or all there are.
+    fn find(&mut self, count: u64) -> Result<(), LedgerError> {
+        let size = self.state.space.size();
+        while (self.fresh.len() as u64) < count {
+            let missing = count - self.fresh.len() as u64;
+            let used = self.state.count + self.fresh.len() as u64;
+            let all_open = self.open.len() == STRATA;
+            let in_open = u128::from(size) * self.open.len() as u128 / STRATA as u128;
+            if !all_open && u128::from(used + missing) > in_open / 2 {
+                self.open_more()?;
+            } else if all_open && size - used <= EXACT_BELOW.saturating_mul(missing) {
+                self.take_from_all_free(missing)?;
+            } else if self.try_at_random(missing.min(ROUND), used)? == 0 && !all_open {
+                // In a tiny range the open strata may have no value at all.
+                self.open_more()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open_more(&mut self) -> Result<(), LedgerError> {
+        let target = (self.open.len() * 2).clamp(STRATA_OPEN_MIN, STRATA);
+        self.open
+            .open_up_to(target, self.connection, &mut self.state.rng)
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Draws uniform values, keeps those of a random part of the open strata, and keeps of these
+    /// what the ledger does not have. Says how many it found.
+    fn try_at_random(&mut self, wanted: u64, used: u64) -> Result<u64, LedgerError> {
+        // The larger the ledger beside the round, the smaller the part that the round touches.
+        let share = self.open.len() as u64 * wanted / used.max(1);
+        let least = STRATA_PART_MIN.min(self.open.len());
+        let part_size = (share as usize).clamp(least, self.open.len());
+        let part = self.open.part(part_size, &mut self.state.rng);
+
+        let space = self.state.space;
+        let range = Uniform::new_inclusive(space.min().0, space.max().0)
+            .expect("Space::new refuses an empty range");
+        let key = self.state.key;
+        let mut candidates: Vec<(u16, Value)> = Vec::with_capacity(wanted as usize);
+        // On average; a part whose strata hold nothing must not keep the round for ever.
+        let tries = wanted * (STRATA / part_size) as u64 * 2 + STRATA as u64;
+        for tried in 0..tries {
+            if candidates.len() as u64 == wanted {
+                break;
+            }
+            if tried % (STEP as u64 * 64) == 0 {
+                self.report(0)?;
+            }
+            let value = Value(self.state.rng.sample(range));
+            let stratum = key.stratum(value);
+            if part.contains(stratum) {
+                candidates.push((stratum, value));
+            }
+        }
+        self.insert_fresh(candidates)
+    }
+
+    /// Takes values at random from the exact set of free values of a random part of the strata,
+    /// which is as large as it must be.
+    fn take_from_all_free(&mut self, wanted: u64) -> Result<(), LedgerError> {
+        let free = self.state.space.size() - self.state.count - self.fresh.len() as u64;
+        // A quarter more than needed on average: should that be too few, the caller comes again.
+        let share = (STRATA as u64).saturating_mul(wanted).div_ceil(free);
+        let part_size = (share + share / 4 + 16).min(STRATA as u64) as usize;
+        let part = self.open.part(part_size, &mut self.state.rng);
+        let mut found = self.free_values(&part)?;
+        let wanted = usize::try_from(wanted).expect("a shard fits in memory");
+        let (taken, _) = found.partial_shuffle(&mut self.state.rng, wanted);
+        let candidates = taken.iter().map(|&value| (self.state.key.stratum(value), value));
+        let candidates = candidates.collect();
+        self.insert_fresh(candidates).map(drop)
+    }
+
+    /// Every value of these strata that the ledger does not have.
+    fn free_values(&mut self, part: &Strata) -> Result<Vec<Value>, LedgerError> {
+        let space = self.state.space;
+        let mut free = Vec::new();
+        let mut used = Vec::new();
+        let mut start = space.min().0;
+        loop {
+            self.report(0)?;
+            let end = space.max().0.min(start.saturating_add(WINDOW - 1));
+            used.clear();
+            used.resize((end - start + 1) as usize, false);
+            self.mark_used(part, start, end, &mut used)
+                .map_err(|source| self.state.failed(source))?;
+            for (offset, used) in used.iter().enumerate() {
+                let value = Value(start + offset as i64);
+                if !used && part.contains(self.state.key.stratum(value)) {
+                    free.push(value);
+                }
+            }
+            if end == space.max().0 {
+                return Ok(free);
+            }
+            start = end + 1;
+        }
+    }
+
+    fn mark_used(
+        &self,
+        part: &Strata,
+        start: i64,
+        end: i64,
+        used: &mut [bool],
+    ) -> Result<(), rusqlite::Error> {
+        let mut select = self.connection.prepare_cached(SELECT_VALUES)?;
+        for &stratum in part.members() {
+            let mut rows = select.query(params![stratum, start, end])?;
+            while let Some(row) = rows.next()? {
+                used[(row.get::<_, i64>(0)? - start) as usize] = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Inserts the candidates in the ledger's order and keeps those that were not there.
+    fn insert_fresh(&mut self, mut candidates: Vec<(u16, Value)>) -> Result<u64, LedgerError> {
+        candidates.sort_unstable();
+        let before = self.fresh.len();
+        for chunk in candidates.chunks(STEP) {
+            let start = self.fresh.len();
+            self.insert_chunk(chunk).map_err(|source| self.state.failed(source))?;
+            self.report((self.fresh.len() - start) as u64)?;
+        }
+        Ok((self.fresh.len() - before) as u64)
+    }
+
+    fn insert_chunk(&mut self, chunk: &[(u16, Value)]) -> Result<(), rusqlite::Error> {
+        let mut insert = self.connection.prepare_cached(INSERT_VALUE)?;
+        for &(stratum, value) in chunk {
+            // Invariant: a value is fresh only if this insert put it into the ledger.
+            if insert.execute(params![stratum, value.0, self.batch.0])? == 1 {
+                self.fresh.push(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, done: u64) -> Result<(), LedgerError> {
+        if (self.step)(done).is_break() { Err(LedgerError::Cancelled) } else { Ok(()) }
+    }
+}

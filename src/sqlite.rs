@@ -1,0 +1,190 @@
+//! Opening SQLite files: what a file's role asks of its connection, and what an error means for the
+//! file. The only wrapper of deadpool-sqlite. Knows no table.
+
+use std::path::{Path, PathBuf};
+
+use deadpool_sqlite::rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
+use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
+
+pub use deadpool_sqlite::rusqlite;
+
+/// 3.51.3, as SQLite counts. Older ones can corrupt a WAL when two connections checkpoint at once
+/// (<https://sqlite.org/wal.html>, "The WAL-Reset Bug").
+const VERSION_MIN: i32 = 3_051_003;
+
+/// A file that is served from or drawn from: another process may read it while it is in use.
+/// FULL: a commit that power loss takes back would be handed out twice. The time-out, in
+/// milliseconds, is for someone's `sqlite3` to let go of the file.
+const LIVE: &str = "
+    PRAGMA busy_timeout = 5000;
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA trusted_schema = OFF;";
+
+/// A file that nobody knows of until it is complete and synced: a crash just leaves a stray.
+const BUILD: &str = "
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA cache_size = -8000;";
+
+/// Why a connection could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// SQLite's own error.
+    #[error(transparent)]
+    Sqlite(#[from] Error),
+    /// The work panicked or was cancelled: our bug, or the runtime is ending.
+    #[error("the work on the file was aborted: {0}")]
+    Aborted(String),
+}
+
+/// Refuses a SQLite that is known to lose data.
+///
+/// # Errors
+/// A sentence for people.
+pub fn check_version() -> Result<(), String> {
+    if rusqlite::version_number() >= VERSION_MIN {
+        return Ok(());
+    }
+    Err(format!("SQLite {} is too old: 3.51.3 or newer is needed", rusqlite::version()))
+}
+
+/// Opens an existing file for use.
+///
+/// # Errors
+/// SQLite's error; a missing file is one.
+pub fn open(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.execute_batch(LIVE)?;
+    Ok(connection)
+}
+
+/// Opens an empty file for a build.
+///
+/// # Errors
+/// SQLite's error.
+pub fn open_for_build(path: &Path) -> Result<Connection, Error> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch(BUILD)?;
+    Ok(connection)
+}
+
+/// Opens a file that nobody writes, without touching its folder.
+///
+/// # Errors
+/// SQLite's error.
+pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags)
+}
+
+/// The write-ahead log that lies beside a file in use.
+#[must_use]
+pub fn wal_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+/// SQL that shows a column of scaled integers as the numbers that callers see, digit by digit.
+#[must_use]
+pub fn number_column(column: &str, decimals: u8) -> String {
+    if decimals == 0 {
+        return column.to_owned();
+    }
+    let scale = 10_i64.pow(decimals.into());
+    format!(
+        "iif({column} < 0, '-', '') || \
+         format('%d.%0{decimals}d', abs({column}) / {scale}, abs({column}) % {scale})"
+    )
+}
+
+/// Whether an error leaves the file as trustworthy as before, so that trying again makes sense.
+/// A full disk, a lock or a lack of memory is; a failed read or sync, or a damaged page, is not.
+#[must_use]
+pub fn is_transient(error: &Error) -> bool {
+    let Error::SqliteFailure(failure, _) = error else {
+        return false;
+    };
+    match failure.code {
+        ErrorCode::DiskFull
+        | ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::OutOfMemory
+        | ErrorCode::OperationInterrupted
+        | ErrorCode::CannotOpen => true,
+        // The WAL index could not grow: that is a full disk too, and nothing was written.
+        _ => failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE,
+    }
+}
+
+/// One live file's connection, usable from async code. Work runs on the blocking threads, one piece
+/// at a time.
+#[derive(Debug)]
+pub struct Database {
+    connection: Object,
+}
+
+impl Database {
+    /// Opens an existing file for use.
+    ///
+    /// # Errors
+    /// SQLite's error, or [`DatabaseError::Aborted`].
+    pub async fn open(path: &Path) -> Result<Self, DatabaseError> {
+        let mut config = Config::new(path);
+        config.pool = Some(PoolConfig::new(1));
+        let pool = config
+            .builder(Runtime::Tokio1)
+            .unwrap_or_else(|never| match never {})
+            .post_create(Hook::async_fn(|connection, _| {
+                Box::pin(async move {
+                    connection
+                        .interact(|connection| connection.execute_batch(LIVE))
+                        .await
+                        .map_err(|error| HookError::message(error.to_string()))?
+                        .map_err(HookError::Backend)
+                })
+            }))
+            .build()
+            .map_err(|error| DatabaseError::Aborted(error.to_string()))?;
+        let connection = pool.get().await.map_err(|error| match error {
+            deadpool_sqlite::PoolError::Backend(error)
+            | deadpool_sqlite::PoolError::PostCreateHook(HookError::Backend(error)) => {
+                DatabaseError::Sqlite(error)
+            }
+            other => DatabaseError::Aborted(other.to_string()),
+        })?;
+        Ok(Self { connection })
+    }
+
+    /// Runs one piece of work on the connection.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Aborted`] when the work panicked.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> R + Send + 'static,
+    ) -> Result<R, DatabaseError> {
+        self.connection.interact(work).await.map_err(|error| match error {
+            InteractError::Panic(_) => DatabaseError::Aborted("it panicked".to_owned()),
+            InteractError::Cancelled => DatabaseError::Aborted("it was cancelled".to_owned()),
+        })
+    }
+
+    /// Closes the file now: once this returns, its WAL is checkpointed and gone.
+    ///
+    /// # Errors
+    /// SQLite's error; the connection is closed all the same.
+    pub async fn close(self) -> Result<(), DatabaseError> {
+        self.call(|connection| {
+            // Dropping the pool's object would close the file at some later time.
+            let open = std::mem::replace(connection, Connection::open_in_memory()?);
+            open.close().map_err(|(_, error)| error)
+        })
+        .await?
+        .map_err(DatabaseError::Sqlite)
+    }
+}
