@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod config;
 pub mod files;
+pub mod folder;
 pub mod ledger;
+pub mod shard;
 pub mod space;
 pub mod sqlite;

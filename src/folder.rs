@@ -1,0 +1,433 @@
+//! The data folder: who may use it, what its files are called, and what a start makes of what the
+//! last process left. Knows nothing of requests or of filling shards.
+//!
+//! A shard has up to three files: `.db` is live, `.db.next` its standby generation, `.db.tmp` one
+//! that is being built. A `.tmp` becomes a standby only if the ledger has its batch; a file that the
+//! ledger does not expect where it lies is never served.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing::{info, warn};
+
+use crate::batch::{Batch, Generation, ShardIndex};
+use crate::config::{PoolConfig, PoolName};
+use crate::files::{self, FileError, Lock, LockError};
+use crate::ledger::{Ledger, LedgerError};
+use crate::shard::{self, Label, ShardError};
+
+/// Why a folder can't be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// Another process uses it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The ledger can't be used.
+    #[error("{0}. {RESTORE}")]
+    Ledger(#[from] LedgerError),
+    /// There are shards and no ledger.
+    #[error("the ledger {ledger} is missing, but its shards are here ({shard}). {RESTORE}")]
+    LedgerMissing {
+        /// Where it should be.
+        ledger: PathBuf,
+        /// One of the shards.
+        shard: String,
+    },
+    /// A shard that may hold numbers which were handed out before.
+    #[error("the shard {shard} can't be served: {problem}")]
+    Unexpected {
+        /// The file.
+        shard: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A shard can't be read just now, for a cause that lies outside it.
+    #[error("the shard {shard} can't be opened: {source}")]
+    Shard {
+        /// The file.
+        shard: PathBuf,
+        /// The cause.
+        source: ShardError,
+    },
+}
+
+/// What to do about a ledger that is lost.
+const RESTORE: &str = "Without its ledger nobody can tell which numbers were issued, so nothing is \
+    served: restore the ledger from a backup together with the shards of the same time, or move \
+    this pool's shards away and start a new number space under another pool name";
+
+/// A data folder, held by this process until dropped.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+/// The files of one pool.
+#[derive(Clone, Debug)]
+pub struct PoolPaths {
+    folder: PathBuf,
+    pool: PoolName,
+}
+
+/// What a start found of a pool.
+#[derive(Debug)]
+pub struct PoolFiles {
+    /// Where its files are.
+    pub paths: PoolPaths,
+    /// Its ledger.
+    pub ledger: Ledger,
+    /// Its shards: at least as many as are configured.
+    pub shards: Vec<ShardFiles>,
+}
+
+/// What a start found of a shard.
+#[derive(Debug)]
+pub struct ShardFiles {
+    /// Which one.
+    pub index: ShardIndex,
+    /// The live file's label; `None` where there is no live file.
+    pub live: Option<Label>,
+    /// Whether a standby generation lies ready.
+    pub standby: bool,
+}
+
+impl Folder {
+    /// Creates the folder where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// [`FolderError::Lock`].
+    pub fn open(path: &Path) -> Result<Self, FolderError> {
+        let lock = files::lock(path)?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Opens a pool's ledger, or creates one in a folder without shards, and makes sense of the
+    /// shards' files: adopts or removes unfinished builds, ends what a crash left in use, sets
+    /// damaged files aside.
+    ///
+    /// # Errors
+    /// [`FolderError`] when a file is there that could lead to a repeat.
+    pub fn open_pool(&self, config: &PoolConfig) -> Result<PoolFiles, FolderError> {
+        let paths = PoolPaths { folder: self.path.clone(), pool: config.name.clone() };
+        let found: Vec<ShardIndex> = files::list(&self.path)?
+            .iter()
+            .filter_map(|name| shard_of_file(&config.name, name))
+            .collect();
+        let mut ledger = open_ledger(&paths, config, found.first())?;
+        let mut indexes: Vec<ShardIndex> =
+            (0..config.shards).map(ShardIndex).chain(found).collect();
+        indexes.sort_unstable();
+        indexes.dedup();
+        let shards = indexes
+            .into_iter()
+            .map(|index| open_shard(&paths, &mut ledger, index))
+            .collect::<Result<_, _>>()?;
+        Ok(PoolFiles { paths, ledger, shards })
+    }
+}
+
+impl PoolPaths {
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &PoolName {
+        &self.pool
+    }
+
+    /// The folder that all of them lie in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `used_numbers_<pool>.db`
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.folder.join(format!("used_numbers_{}.db", self.pool))
+    }
+
+    /// `<pool>_shard_<i>.db`, which is also what callers see.
+    #[must_use]
+    pub fn shard_name(&self, shard: ShardIndex) -> String {
+        format!("{}_shard_{}.db", self.pool, shard.0)
+    }
+
+    /// The file that is served.
+    #[must_use]
+    pub fn live(&self, shard: ShardIndex) -> PathBuf {
+        self.folder.join(self.shard_name(shard))
+    }
+
+    /// The next generation, complete and in the ledger.
+    #[must_use]
+    pub fn standby(&self, shard: ShardIndex) -> PathBuf {
+        self.folder.join(format!("{}.next", self.shard_name(shard)))
+    }
+
+    /// A generation that is being built.
+    #[must_use]
+    pub fn unfinished(&self, shard: ShardIndex) -> PathBuf {
+        self.folder.join(format!("{}.tmp", self.shard_name(shard)))
+    }
+
+    /// Takes the standby generation into the live file's place. The live file, if any, is closed.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn install_standby(&self, shard: ShardIndex) -> Result<(), FileError> {
+        let live = self.live(shard);
+        // A log that outlived its file would be replayed into the next one.
+        self.remove_logs(&live)?;
+        files::sync_folder(&self.folder)?;
+        files::rename(&self.standby(shard), &live)?;
+        files::sync_folder(&self.folder)
+    }
+
+    /// Renames a file that can't be trusted, with its logs, so that it is kept for people and never
+    /// served. Answers with its new name.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn set_aside(&self, file: &Path) -> Result<PathBuf, FileError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut aside = file.as_os_str().to_owned();
+        aside.push(format!(".damaged-{}", now.as_millis()));
+        let aside = PathBuf::from(aside);
+        for suffix in ["-wal", "-shm", ""] {
+            let with_suffix = |path: &Path| {
+                let mut name = path.as_os_str().to_owned();
+                name.push(suffix);
+                PathBuf::from(name)
+            };
+            if files::length_bytes(&with_suffix(file))?.is_some() {
+                files::rename(&with_suffix(file), &with_suffix(&aside))?;
+            }
+        }
+        files::sync_folder(&self.folder)?;
+        Ok(aside)
+    }
+
+    fn remove_logs(&self, file: &Path) -> Result<(), FileError> {
+        for suffix in ["-wal", "-shm"] {
+            let mut name = file.as_os_str().to_owned();
+            name.push(suffix);
+            files::remove(Path::new(&name))?;
+        }
+        Ok(())
+    }
+}
+
+/// The shard that a file of this name belongs to, be it live, standby or unfinished.
+fn shard_of_file(pool: &PoolName, name: &str) -> Option<ShardIndex> {
+    let rest = name.strip_prefix(pool.as_str())?.strip_prefix("_shard_")?;
+    let (index, ending) = rest.split_once('.')?;
+    let ours = matches!(ending, "db" | "db.next" | "db.tmp");
+    index.parse().ok().filter(|_| ours).map(ShardIndex)
+}
+
+fn open_ledger(
+    paths: &PoolPaths,
+    config: &PoolConfig,
+    shard: Option<&ShardIndex>,
+) -> Result<Ledger, FolderError> {
+    let path = paths.ledger();
+    if files::length_bytes(&path)?.is_some() {
+        return Ok(Ledger::open(&path, &config.space)?);
+    }
+    if let Some(&shard) = shard {
+        return Err(FolderError::LedgerMissing { ledger: path, shard: paths.shard_name(shard) });
+    }
+    info!(pool = %config.name, ledger = %path.display(), "a new ledger is created");
+    Ok(Ledger::create(&path, &config.space)?)
+}
+
+fn open_shard(
+    paths: &PoolPaths,
+    ledger: &mut Ledger,
+    index: ShardIndex,
+) -> Result<ShardFiles, FolderError> {
+    adopt(paths, ledger, index)?;
+    let standby = open_standby(paths, ledger, index)?;
+    let live = open_live(paths, ledger, index, standby.as_ref())?;
+    if let Some(live) = &live {
+        refuse_stale(paths, ledger, live, standby.as_ref())?;
+    }
+    Ok(ShardFiles { index, live, standby: standby.is_some() })
+}
+
+/// Makes an unfinished build the shard's standby if the ledger has its batch, and removes it if not.
+///
+/// # Errors
+/// [`FolderError`] when that could not be found out or done.
+pub fn adopt(paths: &PoolPaths, ledger: &Ledger, index: ShardIndex) -> Result<bool, FolderError> {
+    let unfinished = paths.unfinished(index);
+    if files::length_bytes(&unfinished)?.is_none() {
+        return Ok(false);
+    }
+    // Invariant: a build is complete and synced before its batch is in the ledger.
+    let label = shard::read_label(&unfinished).ok();
+    let known = match &label {
+        Some(label) => expected(ledger, label)?.is_ok(),
+        None => false,
+    };
+    let free = files::length_bytes(&paths.standby(index))?.is_none();
+    if known && free {
+        files::rename(&unfinished, &paths.standby(index))?;
+        info!(pool = %paths.pool, shard = %paths.shard_name(index), "a complete build was adopted");
+    } else {
+        files::remove(&unfinished)?;
+        info!(pool = %paths.pool, shard = %paths.shard_name(index), "an unfinished build was removed");
+    }
+    files::sync_folder(&paths.folder)?;
+    Ok(known && free)
+}
+
+fn open_standby(
+    paths: &PoolPaths,
+    ledger: &mut Ledger,
+    index: ShardIndex,
+) -> Result<Option<Label>, FolderError> {
+    let path = paths.standby(index);
+    if files::length_bytes(&path)?.is_none() {
+        return Ok(None);
+    }
+    match shard::read_label(&path) {
+        Ok(label) => {
+            refuse_unexpected(paths, ledger, index, &path, &label)?;
+            Ok(Some(label))
+        }
+        Err(error) if error.is_transient() => {
+            Err(FolderError::Shard { shard: path, source: error })
+        }
+        Err(error) => {
+            let live = shard::read_label(&paths.live(index)).ok().map(|label| label.generation);
+            ledger.retire(index, live)?;
+            give_up(paths, &path, &error)?;
+            Ok(None)
+        }
+    }
+}
+
+fn open_live(
+    paths: &PoolPaths,
+    ledger: &mut Ledger,
+    index: ShardIndex,
+    standby: Option<&Label>,
+) -> Result<Option<Label>, FolderError> {
+    let path = paths.live(index);
+    if files::length_bytes(&path)?.is_none() {
+        return Ok(None);
+    }
+    match shard::recover(&path) {
+        Ok((label, burned)) => {
+            refuse_unexpected(paths, ledger, index, &path, &label)?;
+            if burned > 0 {
+                // First here, then there: a crash in between counts them twice, never not at all.
+                ledger.add_burned(burned)?;
+                warn!(
+                    pool = %paths.pool, shard = %paths.shard_name(index), burned_at_most = burned,
+                    "the last process did not stop gracefully: what it had leased and not handed \
+                     out is burned"
+                );
+            }
+            shard::end_use(&path).map_err(|source| FolderError::Shard { shard: path, source })?;
+            Ok(Some(label))
+        }
+        Err(error) if error.is_transient() => {
+            Err(FolderError::Shard { shard: path, source: error })
+        }
+        Err(error) => {
+            ledger.retire(index, standby.map(|label| label.generation))?;
+            give_up(paths, &path, &error)?;
+            Ok(None)
+        }
+    }
+}
+
+fn give_up(paths: &PoolPaths, file: &Path, error: &ShardError) -> Result<(), FolderError> {
+    let aside = paths.set_aside(file)?;
+    warn!(
+        pool = %paths.pool, shard = %file.display(), kept_as = %aside.display(), %error,
+        "a damaged shard was set aside; its numbers will not come again"
+    );
+    Ok(())
+}
+
+/// The batch that a label speaks of, or why the ledger does not expect it.
+fn expected(ledger: &Ledger, label: &Label) -> Result<Result<Batch, String>, LedgerError> {
+    if label.ledger_id != ledger.id() {
+        return Ok(Err(format!(
+            "it belongs to the ledger {}, and the one here is {}. Move it away, or bring its ledger",
+            label.ledger_id,
+            ledger.id()
+        )));
+    }
+    let Some(batch) = ledger.batch(label.batch)? else {
+        return Ok(Err(format!(
+            "the ledger does not have its batch {}: the ledger is an older copy. {RESTORE}",
+            label.batch.0
+        )));
+    };
+    let labelled = Batch {
+        id: label.batch,
+        shard: label.index,
+        generation: label.generation,
+        count: label.rows,
+    };
+    if batch != labelled {
+        return Ok(Err(format!("the ledger has another batch {}: {batch:?}", label.batch.0)));
+    }
+    Ok(Ok(batch))
+}
+
+fn refuse_unexpected(
+    paths: &PoolPaths,
+    ledger: &Ledger,
+    index: ShardIndex,
+    path: &Path,
+    label: &Label,
+) -> Result<(), FolderError> {
+    let refuse = |problem| Err(FolderError::Unexpected { shard: path.to_owned(), problem });
+    if let Err(problem) = expected(ledger, label)? {
+        return refuse(problem);
+    }
+    if label.pool != paths.pool || label.index != index {
+        return refuse(format!(
+            "it is shard {} of the pool {}, renamed or copied: two shards of one batch would hand out \
+             the same numbers. Move it away",
+            label.index.0, label.pool
+        ));
+    }
+    if !ledger.batches(index)?.iter().any(|batch| batch.id == label.batch) {
+        return refuse(old_copy(label.generation));
+    }
+    Ok(())
+}
+
+/// A live file is the newest generation, or the newest lies beside it as a standby. If it is
+/// neither, the file was replaced before, and this is a copy from then.
+fn refuse_stale(
+    paths: &PoolPaths,
+    ledger: &Ledger,
+    live: &Label,
+    standby: Option<&Label>,
+) -> Result<(), FolderError> {
+    let newest = ledger.batches(live.index)?.last().map(|batch| batch.generation);
+    let here = standby.unwrap_or(live).generation;
+    if newest == Some(here) {
+        return Ok(());
+    }
+    let shard = paths.live(live.index);
+    Err(FolderError::Unexpected { shard, problem: old_copy(live.generation) })
+}
+
+fn old_copy(generation: Generation) -> String {
+    format!(
+        "it is generation {}, which the ledger knows to be replaced: an old copy does not know which \
+         of its numbers were issued since. Delete this file; a fresh one will be built",
+        generation.0
+    )
+}
