@@ -5,6 +5,8 @@ pub mod config;
 pub mod files;
 pub mod folder;
 pub mod ledger;
+pub mod pool;
+pub mod refill;
 pub mod shard;
 pub mod space;
 pub mod sqlite;

@@ -1,0 +1,354 @@
+//! A pool's rotation, and how a request takes numbers from it. Knows nothing of the ledger, of HTTP,
+//! or of how shards are filled.
+//!
+//! Each shard has a slot with a lease buffer that requests pop from, and a worker task that
+//! leases the next rows ahead of need, serves those who wait, and puts the next generation in place.
+
+mod buffer;
+mod slot;
+mod worker;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use self::buffer::Buffer;
+use self::slot::{Loan, Slot};
+use self::worker::Worker;
+use crate::batch::{Generation, ShardIndex};
+use crate::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use crate::folder::{PoolPaths, ShardFiles};
+use crate::space::{Space, Value};
+
+/// Why a request got no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TakeError {
+    /// No shard in rotation has as many; one will.
+    #[error("no shard in rotation has as many")]
+    Refilling,
+    /// The range has no more, now or later.
+    #[error("{left} numbers are left")]
+    Exhausted {
+        /// How many it still has: fewer than were asked for.
+        left: u64,
+    },
+}
+
+/// Numbers that are handed out: committed as used, and of no one else.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The values, by the shard that they came from.
+    pub parts: Vec<(ShardIndex, Vec<Value>)>,
+}
+
+/// A shard's supply, as the refiller sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Which shard.
+    pub index: ShardIndex,
+    /// The live generation, where there is one.
+    pub live: Option<Generation>,
+    /// Numbers that can still be handed out.
+    pub left: u64,
+    /// Whether the next generation lies ready.
+    pub standby: bool,
+    /// Whether the shard is filled again when it is used up.
+    pub refilled: bool,
+}
+
+/// Whether a pool can serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Shards in rotation.
+    pub in_rotation: usize,
+    /// Shards in all.
+    pub shards: usize,
+    /// Whether the range is used up.
+    pub exhausted: bool,
+    /// Whether the refiller and all workers run.
+    pub alive: bool,
+    /// What goes wrong, in the words of who met it.
+    pub trouble: Option<String>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Pool {
+    name: PoolName,
+    space: Space,
+    slots: Vec<Arc<Slot>>,
+    /// Indexes into `slots`.
+    rotation: ArcSwap<Vec<usize>>,
+    /// Rows below which a shard's next generation is wanted.
+    low_water: u64,
+    /// One request at a time collects from several shards: two could wait for each other's rows.
+    gather: tokio::sync::Mutex<()>,
+    refill_wanted: Notify,
+    refill_trouble: std::sync::Mutex<Option<String>>,
+    /// The ledger has no free value left and no build is under way.
+    exhausted: AtomicBool,
+    /// Tasks that ended without being told to.
+    dead_tasks: AtomicU64,
+    /// Numbers burned since the refiller last noted them in the ledger.
+    burned: AtomicU64,
+}
+
+impl Pool {
+    /// Opens the live files and starts a worker for each shard. The handles end after
+    /// [`stop`](Self::stop), each when its shard is closed.
+    pub async fn open(
+        config: &PoolConfig,
+        lease: LeaseConfig,
+        refill: RefillConfig,
+        paths: &PoolPaths,
+        shards: &[ShardFiles],
+    ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
+        let slots: Vec<_> = shards
+            .iter()
+            .map(|files| {
+                let refilled = files.index.0 < config.shards;
+                let buffer = Buffer::new(lease.rows, files.standby);
+                Arc::new(Slot::new(files.index, &paths.shard_name(files.index), refilled, buffer))
+            })
+            .collect();
+        let pool = Arc::new(Self {
+            name: config.name.clone(),
+            space: config.space,
+            slots,
+            rotation: ArcSwap::default(),
+            low_water: refill.low_water_rows(config.shard_size),
+            gather: tokio::sync::Mutex::new(()),
+            refill_wanted: Notify::new(),
+            refill_trouble: std::sync::Mutex::new(None),
+            exhausted: AtomicBool::new(false),
+            dead_tasks: AtomicU64::new(0),
+            burned: AtomicU64::new(0),
+        });
+        let mut workers = Vec::new();
+        for (position, files) in shards.iter().enumerate() {
+            let mut worker = Worker::new(Arc::clone(&pool), position, paths.clone(), refill);
+            if files.live.is_some() {
+                worker.open(files.standby).await;
+            }
+            workers.push(tokio::spawn(worker.run()));
+        }
+        (pool, workers)
+    }
+
+    /// The pool's name.
+    #[must_use]
+    pub fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    /// The pool's range.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// The name of a shard's live file.
+    #[must_use]
+    pub fn shard_name(&self, shard: ShardIndex) -> &str {
+        let slot = self.slots.iter().find(|slot| slot.index == shard);
+        slot.map_or("", |slot| &slot.name)
+    }
+
+    /// Takes one number if a random shard in rotation has one leased: the common case, without
+    /// waiting.
+    #[must_use]
+    pub fn try_take_one(&self) -> Option<(&str, Value)> {
+        let rotation = self.rotation.load();
+        if rotation.is_empty() {
+            return None;
+        }
+        let slot = &self.slots[rotation[rand::rng().random_range(..rotation.len())]];
+        slot.pop().map(|value| (&*slot.name, value))
+    }
+
+    /// Takes `count` numbers from one random shard in rotation, from others too when it runs short;
+    /// all or none.
+    ///
+    /// # Errors
+    /// [`TakeError`]; nothing is taken then. The same when the returned future is dropped.
+    pub async fn take(&self, count: NonZeroU32) -> Result<Taken, TakeError> {
+        let count = count.get() as usize;
+        let order = self.random_order();
+        let Some(first) = order.first() else {
+            return Err(self.nothing_left());
+        };
+        if let Some(loan) = first.take(count, false).await {
+            return Ok(Taken::from(vec![loan]));
+        }
+        if count == 1 {
+            for slot in &order[1..] {
+                if let Some(loan) = slot.take(1, false).await {
+                    return Ok(Taken::from(vec![loan]));
+                }
+            }
+            return Err(self.nothing_left());
+        }
+        self.gather(count, &order).await
+    }
+
+    async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
+        let _alone = self.gather.lock().await;
+        let mut loans: Vec<Loan> = Vec::new();
+        let mut missing = count;
+        for slot in order {
+            if let Some(loan) = slot.take(missing, true).await {
+                missing -= loan.len();
+                loans.push(loan);
+            }
+            if missing == 0 {
+                return Ok(Taken::from(loans));
+            }
+        }
+        // All or none: the loans go back.
+        drop(loans);
+        Err(self.nothing_left())
+    }
+
+    /// The shards in rotation in random order, then the others: one of these may be about to return.
+    fn random_order(&self) -> Vec<&Arc<Slot>> {
+        let rotation = self.rotation.load();
+        let mut order: Vec<_> = rotation.iter().map(|&position| &self.slots[position]).collect();
+        order.shuffle(&mut rand::rng());
+        let others = (0..self.slots.len()).filter(|position| !rotation.contains(position));
+        order.extend(others.map(|position| &self.slots[position]));
+        order
+    }
+
+    fn nothing_left(&self) -> TakeError {
+        let levels = self.levels();
+        let final_ =
+            self.exhausted.load(Ordering::Acquire) && levels.iter().all(|level| !level.standby);
+        if final_ {
+            TakeError::Exhausted { left: levels.iter().map(|level| level.left).sum() }
+        } else {
+            TakeError::Refilling
+        }
+    }
+
+    /// The supply of every shard.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let level = |slot: &Arc<Slot>| {
+            slot.look(|buffer| Level {
+                index: slot.index,
+                live: buffer.generation(),
+                left: buffer.left(),
+                standby: buffer.has_standby(),
+                refilled: slot.refilled,
+            })
+        };
+        self.slots.iter().map(level).collect()
+    }
+
+    /// Whether the pool can serve, and what goes wrong.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let refill_trouble = self.refill_trouble.lock().expect("nothing panics with it").clone();
+        let shard_trouble = self.slots.iter().find_map(|slot| slot.trouble());
+        Health {
+            in_rotation: self.rotation.load().len(),
+            shards: self.slots.len(),
+            exhausted: self.nothing_left() != TakeError::Refilling,
+            alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
+            trouble: shard_trouble.or(refill_trouble),
+        }
+    }
+
+    /// Ends all workers: each gives back what it leased and did not hand out, and closes its shard.
+    pub fn stop(&self) {
+        for slot in &self.slots {
+            slot.signal(Buffer::stop);
+        }
+    }
+
+    /// Waits until a shard may want a refill.
+    pub(crate) async fn refill_wanted(&self) {
+        self.refill_wanted.notified().await;
+    }
+
+    /// A shard's next generation lies ready.
+    pub(crate) fn standby_ready(&self, shard: ShardIndex) {
+        for slot in self.slots.iter().filter(|slot| slot.index == shard) {
+            slot.signal(Buffer::standby_ready);
+        }
+    }
+
+    /// What goes wrong with refilling, or nothing.
+    pub(crate) fn set_refill_trouble(&self, trouble: Option<String>) {
+        *self.refill_trouble.lock().expect("nothing panics with it") = trouble;
+    }
+
+    /// Says whether the ledger can give no value any more.
+    pub(crate) fn set_exhausted(&self, exhausted: bool) {
+        self.exhausted.store(exhausted, Ordering::Release);
+    }
+
+    /// Numbers burned since this was last called.
+    pub(crate) fn take_burned(&self) -> u64 {
+        self.burned.swap(0, Ordering::Relaxed)
+    }
+
+    /// Counts a task as dead when dropped before it is told that the task ends as it should.
+    pub(crate) fn watch_task(self: &Arc<Self>) -> TaskWatch {
+        TaskWatch { pool: Arc::clone(self), ended: false }
+    }
+
+    fn enter_rotation(&self, position: usize) {
+        self.rotation.rcu(|rotation| {
+            let mut next: Vec<usize> = rotation.to_vec();
+            if !next.contains(&position) {
+                next.push(position);
+            }
+            next
+        });
+    }
+
+    fn leave_rotation(&self, position: usize) {
+        self.rotation.rcu(|rotation| -> Vec<usize> {
+            rotation.iter().copied().filter(|&other| other != position).collect()
+        });
+    }
+}
+
+impl From<Vec<Loan>> for Taken {
+    fn from(loans: Vec<Loan>) -> Self {
+        let part = |loan: Loan| {
+            let (index, rows) = loan.settle();
+            (index, rows.iter().map(|row| row.value).collect())
+        };
+        Self { parts: loans.into_iter().map(part).collect() }
+    }
+}
+
+/// Turns the pool's health red when a task ends that should not.
+#[derive(Debug)]
+pub(crate) struct TaskWatch {
+    pool: Arc<Pool>,
+    ended: bool,
+}
+
+impl TaskWatch {
+    /// The task ends as it should.
+    pub(crate) fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for TaskWatch {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.pool.dead_tasks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The lease buffer of one shard: what is leased and not handed out, who waits, and what the shard's
+//! worker should do next. Pure: no file, no task, no lock; `Slot` adds these.
+
+use std::collections::VecDeque;
+
+use tokio::sync::oneshot;
+
+use crate::batch::Generation;
+use crate::shard::Row;
+
+/// Rows of one lease, whoever waits: 1 MB in memory, a few MB of write-ahead log.
+const LEASE_ROWS_MAX: usize = 1 << 16;
+
+/// Where a shard is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its file is open, or is about to be.
+    Serving,
+    /// Its file is used up, the standby takes its place.
+    Swapping,
+    /// It has nothing, and no standby.
+    Depleted,
+}
+
+/// What a request gets at once.
+#[derive(Debug)]
+pub(super) enum Take {
+    /// The rows, out on loan.
+    Rows(Vec<Row>, Generation),
+    /// They come when the worker has leased them.
+    Wait(oneshot::Receiver<Reply>),
+    /// The shard has fewer than that, and no more will come of this generation.
+    Short,
+}
+
+/// What the worker sends to one who waits; nothing (a closed channel) stands for [`Take::Short`].
+pub(super) type Reply = super::slot::Loan;
+
+/// A waiting request.
+#[derive(Debug)]
+struct Waiter {
+    count: usize,
+    partial: bool,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// Rows for one who waited.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) rows: Vec<Row>,
+    pub(super) generation: Generation,
+    pub(super) reply: oneshot::Sender<Reply>,
+}
+
+/// What the worker should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Lease this many rows.
+    Lease(usize),
+    /// The file is used up: put the standby in its place.
+    Swap,
+    /// The file is used up, and there is no standby.
+    Retire,
+    /// Nothing to do until woken.
+    Sleep,
+    /// Give back what is left and close.
+    Stop,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Buffer {
+    /// `lease.rows`; 0 is strict.
+    lease_rows: usize,
+    phase: Phase,
+    generation: Generation,
+    /// Leased, not handed out.
+    ready: Vec<Row>,
+    waiters: VecDeque<Waiter>,
+    /// Rows given to requests that may still give them back, in how many parts.
+    loans: usize,
+    /// Rows in the file that are not leased.
+    in_file: u64,
+    /// A next generation lies ready.
+    standby: bool,
+    /// Leasing fails for now: nobody should wait for it.
+    failing: bool,
+    stopping: bool,
+    /// The worker was told that the buffer runs low.
+    told: bool,
+}
+
+impl Buffer {
+    /// A shard without a file.
+    pub(super) fn new(lease_rows: usize, standby: bool) -> Self {
+        Self {
+            lease_rows,
+            phase: Phase::Depleted,
+            generation: Generation(0),
+            ready: Vec::new(),
+            waiters: VecDeque::new(),
+            loans: 0,
+            in_file: 0,
+            standby,
+            failing: false,
+            stopping: false,
+            told: false,
+        }
+    }
+
+    /// Takes one row that is there already, if any.
+    pub(super) fn pop(&mut self) -> Option<Row> {
+        self.ready.pop()
+    }
+
+    /// Whether the worker has something to do that it was not told of yet.
+    pub(super) fn calls_worker(&mut self) -> bool {
+        let used_up = self.phase == Phase::Serving && self.left() == 0;
+        let calls = !self.told && (self.is_low() || used_up || !self.waiters.is_empty());
+        self.told |= calls;
+        calls
+    }
+
+    /// Takes `count` rows, or with `partial` up to that many, or queues for them.
+    pub(super) fn take(&mut self, count: usize, partial: bool) -> Take {
+        let waits_for_swap = self.phase == Phase::Swapping;
+        if self.stopping || !(self.phase == Phase::Serving || waits_for_swap) {
+            return Take::Short;
+        }
+        if self.ready.len() >= count {
+            return Take::Rows(self.lend(count), self.generation);
+        }
+        if self.failing || (!waits_for_swap && self.is_short_of(count, partial)) {
+            return Take::Short;
+        }
+        let (reply, receiver) = oneshot::channel();
+        self.waiters.push_back(Waiter { count, partial, reply });
+        Take::Wait(receiver)
+    }
+
+    /// Serves those who wait from what is there, turns away those who wait in vain, and says what
+    /// the worker should do.
+    pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery>) -> Task {
+        self.told = false;
+        if self.stopping {
+            return Task::Stop;
+        }
+        match self.phase {
+            Phase::Serving => {}
+            Phase::Swapping => return Task::Swap,
+            Phase::Depleted if self.standby => {
+                self.phase = Phase::Swapping;
+                return Task::Swap;
+            }
+            Phase::Depleted => return Task::Sleep,
+        }
+        self.serve(deliveries);
+        if self.in_file > 0 {
+            let waiting = self.waiting();
+            if waiting > 0 || self.is_low() {
+                // Group commit: one transaction for all who wait.
+                return Task::Lease(self.lease_rows.max(waiting));
+            }
+            return Task::Sleep;
+        }
+        if self.loans > 0 || !self.ready.is_empty() {
+            // A loan may come back: those who wait for what it holds wait for its end.
+            self.turn_away_short();
+            return Task::Sleep;
+        }
+        if self.standby {
+            self.phase = Phase::Swapping;
+            Task::Swap
+        } else {
+            self.waiters.clear();
+            self.phase = Phase::Depleted;
+            Task::Retire
+        }
+    }
+
+    /// A lease of `rows` is committed.
+    pub(super) fn leased(&mut self, mut rows: Vec<Row>, in_file: u64) {
+        self.ready.append(&mut rows);
+        self.in_file = in_file;
+        self.failing = false;
+    }
+
+    /// The file can't be worked on just now: who waits goes elsewhere.
+    pub(super) fn pause(&mut self) {
+        self.failing = true;
+        self.waiters.clear();
+    }
+
+    /// Trying again makes sense.
+    pub(super) fn retry(&mut self) {
+        self.failing = false;
+    }
+
+    /// A file is open and has these rows.
+    pub(super) fn opened(&mut self, generation: Generation, in_file: u64, standby: bool) {
+        self.generation = generation;
+        self.in_file = in_file;
+        self.standby = standby;
+        self.phase = Phase::Serving;
+        self.failing = false;
+    }
+
+    /// The file can't be trusted any more: what was leased from it is burned. Says how much.
+    pub(super) fn lost(&mut self, standby: bool) -> u64 {
+        let burned = self.ready.len() as u64;
+        self.standby = standby;
+        self.ready.clear();
+        self.waiters.clear();
+        self.in_file = 0;
+        self.generation = Generation(0);
+        self.phase = Phase::Depleted;
+        burned
+    }
+
+    /// A standby generation lies ready.
+    pub(super) fn standby_ready(&mut self) {
+        self.standby = true;
+    }
+
+    /// The rows of a loan were handed out.
+    pub(super) fn loan_settled(&mut self) {
+        self.loans -= 1;
+    }
+
+    /// The rows of a loan were not handed out. Says how many of them are burned, because their file
+    /// was replaced meanwhile.
+    pub(super) fn loan_returned(&mut self, rows: &mut Vec<Row>, generation: Generation) -> u64 {
+        self.loans -= 1;
+        // Invariant: a row never outlives its generation.
+        if generation != self.generation {
+            return rows.len() as u64;
+        }
+        self.ready.append(rows);
+        0
+    }
+
+    /// The server stops, or the worker is gone: nobody should wait any more.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
+        self.waiters.clear();
+    }
+
+    /// What was not handed out, for the end.
+    pub(super) fn take_unserved(&mut self) -> Vec<Row> {
+        std::mem::take(&mut self.ready)
+    }
+
+    pub(super) fn has_standby(&self) -> bool {
+        self.standby
+    }
+
+    pub(super) fn generation(&self) -> Option<Generation> {
+        (self.generation != Generation(0)).then_some(self.generation)
+    }
+
+    /// Rows that can still be handed out.
+    pub(super) fn left(&self) -> u64 {
+        self.in_file + self.ready.len() as u64
+    }
+
+    /// Rows leased and not handed out, for the next lease to note.
+    pub(super) fn unserved(&self) -> Option<usize> {
+        (self.lease_rows > 0).then_some(self.ready.len())
+    }
+
+    /// Below half a lease the next one is taken ahead of need.
+    fn is_low(&self) -> bool {
+        self.lease_rows > 0
+            && self.in_file > 0
+            && !self.failing
+            && self.ready.len() <= self.lease_rows / 2
+    }
+
+    /// Whether this generation can't give `count` any more, whatever comes back.
+    fn is_short_of(&self, count: usize, partial: bool) -> bool {
+        let enough = if partial { 1 } else { count as u64 };
+        self.loans == 0 && self.left() < enough
+    }
+
+    fn serve(&mut self, deliveries: &mut Vec<Delivery>) {
+        while let Some(waiter) = self.waiters.front() {
+            let no_more = self.in_file == 0 && self.loans == 0;
+            let count = match waiter.partial && no_more {
+                true => waiter.count.min(self.ready.len()),
+                false => waiter.count,
+            };
+            let vanished = waiter.reply.is_closed();
+            if !vanished && (count == 0 || self.ready.len() < count) {
+                break;
+            }
+            let waiter = self.waiters.pop_front().expect("it was looked at above");
+            if !vanished {
+                let rows = self.lend(count);
+                deliveries.push(Delivery {
+                    rows,
+                    generation: self.generation,
+                    reply: waiter.reply,
+                });
+            }
+        }
+    }
+
+    fn turn_away_short(&mut self) {
+        let (left, loans) = (self.left(), self.loans);
+        self.waiters.retain(|waiter| {
+            let enough = if waiter.partial { 1 } else { waiter.count as u64 };
+            loans > 0 || left >= enough
+        });
+    }
+
+    /// Rows that those who wait still need, as many as fit a lease.
+    fn waiting(&self) -> usize {
+        let mut needed = 0;
+        for waiter in &self.waiters {
+            needed += waiter.count;
+            if needed > LEASE_ROWS_MAX {
+                break;
+            }
+        }
+        needed.saturating_sub(self.ready.len())
+    }
+
+    fn lend(&mut self, count: usize) -> Vec<Row> {
+        self.loans += 1;
+        self.ready.split_off(self.ready.len() - count)
+    }
+}

@@ -1,0 +1,164 @@
+//! One shard's place in a pool: its lease buffer, shared between requests and the shard's worker.
+//! Knows nothing of the file.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+use super::buffer::{Buffer, Delivery, Take, Task};
+use crate::batch::{Generation, ShardIndex};
+use crate::shard::Row;
+use crate::space::Value;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) index: ShardIndex,
+    /// The live file's name, which callers see.
+    pub(super) name: Arc<str>,
+    /// Filled again when it is used up. A shard that the configuration no longer has is not.
+    pub(super) refilled: bool,
+    buffer: Mutex<Buffer>,
+    /// Wakes the shard's worker.
+    wake: Notify,
+    /// What keeps the shard from leasing, for `/health`.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Slot {
+    pub(super) fn new(index: ShardIndex, name: &str, refilled: bool, buffer: Buffer) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            refilled,
+            buffer: Mutex::new(buffer),
+            wake: Notify::new(),
+            trouble: Mutex::new(None),
+        }
+    }
+
+    /// Takes one row that is there already.
+    pub(super) fn pop(&self) -> Option<Value> {
+        let mut buffer = self.lock();
+        let row = buffer.pop();
+        self.release(buffer);
+        row.map(|row| row.value)
+    }
+
+    /// Takes `count` rows, or with `partial` up to that many, waiting for the worker to lease them.
+    /// `None` when this generation has fewer.
+    pub(super) async fn take(self: &Arc<Self>, count: usize, partial: bool) -> Option<Loan> {
+        let taken = {
+            let mut buffer = self.lock();
+            let taken = buffer.take(count, partial);
+            self.release(buffer);
+            taken
+        };
+        match taken {
+            Take::Rows(rows, generation) => Some(self.loan(rows, generation)),
+            Take::Wait(reply) => reply.await.ok(),
+            Take::Short => None,
+        }
+    }
+
+    /// The worker's next task, after those who wait were served.
+    pub(super) fn next(self: &Arc<Self>) -> Task {
+        let mut deliveries = Vec::new();
+        let task = self.lock().next(&mut deliveries);
+        // The lock is free again: a loan that nobody awaits any more comes back through it.
+        for Delivery { rows, generation, reply } in deliveries {
+            let _ = reply.send(self.loan(rows, generation));
+        }
+        task
+    }
+
+    /// Changes the buffer.
+    pub(super) fn update<R>(&self, change: impl FnOnce(&mut Buffer) -> R) -> R {
+        change(&mut self.lock())
+    }
+
+    /// Changes the buffer, then wakes the worker.
+    pub(super) fn signal(&self, change: impl FnOnce(&mut Buffer)) {
+        self.update(change);
+        self.wake.notify_one();
+    }
+
+    /// Looks at the buffer.
+    pub(super) fn look<R>(&self, look: impl FnOnce(&Buffer) -> R) -> R {
+        look(&self.lock())
+    }
+
+    /// Waits until there may be something to do.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// What keeps the shard from leasing.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().expect(NO_PANIC).clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().expect(NO_PANIC) = trouble;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().expect(NO_PANIC)
+    }
+
+    /// Wakes the worker if the change that was just made calls for it.
+    fn release(&self, mut buffer: MutexGuard<'_, Buffer>) {
+        let calls = buffer.calls_worker();
+        drop(buffer);
+        if calls {
+            self.wake.notify_one();
+        }
+    }
+
+    fn loan(self: &Arc<Self>, rows: Vec<Row>, generation: Generation) -> Loan {
+        Loan { slot: Arc::clone(self), rows, generation, settled: false }
+    }
+}
+
+/// A poisoned lock means that the buffer's own code panicked.
+const NO_PANIC: &str = "the buffer's code does not panic";
+
+/// Rows that a request holds but has not handed out. Dropped, they go back: a caller who vanished
+/// while waiting has taken nothing.
+#[derive(Debug)]
+pub(super) struct Loan {
+    slot: Arc<Slot>,
+    rows: Vec<Row>,
+    generation: Generation,
+    settled: bool,
+}
+
+impl Loan {
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The rows are handed out.
+    pub(super) fn settle(mut self) -> (ShardIndex, Vec<Row>) {
+        self.settled = true;
+        (self.slot.index, std::mem::take(&mut self.rows))
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut buffer = self.slot.lock();
+        if self.settled {
+            buffer.loan_settled();
+        } else {
+            let burned = buffer.loan_returned(&mut self.rows, self.generation);
+            if burned > 0 {
+                tracing::warn!(
+                    shard = %self.slot.name, burned,
+                    "numbers on loan are burned: their shard was lost meanwhile"
+                );
+            }
+        }
+        self.slot.release(buffer);
+    }
+}

@@ -1,0 +1,171 @@
+//! The refiller of one pool: looks at the levels, builds what is due, waits. The only user of the
+//! ledger while the server runs. Knows nothing of requests.
+
+mod build;
+mod plan;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+pub use self::build::{BuildError, Built, build};
+pub use self::plan::{Refill, plan};
+use crate::config::RefillConfig;
+use crate::folder::PoolPaths;
+use crate::ledger::{Ledger, LedgerError};
+use crate::pool::Pool;
+use crate::space::Space;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Refiller {
+    /// `None` after a failure: it is opened again before the next build, so that nothing in memory
+    /// is trusted that may not be on the disk.
+    ledger: Option<Ledger>,
+    space: Space,
+    paths: PoolPaths,
+    pool: Arc<Pool>,
+    config: RefillConfig,
+    shard_size: u64,
+    stop: watch::Receiver<bool>,
+}
+
+impl Refiller {
+    /// A refiller that ends when `stop` becomes true or its sender is gone.
+    #[must_use]
+    pub fn new(
+        ledger: Ledger,
+        paths: PoolPaths,
+        pool: Arc<Pool>,
+        config: RefillConfig,
+        shard_size: u32,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let space = *ledger.space();
+        Self {
+            ledger: Some(ledger),
+            space,
+            paths,
+            pool,
+            config,
+            shard_size: shard_size.into(),
+            stop,
+        }
+    }
+
+    /// Refills until it is stopped; a build under way is given up then.
+    pub async fn run(mut self) {
+        let watch = self.pool.watch_task();
+        let mut pause = self.config.retry;
+        while !*self.stop.borrow() {
+            match self.refill_next().await {
+                Ok(true) => {
+                    pause = self.config.retry;
+                    self.pool.set_refill_trouble(None);
+                }
+                Ok(false) => {
+                    tokio::select! {
+                        () = self.pool.refill_wanted() => {}
+                        () = stopped(&mut self.stop) => break,
+                    }
+                }
+                Err(error) if error.is_cancelled() => break,
+                Err(error) => {
+                    self.failed(&error, pause);
+                    if tokio::time::timeout(pause, stopped(&mut self.stop)).await.is_ok() {
+                        break;
+                    }
+                    pause = (pause * 2).min(self.config.retry_limit);
+                }
+            }
+        }
+        let closed = tokio::task::spawn_blocking(|| self.ledger.map(Ledger::close)).await;
+        if let Ok(Some(Err(error))) = closed {
+            error!(%error, "the ledger could not be closed");
+        }
+        watch.end();
+    }
+
+    /// Does the most urgent filling. Answers whether there was one to do.
+    async fn refill_next(&mut self) -> Result<bool, BuildError> {
+        let low_water = self.config.low_water_rows(self.shard_size.try_into().unwrap_or(u32::MAX));
+        let due = plan(&self.pool.levels(), low_water, self.shard_size);
+        let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted);
+        self.pool.set_exhausted(exhausted);
+        let Some(&refill) = due.first() else {
+            return Ok(false);
+        };
+        if exhausted {
+            return Ok(false);
+        }
+        let started = Instant::now();
+        let built = self.build_off_the_runtime(refill).await?;
+        let pool = self.pool.name();
+        let seconds = started.elapsed().as_secs_f64();
+        match built {
+            Built::Batch(batch) => info!(
+                %pool, shard = refill.shard.0, generation = batch.generation.0, rows = batch.count,
+                seconds, "the next generation of a shard is ready"
+            ),
+            Built::Adopted => info!(%pool, shard = refill.shard.0, "a complete build is ready"),
+            Built::Exhausted => {
+                warn!(%pool, "the range is used up: no shard can be refilled any more");
+                return Ok(true);
+            }
+        }
+        self.pool.standby_ready(refill.shard);
+        Ok(true)
+    }
+
+    async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<Built, BuildError> {
+        let ledger = self.ledger.take();
+        let burned = self.pool.take_burned();
+        let (space, paths) = (self.space, self.paths.clone());
+        let cancel = Arc::new(AtomicBool::new(false));
+        let cancelled = Arc::clone(&cancel);
+        let mut work = tokio::task::spawn_blocking(move || {
+            let mut ledger = match ledger {
+                Some(ledger) => ledger,
+                None => Ledger::open(&paths.ledger(), &space)?,
+            };
+            if burned > 0 {
+                ledger.add_burned(burned)?;
+            }
+            let mut step = |_| match cancelled.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            };
+            let built = build(&mut ledger, &paths, &refill, &mut step);
+            Ok::<_, LedgerError>((ledger, built))
+        });
+        let done = tokio::select! {
+            done = &mut work => done,
+            () = stopped(&mut self.stop) => {
+                cancel.store(true, Ordering::Relaxed);
+                work.await
+            }
+        };
+        let (ledger, built) = done.expect("building does not panic")?;
+        if built.as_ref().is_ok() || built.as_ref().is_err_and(BuildError::is_cancelled) {
+            self.ledger = Some(ledger);
+        }
+        built
+    }
+
+    fn failed(&self, error: &BuildError, pause: Duration) {
+        warn!(
+            pool = %self.pool.name(), retry_in_ms = pause.as_millis(), %error,
+            "a refill failed; what is in the shards is still served"
+        );
+        self.pool.set_refill_trouble(Some(error.to_string()));
+    }
+}
+
+/// Completes when the server stops, or whoever would say so is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|&stop| stop).await;
+}

@@ -1,0 +1,93 @@
+//! Which shards to fill next, and how far. Pure.
+
+use crate::batch::{Generation, ShardIndex};
+use crate::pool::Level;
+
+/// Numbers in a generation that is built while callers wait for any: well under a second of work.
+const STARTER_ROWS: u64 = 1 << 16;
+
+/// One filling to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refill {
+    /// Which shard.
+    pub shard: ShardIndex,
+    /// Its live generation, which stays valid.
+    pub live: Option<Generation>,
+    /// How many numbers.
+    pub rows: u64,
+}
+
+/// The fillings that are due, most urgent first: shards below the low-water mark that have no standby
+/// and are still configured. While nothing at all is left, a small one comes first.
+#[must_use]
+pub fn plan(levels: &[Level], low_water: u64, shard_size: u64) -> Vec<Refill> {
+    let dry = levels.iter().all(|level| level.left == 0 && !level.standby);
+    let rows = if dry { shard_size.min(STARTER_ROWS) } else { shard_size };
+    let mut due: Vec<&Level> = levels
+        .iter()
+        .filter(|level| level.refilled && !level.standby && level.left < low_water)
+        .collect();
+    due.sort_by_key(|level| (level.left, level.index));
+    due.iter().map(|level| Refill { shard: level.index, live: level.live, rows }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn level(index: u16, left: u64, standby: bool, refilled: bool) -> Level {
+        Level { index: ShardIndex(index), live: None, left, standby, refilled }
+    }
+
+    #[test]
+    fn plans() {
+        let check = |levels: &[Level], expected: &[(u16, u64)]| {
+            let found: Vec<_> = plan(levels, 500_000, 1_000_000)
+                .iter()
+                .map(|refill| (refill.shard.0, refill.rows))
+                .collect();
+            assert_eq!(found, expected, "{levels:?}");
+        };
+        check(&[], &[]);
+        // Full shards want nothing.
+        check(&[level(0, 1_000_000, false, true), level(1, 500_000, false, true)], &[]);
+        // The emptiest comes first.
+        check(
+            &[
+                level(0, 400_000, false, true),
+                level(1, 0, false, true),
+                level(2, 900_000, false, true),
+            ],
+            &[(1, 1_000_000), (0, 1_000_000)],
+        );
+        // A standby is enough, and a shard beyond the configured ones runs out.
+        check(&[level(0, 0, true, true), level(1, 10, false, false)], &[]);
+        // While callers wait, a little soon is better than much later.
+        check(&[level(0, 0, false, true), level(1, 0, false, true)], &[(0, 65_536), (1, 65_536)]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_low_shard_is_planned_once_and_no_other(
+            shards in proptest::collection::vec((0..200_u64, any::<bool>(), any::<bool>()), 0..20),
+            low_water in 1..=200_u64,
+        ) {
+            let levels: Vec<_> = (0..)
+                .zip(&shards)
+                .map(|(index, &(left, standby, refilled))| level(index, left, standby, refilled))
+                .collect();
+            let mut planned: Vec<_> =
+                plan(&levels, low_water, 200).iter().map(|refill| refill.shard).collect();
+            let lefts: Vec<_> = planned.iter().map(|shard| levels[usize::from(shard.0)].left).collect();
+            prop_assert!(lefts.is_sorted());
+            planned.sort_unstable();
+            let due: Vec<_> = levels
+                .iter()
+                .filter(|l| l.refilled && !l.standby && l.left < low_water)
+                .map(|l| l.index)
+                .collect();
+            prop_assert_eq!(planned, due);
+        }
+    }
+}
