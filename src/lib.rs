@@ -1,12 +1,47 @@
-//! A server that hands out unique random numbers over HTTP, and never the same one twice.
+//! A server that hands out unique random numbers, integers and floats, over HTTP, and never the same
+//! one twice: not across requests, threads, restarts or crashes.
+//!
+//! # The way of a number
+//! ```text
+//! config -> space -> ledger.draw -> shard.build -> rotation -> lease -> take -> JSON
+//!                      (refill, ahead of need)            (request path)
+//! ```
+//! One direction. A request never touches the ledger; the refiller never touches a request.
+//!
+//! # The modules, in reading order
+//! - [`config`]: the settings, parsed and validated once
+//! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
+//! - [`batch`]: the names that ledger and shards share
+//! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
+//! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
+//! - [`shard`]: one file of pre-generated values, leased block by block
+//! - [`folder`]: what a start finds on the disk, and what it refuses
+//! - [`pool`]: the rotation of shards, and how a request takes numbers from it
+//! - [`refill`]: builds the next generation of a shard before the live one is used up
+//! - [`http`]: routes, wire types, status codes
+//! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
+//!
+//! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
+//! other, `http` nothing of SQLite.
+//!
+//! # Invariants
+//! 1. A value enters a shard's file only if this very insert put it into the ledger.
+//! 2. A shard's file is complete and durable before its batch is in the ledger, and bears a name that
+//!    is served only after it: a crash in between loses a file that nobody served.
+//! 3. A row is marked used, durably, before it is handed out.
+//! 4. A row never outlives its generation: what is leased from a file ends with the file.
+//! 5. A file that the ledger does not expect where it lies is never served.
 
 pub mod batch;
 pub mod config;
 pub mod files;
 pub mod folder;
+pub mod http;
 pub mod ledger;
 pub mod pool;
 pub mod refill;
+pub mod server;
 pub mod shard;
 pub mod space;
 pub mod sqlite;
+pub mod telemetry;

@@ -1,0 +1,205 @@
+//! The wiring: opens the folder, starts the tasks, serves, and ends all of it in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{debug, info, warn};
+
+use crate::config::{Config, PoolConfig};
+use crate::folder::{Folder, FolderError, PoolFiles};
+use crate::http;
+use crate::pool::Pool;
+use crate::refill::Refiller;
+use crate::sqlite;
+
+/// How long a client may take to send a request's head, and an idle connection may stay.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait when the process has no more file descriptors for connections.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The linked SQLite is known to lose data.
+    #[error("{0}")]
+    Sqlite(String),
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}; choose another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The data folder can't be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+}
+
+/// A server that listens, with all its tasks running.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    drain: Duration,
+    pools: Vec<Arc<Pool>>,
+    workers: Vec<JoinHandle<()>>,
+    refillers: Vec<JoinHandle<()>>,
+    stop_refillers: watch::Sender<bool>,
+    /// Held until all files are closed.
+    folder: Folder,
+}
+
+impl Server {
+    /// Opens everything and listens. Requests are accepted by [`run`](Self::run).
+    ///
+    /// # Errors
+    /// [`ServerError`], with what to do about it.
+    pub async fn start(config: &Config) -> Result<Self, ServerError> {
+        sqlite::check_version().map_err(ServerError::Sqlite)?;
+        let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
+        let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+
+        let (folder, found) = open_folder(config).await?;
+        let (stop_refillers, stop) = watch::channel(false);
+        let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
+        for (pool_config, files) in config.pools.iter().zip(found) {
+            let PoolFiles { paths, ledger, shards } = files;
+            let (pool, tasks) =
+                Pool::open(pool_config, config.lease, config.refill, &paths, &shards).await;
+            let refiller = Refiller::new(
+                ledger,
+                paths,
+                Arc::clone(&pool),
+                config.refill,
+                pool_config.shard_size,
+                stop.clone(),
+            );
+            refillers.push(tokio::spawn(refiller.run()));
+            workers.extend(tasks);
+            pools.push(pool);
+        }
+        let router = http::router(pools.clone(), config.server.count_limit);
+        let drain = config.server.drain;
+        Ok(Self {
+            listener,
+            address,
+            router,
+            drain,
+            pools,
+            workers,
+            refillers,
+            stop_refillers,
+            folder,
+        })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
+    /// and closes every file.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self {
+            listener, router, drain, pools, workers, refillers, stop_refillers, folder, ..
+        } = self;
+        serve(listener, &router, drain, shutdown).await;
+
+        // Refillers first: a build that nobody needs any more should not hold up the rest.
+        stop_refillers.send_replace(true);
+        join(refillers).await;
+        for pool in &pools {
+            pool.stop();
+        }
+        join(workers).await;
+        drop(folder);
+        info!("stopped");
+    }
+}
+
+async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), FolderError> {
+    let (dir, pools) = (config.dir.clone(), config.pools.clone());
+    let open = move || {
+        let folder = Folder::open(&dir)?;
+        let found = pools
+            .iter()
+            .map(|pool: &PoolConfig| folder.open_pool(pool))
+            .collect::<Result<_, _>>()?;
+        Ok((folder, found))
+    };
+    tokio::task::spawn_blocking(open).await.expect("opening does not panic")
+}
+
+/// Accepts and answers until `shutdown` completes, then waits for the answers in flight.
+async fn serve(
+    listener: TcpListener,
+    router: &Router,
+    drain: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(graceful.watch(connection(stream, router.clone())));
+                }
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = &mut shutdown => break,
+        }
+    }
+    drop(listener);
+    let started = Instant::now();
+    info!(connections = connections.len(), "stopping: what is in flight is answered first");
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        warn!(
+            after_ms = started.elapsed().as_millis(),
+            connections = connections.len(),
+            "some connections are cut: they did not end in time"
+        );
+    }
+    connections.shutdown().await;
+}
+
+type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>;
+
+fn connection(stream: TcpStream, router: Router) -> Connection {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY could not be set");
+    }
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+}
+
+async fn join(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a background task failed");
+        }
+    }
+}
