@@ -1,3 +1,231 @@
-//! Not yet.
+//! `init-shards`: fills every missing or empty shard, the pools side by side.
 
-fn main() {}
+use std::cell::Cell;
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tombola::config::{Config, Overrides, PoolConfig};
+use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
+use tombola::ledger::Ledger;
+use tombola::refill::{Built, Refill, build};
+use tombola::{shard, sqlite};
+
+/// Fills every missing or empty shard with numbers that the ledger does not have. Run again, it
+/// changes nothing that is not empty.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Settings file [default: config.toml in the working directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the ledgers and shards [default: shards]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Only this pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Shards of each pool, instead of pools.NAME.shards
+    #[arg(long, value_name = "N")]
+    shards: Option<u64>,
+    /// Numbers in a shard, instead of pools.NAME.shard_size
+    #[arg(long, value_name = "M")]
+    size: Option<u64>,
+}
+
+/// A line of the table at the end.
+struct Line {
+    shard: String,
+    rows: u64,
+    ledger_total: u64,
+    seconds: Option<f64>,
+}
+
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    tombola::telemetry::init(tombola::telemetry::LogFormat::Text);
+    sqlite::check_version().map_err(anyhow::Error::msg)?;
+    let config = Config::load(&Overrides {
+        file: arguments.config,
+        dir: arguments.data_dir,
+        pool: arguments.pool,
+        shards: arguments.shards,
+        shard_size: arguments.size,
+        ..Overrides::default()
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(watch()))?;
+
+    let folder = Folder::open(&config.dir)?;
+    let bars = MultiProgress::new();
+    let lines: Vec<Line> = thread::scope(|scope| {
+        let (folder, bars) = (&folder, &bars);
+        let fillers: Vec<_> = config
+            .pools
+            .iter()
+            .map(|pool| scope.spawn(move || fill_pool(folder, pool, bars)))
+            .collect();
+        fillers
+            .into_iter()
+            .map(|filler| filler.join().expect("filling does not panic"))
+            .collect::<anyhow::Result<Vec<_>>>()
+    })?
+    .into_iter()
+    .flatten()
+    .collect();
+    print_table(&lines).context("can't print the table")
+}
+
+/// The first signal ends the builds, the second the process.
+async fn watch() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if CANCELLED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    }
+}
+
+fn fill_pool(
+    folder: &Folder,
+    config: &PoolConfig,
+    bars: &MultiProgress,
+) -> anyhow::Result<Vec<Line>> {
+    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config)?;
+    let mut lines = Vec::new();
+    for files in shards.iter().filter(|files| files.index.0 < config.shards) {
+        lines.push(fill_shard(&mut ledger, &paths, config, files, bars)?);
+    }
+    ledger.close()?;
+    Ok(lines)
+}
+
+fn fill_shard(
+    ledger: &mut Ledger,
+    paths: &PoolPaths,
+    config: &PoolConfig,
+    files: &ShardFiles,
+    bars: &MultiProgress,
+) -> anyhow::Result<Line> {
+    let started = Instant::now();
+    let name = paths.shard_name(files.index);
+    let live = paths.live(files.index);
+    let left = match &files.live {
+        Some(_) => shard::unused_rows(&live).with_context(|| format!("can't read {name}"))?,
+        None => 0,
+    };
+    let mut line =
+        Line { shard: name.clone(), rows: left, ledger_total: ledger.count(), seconds: None };
+    if left > 0 {
+        return Ok(line);
+    }
+    if !files.standby {
+        let refill = Refill {
+            shard: files.index,
+            live: files.live.as_ref().map(|label| label.generation),
+            rows: config.shard_size.into(),
+        };
+        let progress = Progress::begin(&name, refill.rows, bars);
+        let mut step = |values| progress.step(values);
+        match build(ledger, paths, &refill, &mut step) {
+            Ok(Built::Batch(_) | Built::Adopted) => progress.end(started),
+            Ok(Built::Exhausted) => {
+                progress.say("the range is used up: nothing to fill it with");
+                return Ok(line);
+            }
+            Err(error) if error.is_cancelled() => {
+                anyhow::bail!("stopped at {name}; run init-shards again to go on")
+            }
+            Err(error) => return Err(error).with_context(|| format!("can't fill {name}")),
+        }
+    }
+    paths.install_standby(files.index)?;
+    line.rows = shard::unused_rows(&live).with_context(|| format!("can't read {name}"))?;
+    line.ledger_total = ledger.count();
+    line.seconds = Some(started.elapsed().as_secs_f64());
+    Ok(line)
+}
+
+/// A bar on a terminal, plain lines elsewhere.
+struct Progress {
+    name: String,
+    bar: ProgressBar,
+    /// Each number is a step twice: when it is drawn and when it is written.
+    steps: Cell<u64>,
+    on_terminal: bool,
+}
+
+impl Progress {
+    fn begin(name: &str, rows: u64, bars: &MultiProgress) -> Self {
+        let style = ProgressStyle::with_template(
+            "{msg:20} {wide_bar} {human_pos} of {human_len}, {per_sec}, {eta} left",
+        )
+        .expect("the template is valid");
+        let bar = bars.add(ProgressBar::new(rows).with_style(style)).with_message(name.to_owned());
+        let progress = Self {
+            name: name.to_owned(),
+            bar,
+            steps: Cell::new(0),
+            on_terminal: io::stderr().is_terminal(),
+        };
+        progress.say(&format!("filling with {rows} numbers"));
+        progress
+    }
+
+    fn step(&self, values: u64) -> ControlFlow<()> {
+        self.steps.set(self.steps.get() + values);
+        self.bar.set_position(self.steps.get() / 2);
+        match CANCELLED.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn end(&self, started: Instant) {
+        self.bar.finish();
+        self.say(&format!("full after {:.1} s", started.elapsed().as_secs_f64()));
+    }
+
+    fn say(&self, what: &str) {
+        if !self.on_terminal {
+            eprintln!("{}: {what}", self.name);
+        }
+    }
+}
+
+fn print_table(lines: &[Line]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{:<24} {:>12} {:>16} {:>8}", "shard", "rows", "ledger total", "seconds")?;
+    for Line { shard, rows, ledger_total, seconds } in lines {
+        let seconds = seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.1}"));
+        writeln!(out, "{shard:<24} {rows:>12} {ledger_total:>16} {seconds:>8}")?;
+    }
+    out.flush()
+}
