@@ -9,8 +9,8 @@ mod slot;
 mod worker;
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use rand::RngExt;
@@ -85,12 +85,13 @@ pub struct Pool {
     slots: Vec<Arc<Slot>>,
     /// Indexes into `slots`.
     rotation: ArcSwap<Vec<usize>>,
-    /// Rows below which a shard's next generation is wanted.
-    low_water: u64,
     /// One request at a time collects from several shards: two could wait for each other's rows.
     gather: tokio::sync::Mutex<()>,
+    /// Numbers of ended generations that a request held and could not use.
+    leftovers: Mutex<Vec<(ShardIndex, Value)>>,
+    has_leftovers: AtomicBool,
     refill_wanted: Notify,
-    refill_trouble: std::sync::Mutex<Option<String>>,
+    refill_trouble: Mutex<Option<String>>,
     /// The ledger has no free value left and no build is under way.
     exhausted: AtomicBool,
     /// Tasks that ended without being told to.
@@ -109,11 +110,12 @@ impl Pool {
         paths: &PoolPaths,
         shards: &[ShardFiles],
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
+        let low_water = refill.low_water_rows(config.shard_size);
         let slots: Vec<_> = shards
             .iter()
             .map(|files| {
                 let refilled = files.index.0 < config.shards;
-                let buffer = Buffer::new(lease.rows, files.standby);
+                let buffer = Buffer::new(lease.rows, low_water, files.standby);
                 Arc::new(Slot::new(files.index, &paths.shard_name(files.index), refilled, buffer))
             })
             .collect();
@@ -122,10 +124,11 @@ impl Pool {
             space: config.space,
             slots,
             rotation: ArcSwap::default(),
-            low_water: refill.low_water_rows(config.shard_size),
             gather: tokio::sync::Mutex::new(()),
+            leftovers: Mutex::new(Vec::new()),
+            has_leftovers: AtomicBool::new(false),
             refill_wanted: Notify::new(),
-            refill_trouble: std::sync::Mutex::new(None),
+            refill_trouble: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             dead_tasks: AtomicU64::new(0),
             burned: AtomicU64::new(0),
@@ -165,7 +168,7 @@ impl Pool {
     #[must_use]
     pub fn try_take_one(&self) -> Option<(&str, Value)> {
         let rotation = self.rotation.load();
-        if rotation.is_empty() {
+        if rotation.is_empty() || self.has_leftovers.load(Ordering::Relaxed) {
             return None;
         }
         let slot = &self.slots[rotation[rand::rng().random_range(..rotation.len())]];
@@ -180,39 +183,66 @@ impl Pool {
     pub async fn take(&self, count: NonZeroU32) -> Result<Taken, TakeError> {
         let count = count.get() as usize;
         let order = self.random_order();
-        let Some(first) = order.first() else {
-            return Err(self.nothing_left());
-        };
-        if let Some(loan) = first.take(count, false).await {
-            return Ok(Taken::from(vec![loan]));
+        if self.has_leftovers.load(Ordering::Acquire) {
+            return self.gather(count, &order).await;
         }
-        if count == 1 {
-            for slot in &order[1..] {
-                if let Some(loan) = slot.take(1, false).await {
-                    return Ok(Taken::from(vec![loan]));
-                }
+        // A request for one number holds nothing while it waits: no need to collect alone.
+        let candidates = if count == 1 { &order[..] } else { &order[..1] };
+        for slot in candidates {
+            if let Some(loan) = slot.take(count, false).await {
+                return Ok(Taken { parts: vec![loan.settle()] });
             }
-            return Err(self.nothing_left());
         }
-        self.gather(count, &order).await
+        if count == 1 { Err(self.nothing_left()) } else { self.gather(count, &order).await }
     }
 
+    /// Collects from all shards in turn. A shard that has fewer numbers than anyone asks for would
+    /// never be used up: so where its next generation lies ready, what it has is taken for good, and
+    /// the shard is asked again.
     async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
         let _alone = self.gather.lock().await;
+        let mut held = Held { pool: self, parts: self.take_leftovers(count) };
         let mut loans: Vec<Loan> = Vec::new();
-        let mut missing = count;
-        for slot in order {
-            if let Some(loan) = slot.take(missing, true).await {
-                missing -= loan.len();
-                loans.push(loan);
+        for _pass in 0..2 {
+            for slot in order {
+                let missing = count - held.len() - loans.iter().map(Loan::len).sum::<usize>();
+                // A shard does not end its generation while a loan of it is out: to wait for that
+                // with the loan in hand would be for ever.
+                let lent = loans.iter().any(|loan| loan.is_of(slot));
+                if missing > 0
+                    && !lent
+                    && let Some(loan) = slot.take(missing, true).await
+                {
+                    loans.push(loan);
+                }
             }
-            if missing == 0 {
-                return Ok(Taken::from(loans));
+            if held.len() + loans.iter().map(Loan::len).sum::<usize>() == count {
+                loans.into_iter().for_each(|loan| held.keep(loan));
+                return Ok(Taken { parts: std::mem::take(&mut held.parts) });
             }
+            let (ending, lasting) = loans.into_iter().partition(Loan::can_end_generation);
+            loans = lasting;
+            Vec::into_iter(ending).for_each(|loan| held.keep(loan));
         }
-        // All or none: the loans go back.
-        drop(loans);
+        // All or none: the loans go back, what is held is for the next request.
+        drop((loans, held));
         Err(self.nothing_left())
+    }
+
+    /// Up to `count` numbers that an earlier request held and could not use.
+    fn take_leftovers(&self, count: usize) -> Vec<(ShardIndex, Vec<Value>)> {
+        if !self.has_leftovers.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut leftovers = self.leftovers.lock().expect("nothing panics with it");
+        let keep = leftovers.len().saturating_sub(count);
+        let mut taken = leftovers.split_off(keep);
+        self.has_leftovers.store(!leftovers.is_empty(), Ordering::Release);
+        taken.sort_unstable_by_key(|&(shard, _)| shard);
+        taken
+            .chunk_by(|(shard, _), (next, _)| shard == next)
+            .map(|part| (part[0].0, part.iter().map(|&(_, value)| value).collect()))
+            .collect()
     }
 
     /// The shards in rotation in random order, then the others: one of these may be about to return.
@@ -230,7 +260,9 @@ impl Pool {
         let final_ =
             self.exhausted.load(Ordering::Acquire) && levels.iter().all(|level| !level.standby);
         if final_ {
-            TakeError::Exhausted { left: levels.iter().map(|level| level.left).sum() }
+            let leftovers = self.leftovers.lock().expect("nothing panics with it").len() as u64;
+            let in_shards: u64 = levels.iter().map(|level| level.left).sum();
+            TakeError::Exhausted { left: leftovers + in_shards }
         } else {
             TakeError::Refilling
         }
@@ -267,6 +299,14 @@ impl Pool {
 
     /// Ends all workers: each gives back what it leased and did not hand out, and closes its shard.
     pub fn stop(&self) {
+        let leftovers =
+            std::mem::take(&mut *self.leftovers.lock().expect("nothing panics with it"));
+        if !leftovers.is_empty() {
+            tracing::warn!(
+                pool = %self.name, burned = leftovers.len(),
+                "numbers that a request held and could not use are burned: their shard files are gone"
+            );
+        }
         for slot in &self.slots {
             slot.signal(Buffer::stop);
         }
@@ -321,13 +361,38 @@ impl Pool {
     }
 }
 
-impl From<Vec<Loan>> for Taken {
-    fn from(loans: Vec<Loan>) -> Self {
-        let part = |loan: Loan| {
-            let (index, rows) = loan.settle();
-            (index, rows.iter().map(|row| row.value).collect())
-        };
-        Self { parts: loans.into_iter().map(part).collect() }
+/// Numbers that their shards gave for good, to a request that is still collecting. If it ends
+/// without them, they are the next request's.
+struct Held<'p> {
+    pool: &'p Pool,
+    parts: Vec<(ShardIndex, Vec<Value>)>,
+}
+
+impl Held<'_> {
+    fn len(&self) -> usize {
+        self.parts.iter().map(|(_, values)| values.len()).sum()
+    }
+
+    fn keep(&mut self, loan: Loan) {
+        let (shard, mut values) = loan.settle();
+        match self.parts.iter_mut().find(|(other, _)| *other == shard) {
+            Some((_, others)) => others.append(&mut values),
+            None => self.parts.push((shard, values)),
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.parts.is_empty() {
+            return;
+        }
+        let parts = std::mem::take(&mut self.parts);
+        let each = parts
+            .into_iter()
+            .flat_map(|(shard, values)| values.into_iter().map(move |value| (shard, value)));
+        self.pool.leftovers.lock().expect("nothing panics with it").extend(each);
+        self.pool.has_leftovers.store(true, Ordering::Release);
     }
 }
 

@@ -137,6 +137,17 @@ pub struct Row {
     pub value: Value,
 }
 
+#[cfg(test)]
+impl Row {
+    pub(crate) fn for_test(id: u32) -> Self {
+        Self { id, value: Value(id.into()) }
+    }
+
+    pub(crate) fn id_for_test(&self) -> u32 {
+        self.id
+    }
+}
+
 /// An open shard: what is left in its file. The connection is passed in, so that whoever owns both
 /// decides on which thread it is used.
 #[derive(Debug)]

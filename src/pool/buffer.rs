@@ -72,6 +72,8 @@ pub(super) enum Task {
 pub(super) struct Buffer {
     /// `lease.rows`; 0 is strict.
     lease_rows: usize,
+    /// Rows below which the next generation is wanted.
+    low_water: u64,
     phase: Phase,
     generation: Generation,
     /// Leased, not handed out.
@@ -86,15 +88,18 @@ pub(super) struct Buffer {
     /// Leasing fails for now: nobody should wait for it.
     failing: bool,
     stopping: bool,
-    /// The worker was told that the buffer runs low.
-    told: bool,
+    /// The worker was woken and has not looked yet.
+    worker_told: bool,
+    /// The refiller was told that this generation runs out.
+    refiller_told: bool,
 }
 
 impl Buffer {
     /// A shard without a file.
-    pub(super) fn new(lease_rows: usize, standby: bool) -> Self {
+    pub(super) fn new(lease_rows: usize, low_water: u64, standby: bool) -> Self {
         Self {
             lease_rows,
+            low_water,
             phase: Phase::Depleted,
             generation: Generation(0),
             ready: Vec::new(),
@@ -104,7 +109,8 @@ impl Buffer {
             standby,
             failing: false,
             stopping: false,
-            told: false,
+            worker_told: false,
+            refiller_told: false,
         }
     }
 
@@ -116,21 +122,29 @@ impl Buffer {
     /// Whether the worker has something to do that it was not told of yet.
     pub(super) fn calls_worker(&mut self) -> bool {
         let used_up = self.phase == Phase::Serving && self.left() == 0;
-        let calls = !self.told && (self.is_low() || used_up || !self.waiters.is_empty());
-        self.told |= calls;
+        let work = self.is_low() || used_up || self.wants_refill() || !self.waiters.is_empty();
+        let calls = work && !self.worker_told;
+        self.worker_told |= calls;
+        calls
+    }
+
+    /// Whether the next generation is wanted and the refiller was not told yet.
+    pub(super) fn calls_refiller(&mut self) -> bool {
+        let calls = self.wants_refill();
+        self.refiller_told |= calls;
         calls
     }
 
     /// Takes `count` rows, or with `partial` up to that many, or queues for them.
     pub(super) fn take(&mut self, count: usize, partial: bool) -> Take {
-        let waits_for_swap = self.phase == Phase::Swapping;
-        if self.stopping || !(self.phase == Phase::Serving || waits_for_swap) {
+        if self.stopping || self.phase == Phase::Depleted {
             return Take::Short;
         }
         if self.ready.len() >= count {
             return Take::Rows(self.lend(count), self.generation);
         }
-        if self.failing || (!waits_for_swap && self.is_short_of(count, partial)) {
+        let next_is_due = self.phase == Phase::Swapping || (self.standby && self.left() == 0);
+        if self.failing || (!next_is_due && self.is_short_of(count, partial)) {
             return Take::Short;
         }
         let (reply, receiver) = oneshot::channel();
@@ -141,7 +155,7 @@ impl Buffer {
     /// Serves those who wait from what is there, turns away those who wait in vain, and says what
     /// the worker should do.
     pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery>) -> Task {
-        self.told = false;
+        self.worker_told = false;
         if self.stopping {
             return Task::Stop;
         }
@@ -164,8 +178,6 @@ impl Buffer {
             return Task::Sleep;
         }
         if self.loans > 0 || !self.ready.is_empty() {
-            // A loan may come back: those who wait for what it holds wait for its end.
-            self.turn_away_short();
             return Task::Sleep;
         }
         if self.standby {
@@ -203,6 +215,7 @@ impl Buffer {
         self.standby = standby;
         self.phase = Phase::Serving;
         self.failing = false;
+        self.refiller_told = false;
     }
 
     /// The file can't be trusted any more: what was leased from it is burned. Says how much.
@@ -276,6 +289,10 @@ impl Buffer {
             && self.ready.len() <= self.lease_rows / 2
     }
 
+    fn wants_refill(&self) -> bool {
+        !self.refiller_told && !self.standby && self.left() < self.low_water
+    }
+
     /// Whether this generation can't give `count` any more, whatever comes back.
     fn is_short_of(&self, count: usize, partial: bool) -> bool {
         let enough = if partial { 1 } else { count as u64 };
@@ -284,17 +301,19 @@ impl Buffer {
 
     fn serve(&mut self, deliveries: &mut Vec<Delivery>) {
         while let Some(waiter) = self.waiters.front() {
+            // A loan may come back: those who wait for what it holds wait for its end.
             let no_more = self.in_file == 0 && self.loans == 0;
-            let count = match waiter.partial && no_more {
-                true => waiter.count.min(self.ready.len()),
-                false => waiter.count,
-            };
+            let partial = waiter.partial && no_more;
+            let count = if partial { waiter.count.min(self.ready.len()) } else { waiter.count };
             let vanished = waiter.reply.is_closed();
-            if !vanished && (count == 0 || self.ready.len() < count) {
+            let enough = count > 0 && self.ready.len() >= count;
+            // With nothing left at all, all may wait for the standby.
+            let in_vain = no_more && !self.ready.is_empty();
+            if !vanished && !enough && !in_vain {
                 break;
             }
             let waiter = self.waiters.pop_front().expect("it was looked at above");
-            if !vanished {
+            if !vanished && enough {
                 let rows = self.lend(count);
                 deliveries.push(Delivery {
                     rows,
@@ -303,14 +322,6 @@ impl Buffer {
                 });
             }
         }
-    }
-
-    fn turn_away_short(&mut self) {
-        let (left, loans) = (self.left(), self.loans);
-        self.waiters.retain(|waiter| {
-            let enough = if waiter.partial { 1 } else { waiter.count as u64 };
-            loans > 0 || left >= enough
-        });
     }
 
     /// Rows that those who wait still need, as many as fit a lease.
@@ -330,3 +341,6 @@ impl Buffer {
         self.ready.split_off(self.ready.len() - count)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,10 +138,19 @@ impl Loan {
         self.rows.len()
     }
 
+    pub(super) fn is_of(&self, slot: &Arc<Slot>) -> bool {
+        Arc::ptr_eq(&self.slot, slot)
+    }
+
+    /// Whether the shard goes on to its next generation once these rows are handed out.
+    pub(super) fn can_end_generation(&self) -> bool {
+        self.slot.look(|buffer| buffer.has_standby() && buffer.left() == 0)
+    }
+
     /// The rows are handed out.
-    pub(super) fn settle(mut self) -> (ShardIndex, Vec<Row>) {
+    pub(super) fn settle(mut self) -> (ShardIndex, Vec<Value>) {
         self.settled = true;
-        (self.slot.index, std::mem::take(&mut self.rows))
+        (self.slot.index, self.rows.iter().map(|row| row.value).collect())
     }
 }
 

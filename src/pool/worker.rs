@@ -77,7 +77,11 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let watch = self.pool.watch_task();
         loop {
-            match self.slot.next() {
+            let task = self.slot.next();
+            if self.slot.update(Buffer::calls_refiller) {
+                self.pool.refill_wanted.notify_one();
+            }
+            match task {
                 Task::Lease(rows) => self.lease(rows).await,
                 Task::Swap => self.swap().await,
                 Task::Retire => self.retire(),
@@ -106,7 +110,6 @@ impl Worker {
                     pool = %self.pool.name, shard = %self.slot.name, generation = generation.0, left,
                     "the shard is open"
                 );
-                self.tell_refiller_if_low();
             }
             Err(error) => self.lost(&error, standby).await,
         }
@@ -129,7 +132,6 @@ impl Worker {
                 // Invariant: committed before handed out.
                 self.slot.update(|buffer| buffer.leased(rows, left));
                 self.recovered();
-                self.tell_refiller_if_low();
             }
             Err(error) if error.is_transient() => self.pause("leasing fails", &error).await,
             Err(error) => {
@@ -233,13 +235,6 @@ impl Worker {
     fn recovered(&mut self) {
         self.pause = self.refill.retry;
         self.slot.set_trouble(None);
-    }
-
-    fn tell_refiller_if_low(&self) {
-        let (left, standby) = self.slot.look(|buffer| (buffer.left(), buffer.has_standby()));
-        if left < self.pool.low_water && !standby {
-            self.pool.refill_wanted.notify_one();
-        }
     }
 
     /// The end: what was leased and not handed out becomes unused again.

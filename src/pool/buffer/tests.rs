@@ -1,0 +1,227 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+use crate::shard::Row;
+
+/// A file of `left` rows with ids from `first`, as the worker sees it.
+struct File {
+    next_id: u32,
+    left: u64,
+}
+
+impl File {
+    fn lease(&mut self, count: usize) -> Vec<Row> {
+        let count = self.left.min(count as u64) as u32;
+        self.left -= u64::from(count);
+        self.next_id += count;
+        (self.next_id - count..self.next_id).map(Row::for_test).collect()
+    }
+}
+
+/// A request that waits, or holds rows which it may give back.
+enum Request {
+    Waits(oneshot::Receiver<Reply>),
+    Holds(Vec<Row>, Generation),
+}
+
+/// Whether the buffer dropped its end of the channel.
+fn is_turned_away(request: &mut Request) -> bool {
+    match request {
+        Request::Waits(reply) => matches!(reply.try_recv(), Err(TryRecvError::Closed)),
+        Request::Holds(..) => false,
+    }
+}
+
+/// What a test does to a buffer, between two looks of the worker.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Pop,
+    Take { count: usize, partial: bool },
+    Vanish(usize),
+    Settle(usize),
+    Return(usize),
+    Standby,
+    Work,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        2 => Just(Act::Pop),
+        4 => (1..40_usize, any::<bool>()).prop_map(|(count, partial)| Act::Take { count, partial }),
+        1 => any::<usize>().prop_map(Act::Vanish),
+        2 => any::<usize>().prop_map(Act::Settle),
+        2 => any::<usize>().prop_map(Act::Return),
+        1 => Just(Act::Standby),
+        4 => Just(Act::Work),
+    ];
+    proptest::collection::vec(act, 1..200)
+}
+
+/// A buffer with a worker of flesh: what `Slot` and `Worker` do, one step at a time.
+struct Model {
+    buffer: Buffer,
+    file: File,
+    generation: i64,
+    requests: Vec<Request>,
+    handed_out: BTreeSet<u32>,
+    /// Whether the worker would look at the buffer again without a further call.
+    awake: bool,
+}
+
+const ROWS: u64 = 50;
+
+impl Model {
+    fn new(lease_rows: usize) -> Self {
+        let mut buffer = Buffer::new(lease_rows, ROWS / 2, false);
+        buffer.opened(Generation(1), ROWS, false);
+        Self {
+            buffer,
+            file: File { next_id: 0, left: ROWS },
+            generation: 1,
+            requests: Vec::new(),
+            handed_out: BTreeSet::new(),
+            awake: true,
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Pop => {
+                let row = self.buffer.pop();
+                self.hand_out(row);
+            }
+            Act::Take { count, partial } => match self.buffer.take(count, partial) {
+                Take::Rows(rows, generation) => {
+                    assert!(rows.len() == count, "a take at once gives all that was asked for");
+                    self.requests.push(Request::Holds(rows, generation));
+                }
+                Take::Wait(reply) => self.requests.push(Request::Waits(reply)),
+                Take::Short => {}
+            },
+            Act::Vanish(which) => self.end(which, |model, request| {
+                if let Request::Holds(mut rows, generation) = request {
+                    model.give_back(&mut rows, generation);
+                }
+            }),
+            Act::Settle(which) => self.end(which, |model, request| match request {
+                Request::Holds(rows, _) => {
+                    model.buffer.loan_settled();
+                    model.hand_out(rows);
+                }
+                waits @ Request::Waits(_) => model.requests.push(waits),
+            }),
+            Act::Return(which) => self.end(which, |model, request| match request {
+                Request::Holds(mut rows, generation) => model.give_back(&mut rows, generation),
+                waits @ Request::Waits(_) => model.requests.push(waits),
+            }),
+            Act::Standby => {
+                self.buffer.standby_ready();
+                self.awake = true;
+            }
+            Act::Work => return self.work(),
+        }
+        self.awake |= self.buffer.calls_worker();
+    }
+
+    fn end(&mut self, which: usize, then: impl FnOnce(&mut Self, Request)) {
+        if !self.requests.is_empty() {
+            let request = self.requests.swap_remove(which % self.requests.len());
+            then(self, request);
+        }
+    }
+
+    fn give_back(&mut self, rows: &mut Vec<Row>, generation: Generation) {
+        let burned = self.buffer.loan_returned(rows, generation);
+        assert_eq!(burned, 0, "no generation ends while a loan of it is out");
+    }
+
+    fn hand_out(&mut self, rows: impl IntoIterator<Item = Row>) {
+        for row in rows {
+            assert!(self.handed_out.insert(row.id_for_test()), "a row was handed out twice");
+        }
+    }
+
+    /// The worker, until it sleeps.
+    fn work(&mut self) {
+        loop {
+            let mut deliveries = Vec::new();
+            let task = self.buffer.next(&mut deliveries);
+            self.buffer.calls_refiller();
+            // Whoever was turned away goes first: the next channel that closes is one that is served.
+            self.waiting();
+            for Delivery { rows, generation, reply } in deliveries {
+                self.deliver(rows, generation, reply);
+            }
+            match task {
+                Task::Lease(count) => {
+                    let rows = self.file.lease(count);
+                    self.buffer.leased(rows, self.file.left);
+                }
+                Task::Swap => {
+                    self.generation += 1;
+                    self.file.left = ROWS;
+                    self.buffer.opened(Generation(self.generation), ROWS, false);
+                }
+                Task::Retire => {}
+                Task::Sleep => break,
+                Task::Stop => unreachable!("the model is never stopped"),
+            }
+        }
+        self.awake = false;
+    }
+
+    /// The model has no slot for a real loan: who is served is found by the channel's other end.
+    fn deliver(&mut self, rows: Vec<Row>, generation: Generation, reply: oneshot::Sender<Reply>) {
+        assert!(!rows.is_empty(), "nobody is served with nothing");
+        drop(reply);
+        let served = self
+            .requests
+            .iter_mut()
+            .find_map(|request| is_turned_away(request).then_some(request))
+            .expect("the buffer serves only those who wait");
+        *served = Request::Holds(rows, generation);
+    }
+
+    /// Those who were turned away are gone; the others wait.
+    fn waiting(&mut self) -> usize {
+        self.requests.retain_mut(|request| !is_turned_away(request));
+        self.requests.iter().filter(|request| matches!(request, Request::Waits(_))).count()
+    }
+
+    fn loans(&self) -> usize {
+        self.requests.iter().filter(|request| matches!(request, Request::Holds(..))).count()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// A request that waits and that nobody will serve hangs until its client gives up.
+    #[test]
+    fn nobody_waits_while_the_worker_sleeps_for_good(lease_rows in prop_oneof![Just(0), 1..80_usize], acts in acts()) {
+        let mut model = Model::new(lease_rows);
+        for act in acts {
+            model.act(act);
+            if !model.awake {
+                let loans = model.loans();
+                prop_assert!(model.waiting() == 0 || loans > 0, "a request is forgotten after {act:?}");
+            }
+        }
+        // All loans end, the worker works: then nobody may wait, and every row is accounted for.
+        while model.loans() > 0 || model.awake {
+            let held = model.requests.iter().position(|request| matches!(request, Request::Holds(..)));
+            if let Some(held) = held {
+                model.act(Act::Return(held));
+            }
+            model.act(Act::Work);
+        }
+        prop_assert_eq!(model.waiting(), 0);
+        let rest: Vec<_> = model.buffer.take_unserved();
+        model.hand_out(rest);
+        let unleased = model.file.left;
+        prop_assert_eq!(model.handed_out.len() as u64 + unleased, ROWS * model.generation as u64);
+    }
+}
