@@ -5,6 +5,8 @@
 //! variables, flags.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -185,7 +187,7 @@ impl Config {
         let unreadable = |error: ::config::ConfigError| ConfigError::Unreadable(error.to_string());
         let builder = ::config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-            .add_source(user_file(overrides.file.as_deref()))
+            .add_source(user_file(overrides.file.as_deref())?)
             .add_source(environment.prefix_separator("_").separator("__").try_parsing(true));
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
@@ -204,11 +206,19 @@ impl Config {
     }
 }
 
-fn user_file(path: Option<&Path>) -> File<::config::FileSourceFile, FileFormat> {
-    match path {
-        Some(path) => File::new(&path.to_string_lossy(), FileFormat::Toml).required(true),
-        None => File::new(USER_FILE, FileFormat::Toml).required(false),
+/// The user's file, after a look whether it is TOML at all: the parser below names no line.
+fn user_file(
+    path: Option<&Path>,
+) -> Result<File<::config::FileSourceFile, FileFormat>, ConfigError> {
+    let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
+    let unreadable =
+        |problem: &dyn Display| ConfigError::Unreadable(format!("{}: {problem}", path.display()));
+    match std::fs::read_to_string(path) {
+        Ok(text) => drop(text.parse::<toml::Table>().map_err(|error| unreadable(&error))?),
+        Err(error) if !required && error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(unreadable(&error)),
     }
+    Ok(File::new(&path.to_string_lossy(), FileFormat::Toml).required(required))
 }
 
 fn override_by_flags<'a>(
@@ -336,7 +346,8 @@ impl Keys {
             retry_limit: wait("refill.retry_limit_ms", self.refill.retry_limit_ms)?,
         };
         if refill.retry > refill.retry_limit {
-            let problem = "allowed is up to refill.retry_limit_ms".to_owned();
+            let limit = self.refill.retry_limit_ms;
+            let problem = format!("allowed is up to refill.retry_limit_ms ({limit})");
             return Err(refused("refill.retry_ms", problem));
         }
 
@@ -390,7 +401,11 @@ impl PoolKeys {
 
         let shards = match self.shards {
             ShardCount::Auto => (num_cpus::get() as u64 / 2).max(2),
-            ShardCount::Exactly(shards) => within(&key("shards"), shards, 1, SHARDS_MAX)?,
+            ShardCount::Exactly(shards) if (1..=SHARDS_MAX).contains(&shards) => shards,
+            ShardCount::Exactly(_) => {
+                let problem = format!("allowed are \"auto\" and 1 to {SHARDS_MAX}");
+                return Err(refused(&key("shards"), problem));
+            }
         };
         let default_size = space.size().div_ceil(shards).min(SHARD_SIZE_DEFAULT);
         let size_max = space.size().min(SHARD_SIZE_MAX);

@@ -55,11 +55,7 @@ pub struct Lock {
 /// # Errors
 /// [`LockError::Held`] when another process holds it.
 pub fn lock(folder: &Path) -> Result<Lock, LockError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER_MODE)
-        .create(folder)
-        .map_err(|error| failed("create the folder", folder, error))?;
+    create_folder(folder)?;
     let path = folder.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
@@ -84,6 +80,28 @@ pub fn lock(folder: &Path) -> Result<Lock, LockError> {
     let _ = file.set_len(0).and_then(|()| file.rewind());
     let _ = writeln!(file, "{}", std::process::id());
     Ok(Lock { _file: file })
+}
+
+/// Creates the folder where it is missing, and makes its name durable: a folder that vanished with
+/// its ledger would look like a new number space.
+fn create_folder(folder: &Path) -> Result<(), FileError> {
+    let parent = match folder.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) => Path::new("."),
+        None => return Ok(()),
+    };
+    if length_bytes(folder)?.is_some() {
+        // The process that created it may have been killed before it could sync it. Where the
+        // parent may not be read, whoever made the folder answers for its name.
+        let _ = sync_folder(parent);
+        return Ok(());
+    }
+    create_folder(parent)?;
+    DirBuilder::new()
+        .mode(FOLDER_MODE)
+        .create(folder)
+        .map_err(|error| failed("create the folder", folder, error))?;
+    sync_folder(parent)
 }
 
 /// Creates an empty file for this user alone, replacing what stood there.

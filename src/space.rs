@@ -214,7 +214,11 @@ fn parse(text: &str, decimals: u8) -> Result<Value, SpaceError> {
     let Some(padding) = usize::from(decimals).checked_sub(fraction.len()) else {
         return Err(SpaceError::TooManyDecimals { text: text.to_owned(), decimals });
     };
-    let allowed = if decimals == 0 { "2^53-1 (9007199254740991)" } else { "15 significant digits" };
+    let allowed = if decimals == 0 {
+        "-9007199254740991 to 9007199254740991 (2^53-1)"
+    } else {
+        "15 significant digits"
+    };
     let too_large = || SpaceError::TooLarge { text: text.to_owned(), allowed };
     let digits = format!("{whole}{fraction}{}", "0".repeat(padding));
     let magnitude: i64 = digits.parse().map_err(|_| too_large())?;
@@ -262,12 +266,16 @@ mod tests {
         check("+1", 2, "\"+1\" is not a decimal number");
         check("NaN", 2, "\"NaN\" is not a decimal number");
         check("0.125", 2, "0.125 has more than 2 digits after the point");
-        check("9007199254740992", 0, "9007199254740992 is beyond 2^53-1 (9007199254740991)");
+        check(
+            "9007199254740992",
+            0,
+            "9007199254740992 is beyond -9007199254740991 to 9007199254740991 (2^53-1)",
+        );
         check("1000000000", 6, "1000000000 is beyond 15 significant digits");
         check(
             "99999999999999999999",
             0,
-            "99999999999999999999 is beyond 2^53-1 (9007199254740991)",
+            "99999999999999999999 is beyond -9007199254740991 to 9007199254740991 (2^53-1)",
         );
     }
 

@@ -54,8 +54,13 @@ pub fn check_version() -> Result<(), String> {
 /// Opens an existing file for use.
 ///
 /// # Errors
-/// SQLite's error; a missing file is one.
+/// SQLite's error; a missing file is one, and an empty file is not a database.
 pub fn open(path: &Path) -> Result<Connection, Error> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
+        // SQLite would make a new database of it, over what a crash or a full disk left.
+        let empty = ffi::Error::new(ffi::SQLITE_NOTADB);
+        return Err(Error::SqliteFailure(empty, Some("the file is empty".to_owned())));
+    }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.execute_batch(LIVE)?;

@@ -25,7 +25,9 @@ pub(super) enum Refusal {
     BadCount { given: String, limit: u32 },
     #[error("Unknown parameter {given:?}. Allowed are: type, count.")]
     UnknownParameter { given: String },
-    #[error("The parameter {given:?} is given more than once.")]
+    #[error(
+        "The parameter {given:?} is given more than once. Allowed are: type, count, each once."
+    )]
     RepeatedParameter { given: String },
     #[error("There is nothing at this path. Try /random or /health.")]
     UnknownPath,
