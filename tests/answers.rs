@@ -1,0 +1,346 @@
+//! The shape of every answer, to the digit (DESIGN section 7).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use support::{Config, Failure, Health, Many, One, Site, assert_each_once, eventually};
+
+/// Story: a renamed field or a number in quotes breaks every caller at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_number_comes_with_its_shard_by_get_and_by_post() {
+    let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 100));
+    site.fill().await;
+    let server = site.start().await;
+
+    let mut numbers = Vec::new();
+    for method in [Method::GET, Method::POST] {
+        // No type means int.
+        for target in ["/random", "/random?type=int"] {
+            let answer = server.send(method.clone(), target).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let one: One<'_> = answer.parse();
+            assert_eq!(one.shard, "int_shard_0.db");
+            numbers.push(one.number.get().to_owned());
+        }
+    }
+
+    assert_eq!(support::missing(&numbers, 1..=1_000), 996);
+    server.stop().await;
+}
+
+/// Story: a batch that says less than it took, or names the wrong shards, cannot be audited.
+/// A batch is taken from one random shard as long as that has enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_is_answered_with_so_many_numbers_of_one_shard() {
+    let site = Site::new(&Config::new().pool("int", 1, 100_000, 2, 1_000));
+    site.fill().await;
+    let server = site.start().await;
+
+    let mut numbers = Vec::new();
+    for count in [1, 2, 50, 100] {
+        for method in [Method::GET, Method::POST] {
+            let answer = server.send(method, &format!("/random?count={count}")).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let many: Many<'_> = answer.parse();
+            assert_eq!((many.count, many.numbers.len()), (count, count));
+            let shards: Vec<_> = many.shards.into_iter().collect();
+            assert_eq!(shards.len(), 1, "{shards:?}");
+            let (shard, taken) = &shards[0];
+            assert!(["int_shard_0.db", "int_shard_1.db"].contains(&shard.as_str()));
+            assert_eq!(*taken, count);
+            numbers.extend(answer.numbers());
+        }
+    }
+
+    assert_eq!(support::missing(&numbers, 1..=100_000), 100_000 - 306);
+    server.stop().await;
+}
+
+/// Story: a caller mistypes a parameter, the server ignores it, and int numbers are spent where
+/// float numbers were meant. Whatever is not understood is refused, names what is allowed, and
+/// takes no number.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_with_what_is_allowed_and_takes_nothing() {
+    const TYPES: &[&str] = &["int", "ticket"];
+    const COUNTS: &[&str] = &["1", "10000"];
+    const PARAMETERS: &[&str] = &["type", "count"];
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("type=nope", "unknown_type", TYPES),
+        ("type=", "unknown_type", TYPES),
+        ("type=int%20", "unknown_type", TYPES),
+        ("type=..%2Fint", "unknown_type", TYPES),
+        // Left out by the config.
+        ("type=float", "unknown_type", TYPES),
+        ("count=0", "bad_count", COUNTS),
+        ("count=-1", "bad_count", COUNTS),
+        ("count=", "bad_count", COUNTS),
+        ("count=abc", "bad_count", COUNTS),
+        ("count=1.5", "bad_count", COUNTS),
+        ("count=1e3", "bad_count", COUNTS),
+        ("count=0x10", "bad_count", COUNTS),
+        ("count=%201", "bad_count", COUNTS),
+        ("count=10001", "bad_count", COUNTS),
+        ("count=4294967297", "bad_count", COUNTS),
+        ("count=99999999999999999999", "bad_count", COUNTS),
+        ("colour=red", "unknown_parameter", PARAMETERS),
+        ("Type=int", "unknown_parameter", PARAMETERS),
+        ("type=int&colour=red", "unknown_parameter", PARAMETERS),
+        ("type=int&type=int", "unknown_parameter", PARAMETERS),
+        ("count=1&count=2", "unknown_parameter", PARAMETERS),
+    ];
+    let config = Config::new().pool("int", 1, 10, 1, 5).pool("ticket", 1, 10, 1, 5);
+    let site = Site::new(&config);
+    let server = site.start().await;
+
+    for (query, code, allowed) in cases {
+        for method in [Method::GET, Method::POST] {
+            let answer = server.send(method, &format!("/random?{query}")).await;
+            assert_eq!(answer.status, 400, "{query}: {}", answer.body);
+            let failure: Failure = answer.parse();
+            assert_eq!(failure.code, *code, "{query}: {}", failure.error);
+            let error = failure.error.replace([',', '_'], "");
+            for word in *allowed {
+                assert!(error.contains(word), "{query}: {word} not in {error:?}");
+            }
+        }
+    }
+
+    for pool in ["int", "ticket"] {
+        assert_each_once(&server.drain(pool, 2, &[None]).await, 1..=10);
+    }
+    server.stop().await;
+}
+
+/// Story: with `[pools.int] enabled = false` a request without a type was answered from whatever
+/// pool came first.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_type_means_int_even_when_there_is_no_int() {
+    let site = Site::new(&Config::new().pool("ticket", 1, 10, 1, 5));
+    let server = site.start().await;
+
+    let answer = server.get("/random").await;
+    assert_eq!(answer.status, 400, "{}", answer.body);
+    assert_eq!(answer.parse::<Failure>().code, "unknown_type");
+
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
+    let site = Site::new(&Config::new().pool("int", 1, 10, 1, 5));
+    let server = site.start().await;
+
+    for path in ["/nope", "/random/int", "/randomly", "/%00", "//random"] {
+        for method in [Method::GET, Method::POST] {
+            let answer = server.send(method, path).await;
+            assert_eq!(answer.status, 404, "{path}: {}", answer.body);
+            assert_eq!(answer.parse::<Failure>().code, "not_found");
+        }
+    }
+    for (path, method, allowed) in [
+        ("/random", Method::PUT, ["GET", "POST"].as_slice()),
+        ("/random", Method::DELETE, &["GET", "POST"]),
+        ("/random", Method::PATCH, &["GET", "POST"]),
+        ("/health", Method::DELETE, &["GET"]),
+    ] {
+        let answer = server.send(method.clone(), path).await;
+        assert_eq!(answer.status, 405, "{method} {path}: {}", answer.body);
+        assert_eq!(answer.parse::<Failure>().code, "method_not_allowed");
+        let allow = answer.header("allow").expect("Allow with a 405");
+        let names: Vec<&str> = allow.split(',').map(str::trim).collect();
+        for method in allowed {
+            assert!(names.contains(method), "{path}: Allow: {allow}");
+        }
+        assert!(!names.contains(&method.as_str()), "{path}: Allow: {allow}");
+    }
+
+    assert_each_once(&server.drain("int", 2, &[None]).await, 1..=10);
+    server.stop().await;
+}
+
+/// Story: a link preview or a monitor sends HEAD, the framework runs the GET handler and throws
+/// the body away, and with it a number.
+#[tokio::test(flavor = "multi_thread")]
+async fn head_takes_no_number() {
+    let site = Site::new(&Config::new().pool("int", 1, 10, 1, 5));
+    site.fill().await;
+    let server = site.start().await;
+
+    for target in ["/random", "/random?type=int", "/random?count=5"] {
+        for _ in 0..10 {
+            let answer = server.send(Method::HEAD, target).await;
+            assert_eq!(answer.status, 200, "{target}");
+            assert_eq!(answer.body, "");
+        }
+    }
+
+    assert_each_once(&server.drain("int", 2, &[None]).await, 1..=10);
+    server.stop().await;
+}
+
+/// Story: "used up" and "come back later" look alike, and a caller retries for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_up_range_is_told_from_one_being_refilled() {
+    let config = Config::new().pool("int", 1, 10, 1, 5).pool("ticket", 1, 1_000_000, 1, 10);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+
+    server.drain("int", 2, &[None]).await;
+    for target in ["/random", "/random?count=1", "/random?count=7"] {
+        for method in [Method::GET, Method::POST] {
+            server.send(method, target).await.assert_exhausted();
+        }
+    }
+
+    site.block_refills("ticket", 1).await;
+    eventually("the ticket pool to run dry", async || {
+        let answer = server.get("/random?type=ticket").await;
+        (answer.status != 200).then_some(())
+    })
+    .await;
+    for target in ["/random?type=ticket", "/random?type=ticket&count=2"] {
+        for method in [Method::GET, Method::POST] {
+            server.send(method, target).await.assert_refilling();
+        }
+    }
+    site.unblock_refills("ticket", 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_names_every_pool() {
+    let config = Config::new().pool("int", 1, 1_000, 1, 100).pool("ticket", 1, 1_000, 2, 100);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+
+    let answer = server.get("/health").await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let health: Health = answer.parse();
+    assert_eq!(health.status, "ok");
+    assert!(health.pools.keys().eq(["int", "ticket"]), "{}", answer.body);
+    for pool in health.pools.values() {
+        assert_eq!(pool.status, "ok");
+        assert_eq!(pool.reason, None);
+        assert!(!answer.body.contains("reason"), "{}", answer.body);
+    }
+    server.stop().await;
+}
+
+/// Story: 0.1 + 0.2. A value that went through a binary float prints as 0.30000000000000004, or
+/// as 5.1 where 5.100000 was meant, or two values print as one. Every text of a range of 10^6
+/// comes out once, with exactly its six decimals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_floats_are_exact_to_the_digit() {
+    let config =
+        Config::new().pool("float", "0.0", "0.999999", 2, 200_000).set("pools.float.decimals", 6);
+    let site = Site::new(&config);
+    let server = site.start().await;
+
+    let numbers = server.drain("float", 8, &[None, Some(10_000), Some(1), Some(999)]).await;
+    server.stop().await;
+
+    let expected = (0..1_000_000).map(|value| format!("0.{value:06}"));
+    assert_texts_once(numbers, expected);
+}
+
+/// Story: -0.05 splits into 0 and 5 hundredths, and its sign is lost: 0.05 comes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn negative_floats_are_exact_to_the_digit() {
+    let config = Config::new()
+        .pool("temperature", "-20.5", "20.49", 2, 500)
+        .set("pools.temperature.decimals", 2);
+    let site = Site::new(&config);
+    let server = site.start().await;
+
+    let numbers = server.drain("temperature", 8, &[None, Some(1), Some(33)]).await;
+    server.stop().await;
+
+    let expected = (-2050i32..=2049).map(|value| {
+        let sign = if value < 0 { "-" } else { "" };
+        let (whole, hundredths) = (value.abs() / 100, value.abs() % 100);
+        format!("{sign}{whole}.{hundredths:02}")
+    });
+    assert_texts_once(numbers, expected);
+}
+
+/// Story: at the far ends an integer goes through a double somewhere, and two become one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ends_of_what_json_can_hold_are_exact() {
+    const END: i64 = (1 << 53) - 1;
+    let config = Config::new()
+        .pool("top", END - 99, END, 1, 50)
+        .pool("bottom", -END, -END + 99, 1, 50)
+        .pool("digits", "9.99999999999900", "9.99999999999999", 1, 50)
+        .set("pools.digits.decimals", 14);
+    let site = Site::new(&config);
+    let server = site.start().await;
+
+    let counts = &[None, Some(7)];
+    assert_each_once(&server.drain("top", 4, counts).await, END - 99..=END);
+    assert_each_once(&server.drain("bottom", 4, counts).await, -END..=-END + 99);
+    let expected = (0..100).map(|value| format!("9.999999999999{value:02}"));
+    assert_texts_once(server.drain("digits", 4, counts).await, expected);
+    server.stop().await;
+}
+
+/// Story: a shop adds `[pools.ticket]`, and its numbers come out of the int pool's shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_of_the_users_own_has_its_own_range_and_shards() {
+    let config = Config::new().pool("int", 1, 100, 1, 50).pool("ticket", 1, 100, 1, 50);
+    let site = Site::new(&config);
+    let server = site.start().await;
+
+    let numbers = server.take("ticket", None).await;
+    let answer = server.get("/random?type=ticket&count=1").await;
+    let many: Many<'_> = answer.parse();
+    assert!(many.shards.keys().eq(["ticket_shard_0.db"]));
+
+    // The same numbers exist in both pools: each is unique within its own.
+    let rest = server.drain("ticket", 4, &[None]).await;
+    assert_each_once(&[numbers, answer.numbers(), rest].concat(), 1..=100);
+    assert_each_once(&server.drain("int", 4, &[None]).await, 1..=100);
+    server.stop().await;
+}
+
+/// Story: an auditor opens a shard with `sqlite3` and finds other numbers than the customers
+/// hold. After a stop, the used rows of the view are exactly what was handed out.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_tell_what_was_handed_out() {
+    let config = Config::new().pool("float", "-5.0", "5.0", 1, 500).set("pools.float.decimals", 3);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+    let mut handed_out = server.take("float", Some(100)).await;
+    handed_out.extend(server.take("float", None).await);
+    server.stop().await;
+
+    let shard = site.file("float_shard_0.db");
+    let sql = "SELECT CAST(number AS REAL) FROM pool WHERE used = 1 ORDER BY 1";
+    let used: Vec<f64> = support::column(&shard, sql);
+    let mut expected: Vec<f64> = handed_out.iter().map(|text| text.parse().unwrap()).collect();
+    expected.sort_by(f64::total_cmp);
+    assert_eq!(used, expected);
+
+    let ledger = site.file("used_numbers_float.db");
+    let sql = "SELECT CAST(number AS REAL) FROM used ORDER BY 1";
+    let in_ledger: Vec<f64> = support::column(&ledger, sql);
+    let sql = "SELECT CAST(number AS REAL) FROM pool ORDER BY 1";
+    let in_shard: Vec<f64> = support::column(&shard, sql);
+    assert_eq!(in_ledger, in_shard);
+}
+
+/// Fails unless the texts are exactly the expected ones, each once.
+fn assert_texts_once(numbers: Vec<String>, expected: impl Iterator<Item = String>) {
+    let count = numbers.len();
+    let received: BTreeSet<String> = numbers.into_iter().collect();
+    let expected: BTreeSet<String> = expected.collect();
+    let wrong: Vec<_> = received.symmetric_difference(&expected).take(10).collect();
+    assert!(wrong.is_empty(), "missing or not of the range: {wrong:?}");
+    assert_eq!(count, received.len(), "some came twice");
+}

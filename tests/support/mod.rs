@@ -1,0 +1,648 @@
+//! What every test binary shares: a site (a temp folder and a config), the real binaries run on
+//! it, clients that count what they receive, and a look into the files. Knows nothing of the
+//! crate's own code: a test goes through the front door.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use deadpool_sqlite::rusqlite::{Connection, types::FromSql};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use reqwest::{Method, header::HeaderMap};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// The bound of every wait. Only a hung server reaches it; no test measures speed by it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that is waited for; long enough to leave the server the CPU.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The one message of a 503, word for word (DESIGN section 7).
+pub(crate) const REFILLING: &str =
+    "No available numbers. Shard is being refilled. Please retry shortly.";
+
+/// Polls until `probe` gives something.
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// A config file in the making: `key = value` lines with dotted keys.
+#[derive(Clone)]
+pub(crate) struct Config(BTreeMap<String, String>);
+
+impl Config {
+    /// No pool yet: `int` and `float` are left out until [`Config::pool`] adds them.
+    pub(crate) fn new() -> Self {
+        Self(BTreeMap::new())
+            .set("server.listen", "'127.0.0.1:0'")
+            .set("refill.retry_ms", 20)
+            .set("refill.retry_limit_ms", 200)
+            .set("pools.int.enabled", false)
+            .set("pools.float.enabled", false)
+    }
+
+    /// Adds a pool of whole numbers; set `pools.NAME.decimals` to make it another.
+    pub(crate) fn pool(
+        self,
+        name: &str,
+        min: impl Display,
+        max: impl Display,
+        shards: u16,
+        shard_size: u32,
+    ) -> Self {
+        self.set(&format!("pools.{name}.enabled"), true)
+            .set(&format!("pools.{name}.min"), min)
+            .set(&format!("pools.{name}.max"), max)
+            .set(&format!("pools.{name}.decimals"), 0)
+            .set(&format!("pools.{name}.shards"), shards)
+            .set(&format!("pools.{name}.shard_size"), shard_size)
+    }
+
+    /// Sets a dotted key to a TOML value; a string brings its own quotes.
+    pub(crate) fn set(mut self, key: &str, value: impl Display) -> Self {
+        self.0.insert(key.to_owned(), value.to_string());
+        self
+    }
+}
+
+/// A temp folder with `config.toml` and the data folder, on which servers come and go.
+pub(crate) struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    pub(crate) fn new(config: &Config) -> Self {
+        let site = Self { folder: tempfile::tempdir().unwrap() };
+        site.configure(config);
+        site
+    }
+
+    /// Writes the config file anew.
+    pub(crate) fn configure(&self, config: &Config) {
+        let config = config.clone().set("storage.dir", format!("'{}'", self.data().display()));
+        let text: String =
+            config.0.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        std::fs::write(self.folder.path().join("config.toml"), text).unwrap();
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.data().join(name)
+    }
+
+    /// Names of the files in the data folder that contain `part`, sorted.
+    pub(crate) fn files(&self, part: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.data()) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains(part))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The server's command line for this site, free of what the surroundings would set.
+    pub(crate) fn tombola(&self) -> Command {
+        self.command(env!("CARGO_BIN_EXE_tombola"))
+    }
+
+    /// The same for `init-shards`.
+    pub(crate) fn init_shards(&self) -> Command {
+        self.command(env!("CARGO_BIN_EXE_init-shards"))
+    }
+
+    fn command(&self, binary: &str) -> Command {
+        let mut command = Command::new(binary);
+        command.current_dir(self.folder.path());
+        command.args(["--config", "config.toml"]);
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if name.starts_with("TOMBOLA_") || name == "RUST_LOG" {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// Starts the server and waits until it listens.
+    pub(crate) async fn start(&self) -> Server {
+        Server::start(self.tombola()).await
+    }
+
+    /// Fills every shard with `init-shards`.
+    pub(crate) async fn fill(&self) {
+        let finished = run(self.init_shards()).await;
+        assert!(finished.status.success(), "{}", finished.stderr);
+    }
+
+    /// Starts a server that has to refuse, and returns what it says on stderr.
+    pub(crate) async fn refusal(&self) -> String {
+        refusal(self.tombola()).await
+    }
+
+    /// Fills the shards, takes 60 % of all numbers, waits for a standby, and stops. Returns the
+    /// numbers taken. For two shards: one is then below its low water, and none is empty.
+    pub(crate) async fn stop_with_standby(&self, shard_size: u32) -> Vec<String> {
+        self.fill().await;
+        let server = self.start().await;
+        let mut numbers = Vec::new();
+        for _ in 0..2 * shard_size * 6 / 10 {
+            numbers.extend(server.take("int", None).await);
+        }
+        eventually("a standby generation", async || self.files(".db.next").first().map(drop)).await;
+        server.stop().await;
+        numbers
+    }
+
+    /// Makes every refill of the pool fail, as on a full disk: a folder sits where the build
+    /// wants its file. `unblock_refills` takes it away.
+    pub(crate) async fn block_refills(&self, pool: &str, shards: u16) {
+        for path in self.build_paths(pool, shards) {
+            eventually("a moment without a build", async || std::fs::create_dir(&path).ok()).await;
+        }
+    }
+
+    pub(crate) fn unblock_refills(&self, pool: &str, shards: u16) {
+        for path in self.build_paths(pool, shards) {
+            std::fs::remove_dir(path).unwrap();
+        }
+    }
+
+    fn build_paths(&self, pool: &str, shards: u16) -> impl Iterator<Item = PathBuf> {
+        (0..shards).map(move |index| self.file(&format!("{pool}_shard_{index}.db.tmp")))
+    }
+}
+
+/// A child process that does not outlive its test, and whose output is kept.
+pub(crate) struct Process {
+    child: Child,
+    stdout: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdout, read_stdout) = collect(child.stdout.take().unwrap());
+        let (stderr, read_stderr) = collect(child.stderr.take().unwrap());
+        Self { child, stdout, stderr, readers: vec![read_stdout, read_stderr] }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends a signal; it is an error if the process has ended and was waited for.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(id, signal).unwrap();
+    }
+
+    /// Waits for the end, and for the last of the output.
+    pub(crate) async fn finish(&mut self) -> Finished {
+        let status =
+            eventually("the end of the process", async || self.child.try_wait().unwrap()).await;
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        Finished {
+            status,
+            stdout: self.stdout.lock().unwrap().clone(),
+            stderr: self.stderr.lock().unwrap().clone(),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Either fails when the process has ended already, and then nothing is left to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("stderr of the process:\n{}", self.stderr.lock().unwrap());
+        }
+    }
+}
+
+/// How a process ended and what it said.
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(command: Command) -> Finished {
+    Process::spawn(command).finish().await
+}
+
+/// Runs a command that has to refuse: exit code 1 and a readable message, which is returned.
+pub(crate) async fn refusal(command: Command) -> String {
+    let Finished { status, stderr, .. } = run(command).await;
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("Error: "), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+fn collect(stream: impl Read + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {
+    let text = Arc::new(Mutex::new(String::new()));
+    let target = Arc::clone(&text);
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines() {
+            let mut text = target.lock().unwrap();
+            text.push_str(&line.unwrap());
+            text.push('\n');
+        }
+    });
+    (text, reader)
+}
+
+/// A running server.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    client: Client,
+}
+
+impl Server {
+    pub(crate) async fn start(command: Command) -> Self {
+        let mut process = Process::spawn(command);
+        let url = eventually("the line \"Listening on\"", async || {
+            assert!(process.is_running(), "the server ended at its start");
+            let stdout = process.stdout.lock().unwrap();
+            let line = stdout.split_inclusive('\n').find(|line| line.ends_with('\n'))?;
+            let url = line.strip_prefix("Listening on ");
+            Some(url.expect("the first line names the address").trim().to_owned())
+        })
+        .await;
+        Self { process, client: Client::new(url) }
+    }
+
+    /// `127.0.0.1:PORT`, for a connection by hand.
+    pub(crate) fn address(&self) -> &str {
+        self.client.url.strip_prefix("http://").unwrap()
+    }
+
+    pub(crate) async fn send(&self, method: Method, target: &str) -> Answer {
+        self.client.send(method, target).await.unwrap()
+    }
+
+    pub(crate) async fn get(&self, target: &str) -> Answer {
+        self.send(Method::GET, target).await
+    }
+
+    /// Takes one number, or `count` of them, and comes back as long as the answer is 503.
+    pub(crate) async fn take(&self, pool: &str, count: Option<u32>) -> Vec<String> {
+        let target = random(pool, count);
+        eventually("numbers instead of 503", async || {
+            let answer = self.get(&target).await;
+            match answer.status {
+                503 => {
+                    answer.assert_refilling();
+                    None
+                }
+                200 => Some(answer.numbers()),
+                status => panic!("{target}: {status} {}", answer.body),
+            }
+        })
+        .await
+    }
+
+    /// Takes with many clients until the range is used up, and returns every number received.
+    /// Client k begins with `counts[k]` and goes round; `None` asks without a count.
+    pub(crate) async fn drain(
+        &self,
+        pool: &str,
+        clients: usize,
+        counts: &'static [Option<u32>],
+    ) -> Vec<String> {
+        let mut numbers = Vec::new();
+        for taken in self.load(pool, clients, counts).join().await {
+            assert_eq!(taken.end, End::Exhausted);
+            numbers.extend(taken.numbers);
+        }
+        let after = self.get(&random(pool, None)).await;
+        assert_eq!(after.status, 410, "exhausted is final: {}", after.body);
+        numbers
+    }
+
+    /// Starts clients as for [`Server::drain`], and returns at once.
+    pub(crate) fn load(&self, pool: &str, clients: usize, counts: &'static [Option<u32>]) -> Load {
+        let (total, taken) = watch::channel(0);
+        let mut load = Load { clients: JoinSet::new(), taken };
+        for index in 0..clients {
+            let counts = counts.iter().copied().cycle().skip(index % counts.len());
+            load.clients.spawn(take_until_end(
+                self.client.clone(),
+                pool.to_owned(),
+                counts,
+                total.clone(),
+            ));
+        }
+        load
+    }
+
+    /// SIGTERM, which has to end in exit code 0.
+    pub(crate) async fn stop(mut self) {
+        self.process.signal(Signal::SIGTERM);
+        let finished = self.process.finish().await;
+        assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    }
+
+    /// SIGKILL: what the process has not handed to the kernel by now is lost.
+    pub(crate) async fn kill(mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.process.finish().await;
+    }
+}
+
+/// The target of a request for one number, or for `count` of them.
+fn random(pool: &str, count: Option<u32>) -> String {
+    match count {
+        None => format!("/random?type={pool}"),
+        Some(count) => format!("/random?type={pool}&count={count}"),
+    }
+}
+
+#[derive(Clone)]
+struct Client {
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    fn new(url: String) -> Self {
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        Self { url, http }
+    }
+
+    /// Every answer, errors included, has to be JSON that nobody keeps.
+    async fn send(&self, method: Method, target: &str) -> reqwest::Result<Answer> {
+        let request = self.http.request(method, format!("{}{target}", self.url));
+        let response = request.send().await?;
+        let answer = Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await?,
+        };
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        Ok(answer)
+    }
+}
+
+/// An answer as it came over the wire.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+/// `{"number": ..., "shard": ...}`: these fields and no others.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct One<'a> {
+    #[serde(borrow)]
+    pub(crate) number: &'a RawValue,
+    pub(crate) shard: String,
+}
+
+/// `{"count": ..., "numbers": [...], "shards": {...}}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Many<'a> {
+    pub(crate) count: usize,
+    #[serde(borrow)]
+    pub(crate) numbers: Vec<&'a RawValue>,
+    pub(crate) shards: BTreeMap<String, usize>,
+}
+
+/// `{"error": ..., "code": ...}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failure {
+    pub(crate) error: String,
+    pub(crate) code: String,
+}
+
+/// `{"status": ..., "pools": {...}}`, of `/health`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Health {
+    pub(crate) status: String,
+    pub(crate) pools: BTreeMap<String, PoolHealth>,
+}
+
+/// One pool's part of [`Health`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolHealth {
+    pub(crate) status: String,
+    pub(crate) shards: usize,
+    pub(crate) shards_in_rotation: usize,
+    pub(crate) reason: Option<String>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The body, which has to have exactly the fields of `T`.
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> T {
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.body))
+    }
+
+    /// The numbers of either form, as the exact text that was sent.
+    pub(crate) fn numbers(&self) -> Vec<String> {
+        if self.body.contains("\"numbers\"") {
+            let many: Many<'_> = self.parse();
+            assert_eq!(many.count, many.numbers.len(), "{}", self.body);
+            let shares: usize = many.shards.values().sum();
+            assert_eq!(many.count, shares, "{}", self.body);
+            let texts = many.numbers.iter().map(|number| number.get().to_owned());
+            texts.collect()
+        } else {
+            vec![self.parse::<One<'_>>().number.get().to_owned()]
+        }
+    }
+
+    pub(crate) fn assert_refilling(&self) {
+        assert_eq!(self.status, 503, "{}", self.body);
+        let failure: Failure = self.parse();
+        assert_eq!(failure.error, REFILLING);
+        assert_eq!(failure.code, "refilling");
+        let seconds = self.header("retry-after").expect("Retry-After with a 503");
+        assert!(seconds.parse::<u32>().is_ok(), "Retry-After: {seconds}");
+    }
+
+    pub(crate) fn assert_exhausted(&self) {
+        assert_eq!(self.status, 410, "{}", self.body);
+        assert_eq!(self.parse::<Failure>().code, "exhausted");
+    }
+}
+
+/// Clients at work.
+pub(crate) struct Load {
+    clients: JoinSet<Taken>,
+    /// Numbers that all of them have received so far.
+    taken: watch::Receiver<usize>,
+}
+
+/// What one client received, in order.
+pub(crate) struct Taken {
+    pub(crate) numbers: Vec<String>,
+    pub(crate) end: End,
+}
+
+/// Why a client ended.
+#[derive(Debug, PartialEq)]
+pub(crate) enum End {
+    /// Not even one number is left.
+    Exhausted,
+    /// No answer came: the server is gone.
+    Gone(String),
+}
+
+impl Load {
+    /// Waits until the clients have received `count` numbers in all.
+    pub(crate) async fn reach(&mut self, count: usize) {
+        let reached = self.taken.wait_for(|taken| *taken >= count);
+        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        reached.expect("numbers in time").expect("clients at work");
+    }
+
+    pub(crate) async fn join(self) -> Vec<Taken> {
+        self.clients.join_all().await
+    }
+
+    /// What all of them received.
+    pub(crate) async fn join_numbers(self) -> Vec<String> {
+        let clients = self.join().await.into_iter();
+        clients.flat_map(|taken| taken.numbers).collect()
+    }
+}
+
+/// One client. A count that is more than what is left for ever is halved until it is one.
+async fn take_until_end(
+    client: Client,
+    pool: String,
+    mut counts: impl Iterator<Item = Option<u32>>,
+    total: watch::Sender<usize>,
+) -> Taken {
+    let mut numbers = Vec::new();
+    let mut limit = u32::MAX;
+    let mut progress = Instant::now();
+    loop {
+        let count = counts.next().flatten().map(|count| count.min(limit));
+        let answer = match client.send(Method::GET, &random(&pool, count)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let end = End::Gone(format!("{error:?}"));
+                return Taken { numbers, end };
+            }
+        };
+        match answer.status {
+            200 => {
+                let received = answer.numbers();
+                assert_eq!(received.len(), count.unwrap_or(1) as usize);
+                total.send_modify(|total| *total += received.len());
+                numbers.extend(received);
+                progress = Instant::now();
+            }
+            410 => {
+                answer.assert_exhausted();
+                match count {
+                    Some(count) if count > 1 => limit = count / 2,
+                    _ => {
+                        let end = End::Exhausted;
+                        return Taken { numbers, end };
+                    }
+                }
+            }
+            _ => {
+                answer.assert_refilling();
+                assert!(progress.elapsed() < PATIENCE, "refilling for ever");
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+    }
+}
+
+/// The whole numbers behind the texts, in order.
+pub(crate) fn integers(numbers: &[String]) -> Vec<i64> {
+    let parse = |text: &String| {
+        let number: i64 = text.parse().unwrap();
+        assert_eq!(*text, number.to_string(), "not as an integer is written");
+        number
+    };
+    numbers.iter().map(parse).collect()
+}
+
+/// How many numbers of `range` are not among these, of which none may come twice or be outside.
+pub(crate) fn missing(numbers: &[String], range: RangeInclusive<i64>) -> usize {
+    let mut sorted = integers(numbers);
+    sorted.sort_unstable();
+    let outside: Vec<_> = sorted.iter().filter(|n| !range.contains(n)).take(10).collect();
+    assert!(outside.is_empty(), "outside of {range:?}: {outside:?} ...");
+    let pairs = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
+    let repeats: Vec<_> = pairs.map(|pair| pair[0]).collect();
+    assert!(
+        repeats.is_empty(),
+        "{} repeats among {} numbers: {:?} ...",
+        repeats.len(),
+        sorted.len(),
+        &repeats[..repeats.len().min(10)]
+    );
+    range.count() - sorted.len()
+}
+
+/// Fails unless the numbers are each number of `range` exactly once.
+pub(crate) fn assert_each_once(numbers: &[String], range: RangeInclusive<i64>) {
+    let missing = missing(numbers, range.clone());
+    assert_eq!(missing, 0, "missing of {range:?}: nothing may be burned");
+}
+
+/// The first column of a query on a database file.
+pub(crate) fn column<T: FromSql>(file: &Path, sql: &str) -> Vec<T> {
+    let connection = Connection::open(file).unwrap();
+    let mut statement = connection.prepare(sql).unwrap();
+    let rows = statement.query_map((), |row| row.get(0)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}

@@ -1,0 +1,177 @@
+//! Every number once, and every one: whatever the clients mix, however the server ends.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::ops::RangeInclusive;
+
+use support::{Config, Server, Site, assert_each_once, missing};
+
+const RESTARTS: usize = 20;
+
+/// Story: the refiller forgets to ask the ledger, or builds two shards from one draw. In a small
+/// range that repeats a number within the first refills.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_range_comes_out_once_each_to_64_clients() {
+    let site = Site::new(&Config::new().pool("int", 1, 1_000, 2, 100));
+    let server = site.start().await;
+    let numbers = server.drain("int", 64, &[None, Some(1), Some(7), None, Some(40)]).await;
+    assert_each_once(&numbers, 1..=1_000);
+    server.stop().await;
+}
+
+/// The same with more shards, many generations of each, and leases smaller than the counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_larger_range_comes_out_once_each_to_64_clients() {
+    let config = Config::new().pool("int", -50_000, 49_999, 4, 2_000).set("lease.rows", 64);
+    let site = Site::new(&config);
+    let server = site.start().await;
+    let numbers = server.drain("int", 64, &[None, Some(1), Some(10), Some(100), Some(500)]).await;
+    assert_each_once(&numbers, -50_000..=49_999);
+    server.stop().await;
+}
+
+/// Strict mode takes another way through the lease: each number is committed on its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_pool_comes_out_once_each_to_64_clients() {
+    let config = Config::new().pool("int", 1, 5_000, 2, 400).set("lease.rows", 0);
+    let site = Site::new(&config);
+    let server = site.start().await;
+    let numbers = server.drain("int", 64, &[None, None, Some(3), Some(30)]).await;
+    assert_each_once(&numbers, 1..=5_000);
+    server.stop().await;
+}
+
+/// Story: ten seats are left, a group asks for eleven, is told no, and the ten are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_takes_all_or_none() {
+    for lease_rows in [0, 4, 1024] {
+        let config = Config::new().pool("int", 1, 100, 2, 30).set("lease.rows", lease_rows);
+        let site = Site::new(&config);
+        let server = site.start().await;
+        let mut numbers = Vec::new();
+        for _ in 0..9 {
+            numbers.extend(server.take("int", Some(10)).await);
+        }
+
+        for count in [11, 30, 10_000] {
+            support::eventually("a final answer", async || {
+                let answer = server.get(&format!("/random?count={count}")).await;
+                match answer.status {
+                    // Before it is known that nothing more can come.
+                    503 => answer.assert_refilling(),
+                    _ => answer.assert_exhausted(),
+                }
+                (answer.status == 410).then_some(())
+            })
+            .await;
+        }
+
+        numbers.extend(server.take("int", Some(10)).await);
+        assert_each_once(&numbers, 1..=100);
+        server.get("/random").await.assert_exhausted();
+        server.stop().await;
+    }
+}
+
+/// Story: a shard holds five numbers and its next generation a hundred. Who asks for ten finds
+/// too few in rotation and takes none; so the shard never gets empty and is never swapped, and
+/// "please retry shortly" is a lie for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_is_served_across_the_end_of_a_generation() {
+    let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 100));
+    site.fill().await;
+    let server = site.start().await;
+    let mut numbers = Vec::new();
+    for count in [95, 10, 97, 50, 99, 100] {
+        numbers.extend(server.take("int", Some(count)).await);
+    }
+    assert_eq!(missing(&numbers, 1..=1_000), 1_000 - 451);
+    server.stop().await;
+}
+
+/// Story: rows leased and not handed out stay marked as used over a stop. Each deploy burns a
+/// thousand numbers of every shard, and the range never comes out whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn graceful_restarts_burn_nothing() {
+    for lease_rows in [1024, 16, 0] {
+        let config = Config::new().pool("int", 1, 60_000, 2, 2_000).set("lease.rows", lease_rows);
+        let restarts =
+            Restarts { per_run: 500, clients: 8, counts: &[None, Some(20), None, Some(1), None] };
+        let burned = restarts.burned(&config, 1..=60_000, Server::stop).await;
+        assert_eq!(burned, 0, "with leases of {lease_rows}");
+    }
+}
+
+/// Story: a number is handed out, the process is killed before its row is marked, and the next
+/// run hands it out again. Or, to be safe, a run marks half of the shard and its end burns it.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_repeat_nothing_and_burn_at_most_the_leases() {
+    let config = Config::new().pool("int", 1, 100_000, 2, 2_000).set("lease.rows", 16);
+    let restarts =
+        Restarts { per_run: 1_000, clients: 16, counts: &[None, None, Some(20), Some(1)] };
+    let burned = restarts.burned(&config, 1..=100_000, Server::kill).await;
+    restarts.assert_burned_at_most(2 * 2 * 16, burned);
+}
+
+/// The same with the default lease, larger than what a run takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_burn_at_most_the_leases_of_the_default_size() {
+    let config = Config::new().pool("int", 1, 150_000, 2, 10_000);
+    let restarts = Restarts { per_run: 500, clients: 8, counts: &[None, Some(10)] };
+    let burned = restarts.burned(&config, 1..=150_000, Server::kill).await;
+    restarts.assert_burned_at_most(2 * 2 * 1024, burned);
+}
+
+/// In strict mode a commit is on its way to the disk nearly all the time, so nearly every kill
+/// hits one: a number served before its commit comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_of_a_strict_server_burn_only_what_was_in_flight() {
+    let config = Config::new().pool("int", 1, 60_000, 2, 2_000).set("lease.rows", 0);
+    let restarts = Restarts { per_run: 500, clients: 16, counts: &[None, None, None, Some(5)] };
+    let burned = restarts.burned(&config, 1..=60_000, Server::kill).await;
+    restarts.assert_burned_at_most(0, burned);
+}
+
+/// Runs of a server under load, each ended while the clients go on asking.
+struct Restarts {
+    /// Numbers received before a run is ended.
+    per_run: usize,
+    clients: usize,
+    counts: &'static [Option<u32>],
+}
+
+impl Restarts {
+    /// Ends [`RESTARTS`] runs by `end`, then drains the range. Nothing may come twice; returns
+    /// how many numbers never came.
+    async fn burned(
+        &self,
+        config: &Config,
+        range: RangeInclusive<i64>,
+        end: impl AsyncFn(Server),
+    ) -> usize {
+        let site = Site::new(config);
+        let mut numbers = Vec::new();
+        for _ in 0..RESTARTS {
+            let server = site.start().await;
+            let mut load = server.load("int", self.clients, self.counts);
+            load.reach(self.per_run).await;
+            end(server).await;
+            numbers.extend(load.join_numbers().await);
+        }
+        let server = site.start().await;
+        let counts = &[None, Some(100), Some(1_000)];
+        numbers.extend(server.drain("int", self.clients, counts).await);
+        server.stop().await;
+        missing(&numbers, range)
+    }
+
+    /// `leased`: the most that one kill may burn beside what was in flight.
+    fn assert_burned_at_most(&self, leased: usize, burned: usize) {
+        let largest = self.counts.iter().map(|count| count.unwrap_or(1)).max();
+        let in_flight = self.clients * largest.unwrap() as usize;
+        let bound = RESTARTS * (leased + in_flight);
+        assert!(burned <= bound, "{burned} burned, at most {bound} allowed");
+    }
+}
