@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tombola::config::{Config, Overrides};
@@ -35,7 +34,8 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            // Each error tells the whole story, its causes included.
+            eprintln!("Error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Listened to before anything is opened, so that a stop is never missed.
-    let signals = Signals::listen().context("can't listen to signals")?;
+    let signals =
+        Signals::listen().map_err(|error| anyhow::anyhow!("can't listen to signals: {error}"))?;
     let config = Config::load(&Overrides {
         file: arguments.config,
         dir: arguments.data_dir,

@@ -27,6 +27,10 @@ const FORMAT: i32 = 1;
 /// Rows of a block: about as many as fit a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
 
+/// Pages that an open shard's write-ahead log has space for, whatever happens to the disk: a lease of
+/// 1024 rows writes about ten.
+const LOG_PAGES: u32 = 64;
+
 /// Rows between two calls of the [`Step`].
 const STEP: usize = 1 << 14;
 
@@ -67,6 +71,7 @@ const SELECT_NUMBERS: &str =
     "SELECT id, value, used FROM numbers WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
 const UPDATE_USED: &str =
     "UPDATE numbers SET used = ?3 WHERE id BETWEEN ?1 AND ?2 AND used = 1 - ?3";
+const REWRITE_PAGES: &str = "UPDATE numbers SET used = used WHERE id < ?1 AND id % ?2 = 0";
 const INSERT_BLOCK: &str = "INSERT INTO blocks VALUES (?1, ?2, ?3)";
 const SELECT_BLOCK: &str = "SELECT unused, checksum FROM blocks WHERE block = ?1";
 const SELECT_BLOCKS: &str = "SELECT block, unused FROM blocks WHERE unused > 0";
@@ -250,7 +255,10 @@ impl Shard {
             return Err(ShardError::Damaged(format!("{left} of {} rows are unused", label.rows)));
         }
         // Invariant: the mark is in the file itself before the first lease is in its log.
-        connection.execute(UPDATE_IN_USE, [true])?;
+        let transaction = connection.transaction()?;
+        transaction.execute(UPDATE_IN_USE, [true])?;
+        transaction.execute(REWRITE_PAGES, [LOG_PAGES * block_rows, block_rows])?;
+        transaction.commit()?;
         checkpoint(connection)?;
         Ok(Self { label, block_rows, blocks, loaded: Vec::new(), left, open_rows: 0 })
     }
@@ -284,7 +292,15 @@ impl Shard {
         self.load(connection, count, rng)?;
         let mut rows = self.loaded.split_off(self.loaded.len().saturating_sub(count));
         let open_rows = unserved.map_or(0, |unserved| (unserved + rows.len()) as u64);
-        match self.mark_used(connection, &mut rows, open_rows) {
+        let marked = match self.mark_used(connection, &mut rows, open_rows) {
+            Err(ShardError::Sqlite(error)) if sqlite::is_full(&error) => {
+                // The log has space of its own: from its beginning it needs no more of the disk.
+                checkpoint(connection)
+                    .and_then(|()| self.mark_used(connection, &mut rows, open_rows))
+            }
+            marked => marked,
+        };
+        match marked {
             // Invariant: committed before handed out.
             Ok(()) => {
                 self.left -= rows.len() as u64;
@@ -399,9 +415,9 @@ fn mark_rows(
     Ok(())
 }
 
-/// Puts the write-ahead log into the file and empties it.
+/// Puts the write-ahead log into the file, so that the log begins anew, in the space that it has.
 fn checkpoint(connection: &Connection) -> Result<(), ShardError> {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))?;
     Ok(())
 }
 

@@ -126,6 +126,12 @@ pub fn is_transient(error: &Error) -> bool {
     }
 }
 
+/// Whether the disk had no space for it.
+#[must_use]
+pub fn is_full(error: &Error) -> bool {
+    matches!(error, Error::SqliteFailure(failure, _) if failure.code == ErrorCode::DiskFull)
+}
+
 /// One live file's connection, usable from async code. Work runs on the blocking threads, one piece
 /// at a time.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tombola::config::{Config, Overrides, PoolConfig};
@@ -54,7 +54,8 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            // Each error tells the whole story, its causes included.
+            eprintln!("Error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -91,7 +92,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     .into_iter()
     .flatten()
     .collect();
-    print_table(&lines).context("can't print the table")
+    Ok(print_table(&lines)?)
 }
 
 /// The first signal ends the builds, the second the process.
@@ -136,9 +137,8 @@ fn fill_shard(
 ) -> anyhow::Result<Line> {
     let started = Instant::now();
     let name = paths.shard_name(files.index);
-    let live = paths.live(files.index);
     let left = match &files.live {
-        Some(_) => shard::unused_rows(&live).with_context(|| format!("can't read {name}"))?,
+        Some(_) => unused_rows(paths, files)?,
         None => 0,
     };
     let mut line =
@@ -163,14 +163,20 @@ fn fill_shard(
             Err(error) if error.is_cancelled() => {
                 anyhow::bail!("stopped at {name}; run init-shards again to go on")
             }
-            Err(error) => return Err(error).with_context(|| format!("can't fill {name}")),
+            Err(error) => anyhow::bail!("can't fill {name}: {error}"),
         }
     }
     paths.install_standby(files.index)?;
-    line.rows = shard::unused_rows(&live).with_context(|| format!("can't read {name}"))?;
+    line.rows = unused_rows(paths, files)?;
     line.ledger_total = ledger.count();
     line.seconds = Some(started.elapsed().as_secs_f64());
     Ok(line)
+}
+
+fn unused_rows(paths: &PoolPaths, files: &ShardFiles) -> anyhow::Result<u64> {
+    let name = paths.shard_name(files.index);
+    shard::unused_rows(&paths.live(files.index))
+        .map_err(|error| anyhow!("can't read {name}: {error}"))
 }
 
 /// A bar on a terminal, plain lines elsewhere.
