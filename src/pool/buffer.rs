@@ -24,32 +24,29 @@ pub(super) enum Phase {
 
 /// What a request gets at once.
 #[derive(Debug)]
-pub(super) enum Take {
+pub(super) enum Take<R> {
     /// The rows, out on loan.
     Rows(Vec<Row>, Generation),
-    /// They come when the worker has leased them.
-    Wait(oneshot::Receiver<Reply>),
+    /// They come when the worker has leased them; a closed channel stands for [`Take::Short`].
+    Wait(oneshot::Receiver<R>),
     /// The shard has fewer than that, and no more will come of this generation.
     Short,
 }
 
-/// What the worker sends to one who waits; nothing (a closed channel) stands for [`Take::Short`].
-pub(super) type Reply = super::slot::Loan;
-
 /// A waiting request.
 #[derive(Debug)]
-struct Waiter {
+struct Waiter<R> {
     count: usize,
     partial: bool,
-    reply: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<R>,
 }
 
 /// Rows for one who waited.
 #[derive(Debug)]
-pub(super) struct Delivery {
+pub(super) struct Delivery<R> {
     pub(super) rows: Vec<Row>,
     pub(super) generation: Generation,
-    pub(super) reply: oneshot::Sender<Reply>,
+    pub(super) reply: oneshot::Sender<R>,
 }
 
 /// What the worker should do next.
@@ -67,9 +64,9 @@ pub(super) enum Task {
     Stop,
 }
 
-/// See the [module](self).
+/// See the [module](self). `R` is what those who wait are sent.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(super) struct Buffer<R> {
     /// `lease.rows`; 0 is strict.
     lease_rows: usize,
     /// Rows below which the next generation is wanted.
@@ -78,7 +75,7 @@ pub(super) struct Buffer {
     generation: Generation,
     /// Leased, not handed out.
     ready: Vec<Row>,
-    waiters: VecDeque<Waiter>,
+    waiters: VecDeque<Waiter<R>>,
     /// Rows given to requests that may still give them back, in how many parts.
     loans: usize,
     /// Rows in the file that are not leased.
@@ -94,7 +91,7 @@ pub(super) struct Buffer {
     refiller_told: bool,
 }
 
-impl Buffer {
+impl<R> Buffer<R> {
     /// A shard without a file.
     pub(super) fn new(lease_rows: usize, low_water: u64, standby: bool) -> Self {
         Self {
@@ -136,7 +133,7 @@ impl Buffer {
     }
 
     /// Takes `count` rows, or with `partial` up to that many, or queues for them.
-    pub(super) fn take(&mut self, count: usize, partial: bool) -> Take {
+    pub(super) fn take(&mut self, count: usize, partial: bool) -> Take<R> {
         if self.stopping || self.phase == Phase::Depleted {
             return Take::Short;
         }
@@ -154,7 +151,7 @@ impl Buffer {
 
     /// Serves those who wait from what is there, turns away those who wait in vain, and says what
     /// the worker should do.
-    pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery>) -> Task {
+    pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery<R>>) -> Task {
         self.worker_told = false;
         if self.stopping {
             return Task::Stop;
@@ -299,7 +296,7 @@ impl Buffer {
         self.loans == 0 && self.left() < enough
     }
 
-    fn serve(&mut self, deliveries: &mut Vec<Delivery>) {
+    fn serve(&mut self, deliveries: &mut Vec<Delivery<R>>) {
         while let Some(waiter) = self.waiters.front() {
             // A loan may come back: those who wait for what it holds wait for its end.
             let no_more = self.in_file == 0 && self.loans == 0;

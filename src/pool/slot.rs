@@ -18,7 +18,7 @@ pub(super) struct Slot {
     pub(super) name: Arc<str>,
     /// Filled again when it is used up. A shard that the configuration no longer has is not.
     pub(super) refilled: bool,
-    buffer: Mutex<Buffer>,
+    buffer: Mutex<Buffer<Loan>>,
     /// Wakes the shard's worker.
     wake: Notify,
     /// What keeps the shard from leasing, for `/health`.
@@ -26,7 +26,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(index: ShardIndex, name: &str, refilled: bool, buffer: Buffer) -> Self {
+    pub(super) fn new(index: ShardIndex, name: &str, refilled: bool, buffer: Buffer<Loan>) -> Self {
         Self {
             index,
             name: name.into(),
@@ -73,18 +73,18 @@ impl Slot {
     }
 
     /// Changes the buffer.
-    pub(super) fn update<R>(&self, change: impl FnOnce(&mut Buffer) -> R) -> R {
+    pub(super) fn update<R>(&self, change: impl FnOnce(&mut Buffer<Loan>) -> R) -> R {
         change(&mut self.lock())
     }
 
     /// Changes the buffer, then wakes the worker.
-    pub(super) fn signal(&self, change: impl FnOnce(&mut Buffer)) {
+    pub(super) fn signal(&self, change: impl FnOnce(&mut Buffer<Loan>)) {
         self.update(change);
         self.wake.notify_one();
     }
 
     /// Looks at the buffer.
-    pub(super) fn look<R>(&self, look: impl FnOnce(&Buffer) -> R) -> R {
+    pub(super) fn look<R>(&self, look: impl FnOnce(&Buffer<Loan>) -> R) -> R {
         look(&self.lock())
     }
 
@@ -102,12 +102,12 @@ impl Slot {
         *self.trouble.lock().expect(NO_PANIC) = trouble;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
+    fn lock(&self) -> MutexGuard<'_, Buffer<Loan>> {
         self.buffer.lock().expect(NO_PANIC)
     }
 
     /// Wakes the worker if the change that was just made calls for it.
-    fn release(&self, mut buffer: MutexGuard<'_, Buffer>) {
+    fn release(&self, mut buffer: MutexGuard<'_, Buffer<Loan>>) {
         let calls = buffer.calls_worker();
         drop(buffer);
         if calls {

@@ -21,18 +21,13 @@ impl File {
     }
 }
 
+/// What a request that waited is sent.
+type Rows = (Vec<Row>, Generation);
+
 /// A request that waits, or holds rows which it may give back.
 enum Request {
-    Waits(oneshot::Receiver<Reply>),
+    Waits(oneshot::Receiver<Rows>),
     Holds(Vec<Row>, Generation),
-}
-
-/// Whether the buffer dropped its end of the channel.
-fn is_turned_away(request: &mut Request) -> bool {
-    match request {
-        Request::Waits(reply) => matches!(reply.try_recv(), Err(TryRecvError::Closed)),
-        Request::Holds(..) => false,
-    }
 }
 
 /// What a test does to a buffer, between two looks of the worker.
@@ -62,7 +57,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 /// A buffer with a worker of flesh: what `Slot` and `Worker` do, one step at a time.
 struct Model {
-    buffer: Buffer,
+    buffer: Buffer<Rows>,
     file: File,
     generation: i64,
     requests: Vec<Request>,
@@ -150,11 +145,11 @@ impl Model {
             let mut deliveries = Vec::new();
             let task = self.buffer.next(&mut deliveries);
             self.buffer.calls_refiller();
-            // Whoever was turned away goes first: the next channel that closes is one that is served.
-            self.waiting();
             for Delivery { rows, generation, reply } in deliveries {
-                self.deliver(rows, generation, reply);
+                assert!(!rows.is_empty(), "nobody is served with nothing");
+                reply.send((rows, generation)).expect("nobody is served who vanished");
             }
+            self.receive();
             match task {
                 Task::Lease(count) => {
                     let rows = self.file.lease(count);
@@ -173,21 +168,22 @@ impl Model {
         self.awake = false;
     }
 
-    /// The model has no slot for a real loan: who is served is found by the channel's other end.
-    fn deliver(&mut self, rows: Vec<Row>, generation: Generation, reply: oneshot::Sender<Reply>) {
-        assert!(!rows.is_empty(), "nobody is served with nothing");
-        drop(reply);
-        let served = self
-            .requests
-            .iter_mut()
-            .find_map(|request| is_turned_away(request).then_some(request))
-            .expect("the buffer serves only those who wait");
-        *served = Request::Holds(rows, generation);
+    /// Those who were served hold their rows, those who were turned away are gone.
+    fn receive(&mut self) {
+        for request in std::mem::take(&mut self.requests) {
+            let Request::Waits(mut reply) = request else {
+                self.requests.push(request);
+                continue;
+            };
+            match reply.try_recv() {
+                Ok((rows, generation)) => self.requests.push(Request::Holds(rows, generation)),
+                Err(TryRecvError::Empty) => self.requests.push(Request::Waits(reply)),
+                Err(TryRecvError::Closed) => {}
+            }
+        }
     }
 
-    /// Those who were turned away are gone; the others wait.
-    fn waiting(&mut self) -> usize {
-        self.requests.retain_mut(|request| !is_turned_away(request));
+    fn waiting(&self) -> usize {
         self.requests.iter().filter(|request| matches!(request, Request::Waits(_))).count()
     }
 
@@ -199,7 +195,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// A request that waits and that nobody will serve hangs until its client gives up.
+/// A request that waits and that nobody will serve hangs until its client gives up.
     #[test]
     fn nobody_waits_while_the_worker_sleeps_for_good(lease_rows in prop_oneof![Just(0), 1..80_usize], acts in acts()) {
         let mut model = Model::new(lease_rows);
