@@ -303,8 +303,10 @@ fn open_standby(
             Err(FolderError::Shard { shard: path, source: error })
         }
         Err(error) => {
-            let live = shard::read_label(&paths.live(index)).ok().map(|label| label.generation);
-            ledger.retire(index, live)?;
+            // Its batch is the newest; one before it is the live file's.
+            let batches = ledger.batches(index)?;
+            let live = batches.first().filter(|_| batches.len() > 1);
+            ledger.retire(index, live.map(|batch| batch.generation))?;
             give_up(paths, &path, &error)?;
             Ok(None)
         }
