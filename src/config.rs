@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ::config::builder::DefaultState;
 use ::config::{ConfigBuilder, Environment, File, FileFormat};
+use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -68,7 +69,7 @@ pub enum ConfigError {
 pub struct Config {
     /// The HTTP side.
     pub server: ServerConfig,
-    /// Folder of ledgers and shards.
+    /// Folder of all that is kept.
     pub dir: PathBuf,
     /// How shards hand out.
     pub lease: LeaseConfig,
@@ -78,9 +79,63 @@ pub struct Config {
     pub pools: Vec<PoolConfig>,
 }
 
+/// What hands the numbers out: the rungs of a ladder, each better than the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(try_from = "String")]
+pub enum Mode {
+    /// One thread, one JSON file
+    Simple,
+    /// The same file; requests that come together share a write
+    Json,
+    /// A table with a UNIQUE constraint; requests that come together share a commit
+    Sqlite,
+    /// Numbers made ahead of need, in shards
+    Sharded,
+}
+
+impl Mode {
+    /// The mode as the settings have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Simple => "simple",
+            Self::Json => "json",
+            Self::Sqlite => "sqlite",
+            Self::Sharded => "sharded",
+        }
+    }
+
+    /// The lowest of all layers: where to listen when nobody says.
+    fn listen_default(self) -> &'static str {
+        match self {
+            Self::Simple => "127.0.0.1:5000",
+            Self::Json | Self::Sqlite | Self::Sharded => "127.0.0.1:8000",
+        }
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let allowed = Self::value_variants();
+        let names: Vec<_> = allowed.iter().map(|mode| mode.as_str()).collect();
+        let found = allowed.iter().find(|mode| mode.as_str() == text).copied();
+        found.ok_or_else(|| format!("no such mode; allowed are {}", names.join(", ")))
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
 /// The HTTP side.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerConfig {
+    /// What hands the numbers out.
+    pub mode: Mode,
     /// Address and port.
     pub listen: SocketAddr,
     /// The largest `count` of one request.
@@ -166,6 +221,8 @@ pub struct Overrides {
     pub dir: Option<PathBuf>,
     /// `--listen`
     pub listen: Option<String>,
+    /// `--mode`
+    pub mode: Option<Mode>,
     /// `--pool`: the only pool that `shards` and `shard_size` are for, and the only one in use.
     pub pool: Option<String>,
     /// `--shards`
@@ -191,7 +248,12 @@ impl Config {
             .add_source(environment.prefix_separator("_").separator("__").try_parsing(true));
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
-        let layers = override_by_flags(builder, overrides, pools.keys())
+        // A mode that is none is refused below, with all other keys.
+        let mode = overrides.mode.or_else(|| layers.get("server.mode").ok());
+        let listen = mode.unwrap_or(Mode::Sharded).listen_default();
+        let layers = builder
+            .set_default("server.listen", listen)
+            .and_then(|builder| override_by_flags(builder, overrides, pools.keys()))
             .and_then(ConfigBuilder::<DefaultState>::build)
             .map_err(unreadable)?;
 
@@ -229,7 +291,8 @@ fn override_by_flags<'a>(
     let dir = overrides.dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
     let mut builder = builder
         .set_override_option("storage.dir", dir)?
-        .set_override_option("server.listen", overrides.listen.clone())?;
+        .set_override_option("server.listen", overrides.listen.clone())?
+        .set_override_option("server.mode", overrides.mode.map(Mode::as_str))?;
     for pool in pools {
         if overrides.pool.as_ref().is_none_or(|only| only == pool) {
             builder = builder
@@ -267,6 +330,7 @@ struct Keys {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServerKeys {
+    mode: Mode,
     listen: SocketAddr,
     count_limit: u64,
     drain_ms: u64,
@@ -328,6 +392,7 @@ impl Keys {
         let count_limit =
             within("server.count_limit", self.server.count_limit, 1, COUNT_LIMIT_MAX)?;
         let server = ServerConfig {
+            mode: self.server.mode,
             listen: self.server.listen,
             count_limit: u32::try_from(count_limit)
                 .ok()
@@ -528,6 +593,7 @@ mod tests {
         check("[server]\nlistne = 'x'", ["server.listne", "x", "listen"]);
         check("[sever]\nlisten = 'x'", ["sever", "x", "server"]);
         check("[server]\nlisten = 'x'", ["server.listen", "x", "socket address"]);
+        check("[server]\nmode = 'jsn'", ["server.mode", "jsn", "simple"]);
         check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
         check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
         check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
@@ -564,6 +630,28 @@ mod tests {
         let config = load("[pools.ticket]\nmin = 1\nmax = 1000\nshards = 3", &[]).unwrap();
         let ticket = config.pools.iter().find(|pool| pool.name.as_str() == "ticket").unwrap();
         assert_eq!((ticket.shards, ticket.shard_size, ticket.space.decimals()), (3, 334, 0));
+    }
+
+    /// Story: the mode's port was set after the user's file, and overrode it.
+    #[test]
+    fn a_mode_listens_on_its_own_port_unless_the_user_says_otherwise() {
+        let listens = |text: &str, variables: &[(&str, &str)], expected: &str| {
+            let config = load(text, variables).unwrap();
+            assert_eq!(config.server.listen.to_string(), expected, "{text} {variables:?}");
+        };
+        listens("", &[], "127.0.0.1:8000");
+        listens("[server]\nmode = 'simple'", &[], "127.0.0.1:5000");
+        listens("[server]\nmode = 'json'", &[], "127.0.0.1:8000");
+        listens("", &[("TOMBOLA_SERVER__MODE", "simple")], "127.0.0.1:5000");
+        listens("[server]\nmode = 'simple'\nlisten = '[::1]:1'", &[], "[::1]:1");
+        let address = ("TOMBOLA_SERVER__LISTEN", "127.0.0.1:2");
+        listens("[server]\nmode = 'simple'", &[address], "127.0.0.1:2");
+
+        let flag = Overrides { mode: Some(Mode::Simple), ..Overrides::default() };
+        let environment = Environment::with_prefix("TOMBOLA").source(Some(Default::default()));
+        let config = Config::load_with(&flag, environment).unwrap();
+        assert_eq!(config.server.mode, Mode::Simple);
+        assert_eq!(config.server.listen.port(), 5000);
     }
 
     #[test]

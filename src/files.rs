@@ -119,6 +119,44 @@ pub fn create(path: &Path) -> Result<(), FileError> {
         .map_err(|error| failed("create", path, error))
 }
 
+/// The content, or nothing where there is no such file.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match std::fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path, error)),
+    }
+}
+
+/// Replaces a file's content, durably once this returns. At every moment, a crash included, its name
+/// stands for all of the old content or all of the new.
+///
+/// # Errors
+/// What the operating system refused. Which of the two contents a crash leaves is then not known.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let unfinished = unfinished(path);
+    create(&unfinished)?;
+    OpenOptions::new()
+        .write(true)
+        .open(&unfinished)
+        // Invariant: synced before the name stands for it.
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .map_err(|error| failed("write", &unfinished, error))?;
+    rename(&unfinished, path)?;
+    sync_folder(path.parent().expect("a file lies in a folder"))
+}
+
+/// Where [`replace`] writes before it renames: a crash may leave it.
+#[must_use]
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
 /// Renames atomically; durable after [`sync_folder`].
 ///
 /// # Errors

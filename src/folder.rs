@@ -11,10 +11,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::{info, warn};
 
 use crate::batch::{Batch, Generation, ShardIndex};
-use crate::config::{PoolConfig, PoolName};
+use crate::config::{Mode, PoolConfig, PoolName};
 use crate::files::{self, FileError, Lock, LockError};
 use crate::ledger::{Ledger, LedgerError};
 use crate::shard::{self, Label, ShardError};
+
+/// The one file of the modes simple and json.
+pub const JSON_STORE: &str = "used_numbers.json";
+
+/// The one file of the mode sqlite.
+pub const TABLE_STORE: &str = "random_numbers.db";
 
 /// Why a folder can't be used as it is.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,21 @@ pub enum FolderError {
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Another mode has handed out numbers from here.
+    #[error(
+        "{folder} holds {file} of the mode {owner}, and the mode {mode} can't know which numbers were \
+         handed out from there: use another folder with --data-dir, or --mode {owner}"
+    )]
+    OtherMode {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        file: String,
+        /// Whose file that is.
+        owner: Mode,
+        /// The mode that was to start.
+        mode: Mode,
+    },
     /// The ledger can't be used.
     #[error("{0}. {RESTORE}")]
     Ledger(#[from] LedgerError),
@@ -99,10 +120,25 @@ impl Folder {
     /// Creates the folder where it is missing, and locks it.
     ///
     /// # Errors
-    /// [`FolderError::Lock`].
-    pub fn open(path: &Path) -> Result<Self, FolderError> {
+    /// [`FolderError::Lock`]; [`FolderError::OtherMode`] when it is another mode's.
+    pub fn open(path: &Path, mode: Mode) -> Result<Self, FolderError> {
         let lock = files::lock(path)?;
+        for file in files::list(path)? {
+            match owners_of_file(&file) {
+                [owner, ..] if !owners_of_file(&file).contains(&mode) => {
+                    let folder = path.to_owned();
+                    return Err(FolderError::OtherMode { folder, file, owner: *owner, mode });
+                }
+                _ => {}
+            }
+        }
         Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Opens a pool's ledger, or creates one in a folder without shards, and makes sense of the
@@ -217,6 +253,18 @@ impl PoolPaths {
             files::remove(Path::new(&name))?;
         }
         Ok(())
+    }
+}
+
+/// The modes that know which numbers a file of this name stands for; none when it stands for none.
+fn owners_of_file(name: &str) -> &'static [Mode] {
+    let is_ledger = name.starts_with("used_numbers_") && name.ends_with(".db");
+    let is_shard = name.contains("_shard_") && (name.ends_with(".db") || name.ends_with(".next"));
+    match name {
+        JSON_STORE => &[Mode::Json, Mode::Simple],
+        TABLE_STORE => &[Mode::Sqlite],
+        _ if is_ledger || is_shard => &[Mode::Sharded],
+        _ => &[],
     }
 }
 

@@ -1,23 +1,36 @@
-//! The routes: HTTP in, numbers out. Knows nothing of SQLite, shards' files or refilling.
+//! The routes: HTTP in, numbers out. Here are those of the pool server; those of the rungs below it
+//! are in [`rung`]. Knows nothing of SQLite, shards' files or refilling.
 
 mod answer;
+mod health;
 mod query;
+mod rung;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 
+pub(crate) use self::answer::Answer;
 use self::answer::{Refusal, json};
+use self::health::{PoolHealth, Status};
 use self::query::Wanted;
+pub(crate) use self::rung::{Routes, Step, rung_router, stopping};
 use crate::pool::{Health, Pool, TakeError};
 use crate::space::Number;
+
+/// What `/random` answers to.
+const RANDOM_METHODS: &str = "GET, HEAD, POST";
+
+/// What `/health` answers to.
+const HEALTH_METHODS: &str = "GET, HEAD";
 
 /// What the handlers need.
 #[derive(Debug)]
@@ -26,11 +39,19 @@ struct App {
     count_limit: NonZeroU32,
 }
 
-/// The server's routes over these pools.
+impl App {
+    fn wanted(&self, query: Option<&str>) -> Result<(&Pool, Option<NonZeroU32>), Refusal> {
+        let names = self.pools.iter().map(|pool| pool.name());
+        let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query)?;
+        Ok((&self.pools[pool], count))
+    }
+}
+
+/// The pool server's routes over these pools.
 pub fn router(pools: Vec<Arc<Pool>>, count_limit: NonZeroU32) -> Router {
     Router::new()
-        .route("/random", only(get(random).head(probe).post(random), "GET, HEAD, POST"))
-        .route("/health", only(get(health), "GET, HEAD"))
+        .route("/random", only(get(random).head(probe).post(random), RANDOM_METHODS))
+        .route("/health", only(get(health), HEALTH_METHODS))
         .fallback(async || Refusal::UnknownPath)
         .with_state(Arc::new(App { pools, count_limit }))
 }
@@ -58,14 +79,15 @@ async fn random(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let Wanted { pool, count } = query::parse(&app.pools, app.count_limit, query.as_deref())?;
-    match count {
+    let (pool, count) = app.wanted(query.as_deref())?;
+    let answer = match count {
         None => one(pool).await,
         Some(count) => many(pool, count).await,
-    }
+    };
+    answer.map(|answer| answer.map(Body::from))
 }
 
-async fn one(pool: &Pool) -> Result<Response, Refusal> {
+async fn one(pool: &Pool) -> Result<Answer, Refusal> {
     if let Some((shard, value)) = pool.try_take_one() {
         return Ok(json(StatusCode::OK, &One { number: pool.space().number(value), shard }));
     }
@@ -75,7 +97,7 @@ async fn one(pool: &Pool) -> Result<Response, Refusal> {
     Ok(json(StatusCode::OK, &One { number, shard: pool.shard_name(*shard) }))
 }
 
-async fn many(pool: &Pool, count: NonZeroU32) -> Result<Response, Refusal> {
+async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
     let taken = pool.take(count).await.map_err(|error| refusal(error, count.get()))?;
     let mut numbers = Vec::with_capacity(count.get() as usize);
     let mut shards = BTreeMap::new();
@@ -91,13 +113,13 @@ async fn probe(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let Wanted { pool, .. } = query::parse(&app.pools, app.count_limit, query.as_deref())?;
+    let (pool, _) = app.wanted(query.as_deref())?;
     match pool.health() {
         Health { in_rotation: 0, exhausted: true, .. } => {
             Err(Refusal::Exhausted { asked: 1, left: 0 })
         }
         Health { in_rotation: 0, .. } => Err(Refusal::Refilling),
-        Health { .. } => Ok(json(StatusCode::OK, &())),
+        Health { .. } => Ok(json(StatusCode::OK, &()).map(Body::from)),
     }
 }
 
@@ -108,49 +130,20 @@ fn refusal(error: TakeError, asked: u32) -> Refusal {
     }
 }
 
-/// How fit the process, or a pool, is to serve.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Ok,
-    /// It serves, and something needs looking after.
-    Degraded,
-    Down,
-}
-
-#[derive(Serialize)]
-struct HealthAnswer<'a> {
-    status: Status,
-    pools: BTreeMap<&'a str, PoolHealth>,
-}
-
-#[derive(Serialize)]
-struct PoolHealth {
-    status: Status,
-    shards: usize,
-    shards_in_rotation: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let pools: BTreeMap<_, _> =
-        app.pools.iter().map(|pool| (pool.name().as_str(), pool_health(pool.health()))).collect();
-    let status = pools.values().map(|pool| pool.status).max().unwrap_or(Status::Ok);
-    let code =
-        if status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    json(code, &HealthAnswer { status, pools })
+    let pools = app.pools.iter().map(|pool| (pool.name(), pool_health(pool.health())));
+    health::answer(pools).map(Body::from)
 }
 
 fn pool_health(health: Health) -> PoolHealth {
     let Health { in_rotation, shards, exhausted, alive, trouble } = health;
     let (status, reason) = match (alive, in_rotation, trouble) {
-        (false, ..) => (Status::Down, Some("a background task died; see the log".to_owned())),
+        (false, ..) => (Status::Down, Some(health::DIED.to_owned())),
         (true, 0, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
         (true, 0, Some(trouble)) => (Status::Down, Some(trouble)),
         (true, 0, None) => (Status::Down, Some("all shards are being refilled".to_owned())),
         (true, _, Some(trouble)) => (Status::Degraded, Some(trouble)),
         (true, _, None) => (Status::Ok, None),
     };
-    PoolHealth { status, shards, shards_in_rotation: in_rotation, reason }
+    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
 }

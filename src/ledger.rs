@@ -22,13 +22,10 @@ use self::strata::{Strata, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, rusqlite};
+use crate::sqlite::{self, Format, rusqlite};
 
-/// Marks a SQLite file as a ledger: "TBLG".
-const APPLICATION_ID: i32 = 0x5442_4c47;
-
-/// The version of the tables below.
-const FORMAT: i32 = 1;
+/// "TBLG", and the version of the tables below.
+const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 1 };
 
 const CREATE: &str = "
     CREATE TABLE ledger (
@@ -162,14 +159,15 @@ impl Ledger {
             other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
         };
         let mut connection = sqlite::open(path).map_err(sqlite)?;
-        check_format(path, &connection)?;
+        sqlite::check_format(path, &connection, &LEDGER_FILE)
+            .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
         let mut state = read_state(path, &connection).map_err(sqlite)?;
         if state.space != *space {
             if !space.covers(&state.space) {
                 return Err(LedgerError::OtherRange {
                     path: path.to_owned(),
-                    ledger: describe(&state.space),
-                    configured: describe(space),
+                    ledger: state.space.to_string(),
+                    configured: space.to_string(),
                 });
             }
             connection
@@ -326,8 +324,7 @@ fn fill_empty(connection: &mut Connection, space: &Space) -> Result<(), rusqlite
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
     transaction.execute_batch(&view_for_people(space.decimals()))?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", FORMAT)?;
+    sqlite::mark_format(&transaction, &LEDGER_FILE)?;
     transaction.execute(
         INSERT_LEDGER,
         params![
@@ -347,30 +344,6 @@ fn view_for_people(decimals: u8) -> String {
         "CREATE VIEW used (number, batch, drawn_at) AS
          SELECT {number}, batch, drawn_at FROM used_numbers JOIN batches ON batches.id = batch;"
     )
-}
-
-fn check_format(path: &Path, connection: &Connection) -> Result<(), LedgerError> {
-    let damaged = |problem: String| LedgerError::Damaged { path: path.to_owned(), problem };
-    let pragma = |name| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-            .map_err(|error| damaged(error.to_string()))
-    };
-    if pragma("application_id")? != i64::from(APPLICATION_ID) {
-        return Err(damaged("it is not a ledger".to_owned()));
-    }
-    let format = pragma("user_version")?;
-    if format != i64::from(FORMAT) {
-        return Err(damaged(format!("it has format {format}, this program knows {FORMAT}")));
-    }
-    let whole = pragma("page_count")? * pragma("page_size")?;
-    let found = files::length_bytes(path)?.unwrap_or(0);
-    // A page that is still in the WAL may lie beyond the end of the file.
-    let in_wal = files::length_bytes(&sqlite::wal_of(path))?.is_some_and(|bytes| bytes > 0);
-    if !in_wal && found < whole.unsigned_abs() {
-        return Err(damaged(format!("it should have {whole} bytes and has {found}")));
-    }
-    Ok(())
 }
 
 fn read_state(path: &Path, connection: &Connection) -> Result<State, rusqlite::Error> {
@@ -397,10 +370,6 @@ fn retire(
         .prepare_cached(RETIRE_BATCHES)?
         .execute(params![shard.0, live.map(|generation| generation.0)])
         .map(drop)
-}
-
-fn describe(space: &Space) -> String {
-    format!("{} to {}", space.number(space.min()), space.number(space.max()))
 }
 
 #[cfg(test)]

@@ -18,11 +18,21 @@
 //! - [`folder`]: what a start finds on the disk, and what it refuses
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
+//! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
 //! - [`http`]: routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
 //!
 //! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
 //! other, `http` nothing of SQLite.
+//!
+//! # The ladder
+//! Four [modes](config::Mode) of one server. All keep the promise; each pays less for it.
+//! ```text
+//! simple    config -> space -> rungs (JSON file)         -> http -> server::blocking
+//! json      config -> space -> rungs (JSON file)         -> http -> server
+//! sqlite    config -> space -> rungs (table)             -> http -> server
+//! sharded   config -> space -> ledger -> shard -> pool   -> http -> server
+//! ```
 //!
 //! # Invariants
 //! 1. A value enters a shard's file only if this very insert put it into the ledger.
@@ -31,6 +41,7 @@
 //! 3. A row is marked used, durably, before it is handed out.
 //! 4. A row never outlives its generation: what is leased from a file ends with the file.
 //! 5. A file that the ledger does not expect where it lies is never served.
+//! 6. On the rungs below, a number is durable in the store before its answer is written.
 
 pub mod batch;
 pub mod config;
@@ -40,6 +51,7 @@ pub mod http;
 pub mod ledger;
 pub mod pool;
 pub mod refill;
+pub mod rungs;
 pub mod server;
 pub mod shard;
 pub mod space;

@@ -1,13 +1,19 @@
 //! `tombola`: arguments -> config -> server.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
+use anyhow::anyhow;
 use clap::Parser;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tombola::config::{Config, Overrides};
-use tombola::server::Server;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tombola::config::{Config, Mode, Overrides};
+use tombola::server::{Server, blocking};
 use tombola::telemetry::{self, LogFormat};
 
 /// Hands out unique random numbers over HTTP, and never the same one twice.
@@ -17,10 +23,13 @@ struct Arguments {
     /// Settings file [default: config.toml in the working directory, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of the ledgers and shards [default: shards]
+    /// What hands the numbers out [default: sharded]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Folder of all that is kept [default: shards]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address and port to listen on [default: 127.0.0.1:8000]
+    /// Address and port to listen on [default: 127.0.0.1:8000, in the mode simple 127.0.0.1:5000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// How log lines look; RUST_LOG sets which are written
@@ -41,57 +50,57 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Listened to before anything is opened, so that a stop is never missed.
-    let signals =
-        Signals::listen().map_err(|error| anyhow::anyhow!("can't listen to signals: {error}"))?;
+    let signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
     let config = Config::load(&Overrides {
         file: arguments.config,
         dir: arguments.data_dir,
         listen: arguments.listen,
+        mode: arguments.mode,
         ..Overrides::default()
     })?;
-    let server = Server::start(&config).await?;
-    let address = server.address();
+    match config.server.mode {
+        Mode::Simple => {
+            let server = blocking::Server::start(&config)?;
+            greet(server.address(), "");
+            on_shutdown(signals, server.stopper());
+            server.run();
+            Ok(())
+        }
+        mode => {
+            let runtime =
+                Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
+            runtime.block_on(async {
+                let server = Server::start(&config).await?;
+                greet(server.address(), if mode == Mode::Sharded { "&count=5" } else { "" });
+                let (stop, stopped) = oneshot::channel();
+                on_shutdown(signals, || stop.send(()).unwrap_or(()));
+                server.run(async { stopped.await.unwrap_or(()) }).await;
+                Ok(())
+            })
+        }
+    }
+}
+
+fn greet(address: SocketAddr, count: &str) {
     // Nobody may be reading: that is no reason not to serve.
     let _ = writeln!(
         io::stdout(),
         "Listening on http://{address}\nTry: curl http://{address}/random\n     \
-         curl 'http://{address}/random?type=float&count=5'\n     curl http://{address}/health"
+         curl 'http://{address}/random?type=float{count}'\n     curl http://{address}/health"
     );
-    server.run(signals.shutdown()).await;
-    Ok(())
 }
 
-/// SIGTERM and Ctrl-C.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Completes at the first signal; the second ends the process at once, as an abort would.
-    async fn shutdown(mut self) {
-        self.next().await;
-        tokio::spawn(async move {
-            self.next().await;
-            eprintln!("Ended at once: numbers that were leased and not handed out are burned.");
-            std::process::exit(130);
-        });
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
+/// Stops at the first SIGTERM or Ctrl-C; the second ends the process at once, as an abort would.
+fn on_shutdown(mut signals: Signals, stop: impl FnOnce() + Send + 'static) {
+    thread::spawn(move || {
+        let mut signals = signals.forever();
+        signals.next();
+        stop();
+        signals.next();
+        eprintln!("Ended at once: numbers that were leased and not handed out are burned.");
+        std::process::exit(130);
+    });
 }

@@ -1,4 +1,7 @@
-//! The wiring: opens the folder, starts the tasks, serves, and ends all of it in order.
+//! The wiring: opens the folder, starts the tasks, serves, and ends all of it in order. Knows nothing
+//! of signals: whoever runs it says when to stop.
+
+pub mod blocking;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,11 +18,12 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use crate::config::{Config, PoolConfig};
+use crate::config::{Config, Mode, PoolConfig};
 use crate::folder::{Folder, FolderError, PoolFiles};
 use crate::http;
 use crate::pool::Pool;
 use crate::refill::Refiller;
+use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
 use crate::sqlite;
 
 /// How long a client may take to send a request's head, and an idle connection may stay.
@@ -45,6 +49,9 @@ pub enum ServerError {
     /// The data folder can't be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// The store of a rung can't be used.
+    #[error(transparent)]
+    Store(#[from] OpenError),
 }
 
 /// A server that listens, with all its tasks running.
@@ -54,16 +61,28 @@ pub struct Server {
     address: SocketAddr,
     router: Router,
     drain: Duration,
-    pools: Vec<Arc<Pool>>,
-    workers: Vec<JoinHandle<()>>,
-    refillers: Vec<JoinHandle<()>>,
-    stop_refillers: watch::Sender<bool>,
+    tasks: Tasks,
     /// Held until all files are closed.
     folder: Folder,
 }
 
+/// Who works behind the routes.
+#[derive(Debug)]
+enum Tasks {
+    /// Of the pool server.
+    Pools {
+        pools: Vec<Arc<Pool>>,
+        workers: Vec<JoinHandle<()>>,
+        refillers: Vec<JoinHandle<()>>,
+        stop_refillers: watch::Sender<bool>,
+    },
+    /// Of a rung below it; ends with the routes.
+    Numbers(JoinHandle<()>),
+}
+
 impl Server {
-    /// Opens everything and listens. Requests are accepted by [`run`](Self::run).
+    /// Opens everything and listens. Requests are accepted by [`run`](Self::run). The mode simple is
+    /// [`blocking`]'s.
     ///
     /// # Errors
     /// [`ServerError`], with what to do about it.
@@ -73,38 +92,13 @@ impl Server {
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
-        let (folder, found) = open_folder(config).await?;
-        let (stop_refillers, stop) = watch::channel(false);
-        let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-        for (pool_config, files) in config.pools.iter().zip(found) {
-            let PoolFiles { paths, ledger, shards } = files;
-            let (pool, tasks) =
-                Pool::open(pool_config, config.lease, config.refill, &paths, &shards).await;
-            let refiller = Refiller::new(
-                ledger,
-                paths,
-                Arc::clone(&pool),
-                config.refill,
-                pool_config.shard_size,
-                stop.clone(),
-            );
-            refillers.push(tokio::spawn(refiller.run()));
-            workers.extend(tasks);
-            pools.push(pool);
-        }
-        let router = http::router(pools.clone(), config.server.count_limit);
+        let (folder, router, tasks) = match config.server.mode {
+            Mode::Sharded => open_pools(config).await?,
+            Mode::Sqlite => open_rung::<TableStore>(config).await?,
+            Mode::Json | Mode::Simple => open_rung::<JsonStore>(config).await?,
+        };
         let drain = config.server.drain;
-        Ok(Self {
-            listener,
-            address,
-            router,
-            drain,
-            pools,
-            workers,
-            refillers,
-            stop_refillers,
-            folder,
-        })
+        Ok(Self { listener, address, router, drain, tasks, folder })
     }
 
     /// The address it listens on.
@@ -116,27 +110,70 @@ impl Server {
     /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
     /// and closes every file.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self {
-            listener, router, drain, pools, workers, refillers, stop_refillers, folder, ..
-        } = self;
-        serve(listener, &router, drain, shutdown).await;
-
-        // Refillers first: a build that nobody needs any more should not hold up the rest.
-        stop_refillers.send_replace(true);
-        join(refillers).await;
-        for pool in &pools {
-            pool.stop();
-        }
-        join(workers).await;
+        let Self { listener, router, drain, tasks, folder, .. } = self;
+        serve(listener, router, drain, shutdown).await;
+        tasks.end().await;
         drop(folder);
         info!("stopped");
     }
 }
 
+impl Tasks {
+    async fn end(self) {
+        match self {
+            Self::Pools { pools, workers, refillers, stop_refillers } => {
+                // Refillers first: a build that nobody needs any more should not hold up the rest.
+                stop_refillers.send_replace(true);
+                join(refillers).await;
+                for pool in &pools {
+                    pool.stop();
+                }
+                join(workers).await;
+            }
+            Self::Numbers(numbers) => join(vec![numbers]).await,
+        }
+    }
+}
+
+async fn open_pools(config: &Config) -> Result<(Folder, Router, Tasks), ServerError> {
+    let (folder, found) = open_folder(config).await?;
+    let (stop_refillers, stop) = watch::channel(false);
+    let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
+    for (pool_config, files) in config.pools.iter().zip(found) {
+        let PoolFiles { paths, ledger, shards } = files;
+        let (pool, tasks) =
+            Pool::open(pool_config, config.lease, config.refill, &paths, &shards).await;
+        let refiller = Refiller::new(
+            ledger,
+            paths,
+            Arc::clone(&pool),
+            config.refill,
+            pool_config.shard_size,
+            stop.clone(),
+        );
+        refillers.push(tokio::spawn(refiller.run()));
+        workers.extend(tasks);
+        pools.push(pool);
+    }
+    let router = http::router(pools.clone(), config.server.count_limit);
+    Ok((folder, router, Tasks::Pools { pools, workers, refillers, stop_refillers }))
+}
+
+async fn open_rung<S: Store>(config: &Config) -> Result<(Folder, Router, Tasks), ServerError> {
+    let opening = config.clone();
+    let (folder, numbers) = tokio::task::spawn_blocking(move || Numbers::<S>::open(&opening))
+        .await
+        .expect("opening does not panic")?;
+    let (desk, queue) = Desk::new(&numbers);
+    let router = http::rung_router(config.pools.clone(), desk);
+    let tasks = Tasks::Numbers(tokio::task::spawn_blocking(move || numbers.run(queue)));
+    Ok((folder, router, tasks))
+}
+
 async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), FolderError> {
     let (dir, pools) = (config.dir.clone(), config.pools.clone());
     let open = move || {
-        let folder = Folder::open(&dir)?;
+        let folder = Folder::open(&dir, Mode::Sharded)?;
         let found = pools
             .iter()
             .map(|pool: &PoolConfig| folder.open_pool(pool))
@@ -149,7 +186,7 @@ async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), Folder
 /// Accepts and answers until `shutdown` completes, then waits for the answers in flight.
 async fn serve(
     listener: TcpListener,
-    router: &Router,
+    router: Router,
     drain: Duration,
     shutdown: impl Future<Output = ()>,
 ) {

@@ -135,6 +135,12 @@ impl Space {
     }
 }
 
+impl std::fmt::Display for Space {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} to {}", self.number(self.min), self.number(self.max))
+    }
+}
+
 /// A number's text, on the stack. Serialises as a JSON number with exactly these digits.
 #[derive(Clone, Copy)]
 pub struct Number {

@@ -8,6 +8,8 @@ use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig
 
 pub use deadpool_sqlite::rusqlite;
 
+use crate::files;
+
 /// 3.51.3, as SQLite counts. Older ones can corrupt a WAL when two connections checkpoint at once
 /// (<https://sqlite.org/wal.html>, "The WAL-Reset Bug").
 const VERSION_MIN: i32 = 3_051_003;
@@ -75,6 +77,54 @@ pub fn open_for_build(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch(BUILD)?;
     Ok(connection)
+}
+
+/// What a file of ours is marked as.
+#[derive(Debug)]
+pub struct Format {
+    /// What it is, with an article.
+    pub name: &'static str,
+    /// SQLite's `application_id`.
+    pub application_id: i32,
+    /// The version of its tables, SQLite's `user_version`.
+    pub version: i32,
+}
+
+/// Marks a new file.
+///
+/// # Errors
+/// SQLite's error.
+pub fn mark_format(connection: &Connection, format: &Format) -> Result<(), Error> {
+    connection.pragma_update(None, "application_id", format.application_id)?;
+    connection.pragma_update(None, "user_version", format.version)
+}
+
+/// Refuses a file of another kind or version, and one that was cut off.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn check_format(path: &Path, connection: &Connection, format: &Format) -> Result<(), String> {
+    let pragma = |name| {
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
+            .map_err(|error| error.to_string())
+    };
+    if pragma("application_id")? != i64::from(format.application_id) {
+        return Err(format!("it is not {}", format.name));
+    }
+    let version = pragma("user_version")?;
+    if version != i64::from(format.version) {
+        return Err(format!("it has format {version}, this program knows {}", format.version));
+    }
+    let whole = pragma("page_count")? * pragma("page_size")?;
+    let length = |path: &Path| files::length_bytes(path).map_err(|error| error.to_string());
+    let found = length(path)?.unwrap_or(0);
+    // A page that is still in the WAL may lie beyond the end of the file.
+    let in_wal = length(&wal_of(path))?.is_some_and(|bytes| bytes > 0);
+    if !in_wal && found < whole.unsigned_abs() {
+        return Err(format!("it should have {whole} bytes and has {found}"));
+    }
+    Ok(())
 }
 
 /// Opens a file that nobody writes, without touching its folder.

@@ -1,6 +1,7 @@
 //! `init-shards`: fills every missing or empty shard, the pools side by side.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -11,8 +12,10 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use clap::Parser;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tombola::config::{Config, Overrides, PoolConfig};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tombola::config::{Config, Mode, Overrides, PoolConfig};
 use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
 use tombola::ledger::Ledger;
 use tombola::refill::{Built, Refill, build};
@@ -72,10 +75,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         shard_size: arguments.size,
         ..Overrides::default()
     })?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(watch()))?;
+    cancel_on_signal().map_err(|error| anyhow!("can't listen to signals: {error}"))?;
 
-    let folder = Folder::open(&config.dir)?;
+    let folder = Folder::open(&config.dir, Mode::Sharded)?;
     let bars = MultiProgress::new();
     let lines: Vec<Line> = thread::scope(|scope| {
         let (folder, bars) = (&folder, &bars);
@@ -96,22 +98,16 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// The first signal ends the builds, the second the process.
-async fn watch() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+fn cancel_on_signal() -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            if CANCELLED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
         }
-        if CANCELLED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    }
+    });
+    Ok(())
 }
 
 fn fill_pool(
@@ -190,10 +186,16 @@ struct Progress {
 
 impl Progress {
     fn begin(name: &str, rows: u64, bars: &MultiProgress) -> Self {
+        let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let per_second = HumanCount(state.per_sec() as u64);
+            // Writing to the bar's own buffer does not fail.
+            let _ = write!(out, "{per_second} a second");
+        };
         let style = ProgressStyle::with_template(
-            "{msg:20} {wide_bar} {human_pos} of {human_len}, {per_sec}, {eta} left",
+            "{msg:20} {wide_bar} {human_pos} of {human_len}, {rate}, {eta} left",
         )
-        .expect("the template is valid");
+        .expect("the template is valid")
+        .with_key("rate", rate);
         let bar = bars.add(ProgressBar::new(rows).with_style(style)).with_message(name.to_owned());
         let progress = Self {
             name: name.to_owned(),

@@ -9,12 +9,15 @@ use serde::Serialize;
 /// When to ask again, in seconds: a refill that callers wait for takes less.
 const RETRY_AFTER_SECONDS: &str = "1";
 
+/// An answer, whichever server sends it.
+pub(crate) type Answer = axum::http::Response<Vec<u8>>;
+
 const APPLICATION_JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Why a request is not answered with what it asked for.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     #[error("No available numbers. Shard is being refilled. Please retry shortly.")]
     Refilling,
     #[error("{}", exhausted(*.asked, *.left))]
@@ -23,12 +26,16 @@ pub(super) enum Refusal {
     UnknownType { given: String, allowed: String },
     #[error("Bad count {given:?}. Allowed are whole numbers from 1 to {limit}.")]
     BadCount { given: String, limit: u32 },
-    #[error("Unknown parameter {given:?}. Allowed are: type, count.")]
-    UnknownParameter { given: String },
-    #[error(
-        "The parameter {given:?} is given more than once. Allowed are: type, count, each once."
-    )]
-    RepeatedParameter { given: String },
+    #[error("Unknown parameter {given:?}. Allowed are: {allowed}.")]
+    UnknownParameter { given: String, allowed: &'static str },
+    #[error("The parameter {given:?} is given more than once. Allowed are: {allowed}, each once.")]
+    RepeatedParameter { given: String, allowed: &'static str },
+    #[error("No free number was found in {tries} tries. Few of this range are left, or none.")]
+    OutOfTries { tries: u32 },
+    #[error("The number could not be saved, so it is not handed out. Please retry shortly.")]
+    NotSaved,
+    #[error("The server is stopping.")]
+    Stopping,
     #[error("There is nothing at this path. Try /random or /health.")]
     UnknownPath,
     #[error("This path does not answer to that method. Allowed are: {allowed}.")]
@@ -39,6 +46,9 @@ impl Refusal {
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Refilling => (StatusCode::SERVICE_UNAVAILABLE, "refilling"),
+            Self::OutOfTries { .. } => (StatusCode::SERVICE_UNAVAILABLE, "out_of_tries"),
+            Self::NotSaved => (StatusCode::SERVICE_UNAVAILABLE, "not_saved"),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             Self::Exhausted { .. } => (StatusCode::GONE, "exhausted"),
             Self::UnknownType { .. } => (StatusCode::BAD_REQUEST, "unknown_type"),
             Self::BadCount { .. } => (StatusCode::BAD_REQUEST, "bad_count"),
@@ -65,31 +75,40 @@ struct Problem {
     code: &'static str,
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let (status, code) = self.status_and_code();
-        let mut response = json(status, &Problem { error: self.to_string(), code });
-        match self {
-            Self::Refilling => {
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        let (status, code) = refusal.status_and_code();
+        let mut answer = json(status, &Problem { error: refusal.to_string(), code });
+        match refusal {
+            Refusal::Refilling
+            | Refusal::OutOfTries { .. }
+            | Refusal::NotSaved
+            | Refusal::Stopping => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-                response.headers_mut().insert(RETRY_AFTER, seconds);
+                answer.headers_mut().insert(RETRY_AFTER, seconds);
             }
-            Self::WrongMethod { allowed } => {
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+            Refusal::WrongMethod { allowed } => {
+                answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
             }
             _ => {}
         }
-        response
+        answer
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        Answer::from(self).map(Body::from)
     }
 }
 
 /// An answer with this body.
-pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_vec(body).expect("the wire types have no maps with odd keys");
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
+    let mut answer = Answer::new(body);
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, APPLICATION_JSON);
     headers.insert(CACHE_CONTROL, NO_STORE);
-    response
+    answer
 }

@@ -1,48 +1,50 @@
 //! `?type=…&count=…`: parsed at the edge, so that what follows has a pool and a count. Pure.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use super::answer::Refusal;
-use crate::pool::Pool;
+use crate::config::PoolName;
 
 /// The pool of a request that names none.
 const TYPE_DEFAULT: &str = "int";
 
 /// What a request asks for.
 #[derive(Debug)]
-pub(super) struct Wanted<'p> {
-    pub(super) pool: &'p Arc<Pool>,
+pub(super) struct Wanted {
+    /// The pool's place among the names.
+    pub(super) pool: usize,
     /// `None` for a single number in the short form.
     pub(super) count: Option<NonZeroU32>,
 }
 
-/// Reads a query string.
+/// Reads a query string. Without a `count_limit` there is no parameter `count`.
 ///
 /// # Errors
 /// A [`Refusal`] that names what is allowed.
 pub(super) fn parse<'p>(
-    pools: &'p [Arc<Pool>],
-    count_limit: NonZeroU32,
+    pools: impl Iterator<Item = &'p PoolName> + Clone,
+    count_limit: Option<NonZeroU32>,
     query: Option<&str>,
-) -> Result<Wanted<'p>, Refusal> {
+) -> Result<Wanted, Refusal> {
     let (mut type_, mut count) = (None, None);
+    let allowed = if count_limit.is_some() { "type, count" } else { "type" };
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let parameter = match &*name {
             "type" => &mut type_,
-            "count" => &mut count,
-            _ => return Err(Refusal::UnknownParameter { given: name.into_owned() }),
+            "count" if count_limit.is_some() => &mut count,
+            _ => return Err(Refusal::UnknownParameter { given: name.into_owned(), allowed }),
         };
         if parameter.replace(value).is_some() {
-            return Err(Refusal::RepeatedParameter { given: name.into_owned() });
+            return Err(Refusal::RepeatedParameter { given: name.into_owned(), allowed });
         }
     }
     let type_ = type_.as_deref().unwrap_or(TYPE_DEFAULT);
-    let pool = pools.iter().find(|pool| pool.name().as_str() == type_).ok_or_else(|| {
-        let names: Vec<_> = pools.iter().map(|pool| pool.name().as_str()).collect();
+    let pool = pools.clone().position(|name| name.as_str() == type_).ok_or_else(|| {
+        let names: Vec<_> = pools.map(PoolName::as_str).collect();
         Refusal::UnknownType { given: type_.to_owned(), allowed: names.join(", ") }
     })?;
-    let count = count.map(|text| parse_count(&text, count_limit)).transpose()?;
+    let count =
+        count.zip(count_limit).map(|(text, limit)| parse_count(&text, limit)).transpose()?;
     Ok(Wanted { pool, count })
 }
 

@@ -318,6 +318,11 @@ impl Server {
         self.client.url.strip_prefix("http://").unwrap()
     }
 
+    /// For a request beside others.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     pub(crate) async fn send(&self, method: Method, target: &str) -> Answer {
         self.client.send(method, target).await.unwrap()
     }
@@ -400,7 +405,7 @@ fn random(pool: &str, count: Option<u32>) -> String {
 }
 
 #[derive(Clone)]
-struct Client {
+pub(crate) struct Client {
     url: String,
     http: reqwest::Client,
 }
@@ -412,7 +417,7 @@ impl Client {
     }
 
     /// Every answer, errors included, has to be JSON that nobody keeps.
-    async fn send(&self, method: Method, target: &str) -> reqwest::Result<Answer> {
+    pub(crate) async fn send(&self, method: Method, target: &str) -> reqwest::Result<Answer> {
         let request = self.http.request(method, format!("{}{target}", self.url));
         let response = request.send().await?;
         let answer = Answer {
@@ -440,6 +445,14 @@ pub(crate) struct One<'a> {
     #[serde(borrow)]
     pub(crate) number: &'a RawValue,
     pub(crate) shard: String,
+}
+
+/// `{"number": ...}`, of the rungs below the pool server: this field and no other.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Bare<'a> {
+    #[serde(borrow)]
+    pub(crate) number: &'a RawValue,
 }
 
 /// `{"count": ..., "numbers": [...], "shards": {...}}`
@@ -489,7 +502,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.body))
     }
 
-    /// The numbers of either form, as the exact text that was sent.
+    /// The numbers of any form, as the exact text that was sent.
     pub(crate) fn numbers(&self) -> Vec<String> {
         if self.body.contains("\"numbers\"") {
             let many: Many<'_> = self.parse();
@@ -498,9 +511,15 @@ impl Answer {
             assert_eq!(many.count, shares, "{}", self.body);
             let texts = many.numbers.iter().map(|number| number.get().to_owned());
             texts.collect()
-        } else {
+        } else if self.body.contains("\"shard\"") {
             vec![self.parse::<One<'_>>().number.get().to_owned()]
+        } else {
+            vec![self.parse::<Bare<'_>>().number.get().to_owned()]
         }
+    }
+
+    pub(crate) fn assert_status(&self, status: u16) {
+        assert_eq!(self.status, status, "{}", self.body);
     }
 
     pub(crate) fn assert_refilling(&self) {
@@ -508,6 +527,14 @@ impl Answer {
         let failure: Failure = self.parse();
         assert_eq!(failure.error, REFILLING);
         assert_eq!(failure.code, "refilling");
+        let seconds = self.header("retry-after").expect("Retry-After with a 503");
+        assert!(seconds.parse::<u32>().is_ok(), "Retry-After: {seconds}");
+    }
+
+    /// A 503 that names its cause and when to come back.
+    pub(crate) fn assert_unavailable(&self, code: &str) {
+        assert_eq!(self.status, 503, "{}", self.body);
+        assert_eq!(self.parse::<Failure>().code, code);
         let seconds = self.header("retry-after").expect("Retry-After with a 503");
         assert!(seconds.parse::<u32>().is_ok(), "Retry-After: {seconds}");
     }
@@ -595,6 +622,11 @@ async fn take_until_end(
                         return Taken { numbers, end };
                     }
                 }
+            }
+            // A server that is stopping answers what came too late for it.
+            503 if answer.parse::<Failure>().code == "stopping" => {
+                let end = End::Gone(answer.body);
+                return Taken { numbers, end };
             }
             _ => {
                 answer.assert_refilling();

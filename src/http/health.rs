@@ -1,0 +1,49 @@
+//! How `/health` looks. Pure; finds out nothing itself.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use super::answer::{Answer, json};
+use crate::config::PoolName;
+
+/// The reason when a task that serves is gone.
+pub(super) const DIED: &str = "a background task died; see the log";
+
+/// How fit the process, or a pool, is to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    Ok,
+    /// It serves, and something needs looking after.
+    Degraded,
+    Down,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct PoolHealth {
+    pub(super) status: Status,
+    /// Of a pool that has shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shards: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) shards_in_rotation: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct HealthAnswer<'p> {
+    status: Status,
+    pools: BTreeMap<&'p str, PoolHealth>,
+}
+
+/// The whole answer: as fit as the least fit pool.
+pub(super) fn answer<'p>(pools: impl Iterator<Item = (&'p PoolName, PoolHealth)>) -> Answer {
+    let pools: BTreeMap<_, _> = pools.map(|(name, health)| (name.as_str(), health)).collect();
+    let status = pools.values().map(|pool| pool.status).max().unwrap_or(Status::Ok);
+    let code =
+        if status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    json(code, &HealthAnswer { status, pools })
+}
