@@ -1,5 +1,5 @@
 //! The routes: HTTP in, numbers out. Here are those of the pool server; those of the rungs below it
-//! are in [`rung`]. Knows nothing of SQLite, shards' files or refilling.
+//! are in `rung.rs`. Knows nothing of SQLite, shards' files or refilling.
 
 mod answer;
 mod health;

@@ -217,7 +217,7 @@ async fn a_range_of_fifty_comes_out_once_each_and_then_the_tries_run_out() {
         let mut received = Vec::new();
         // One of fifty is missed by 100 tries in one of seven requests.
         eventually("the last of the range", async || {
-            let answers = futures(&server, 8).await;
+            let answers = ask_at_once(&server, 8).await;
             for answer in answers {
                 match answer.status {
                     200 => received.extend(answer.numbers()),
@@ -243,7 +243,7 @@ async fn a_range_of_fifty_comes_out_once_each_and_then_the_tries_run_out() {
 }
 
 /// So many requests at the same time.
-async fn futures(server: &Server, count: usize) -> Vec<support::Answer> {
+async fn ask_at_once(server: &Server, count: usize) -> Vec<support::Answer> {
     let mut requests = tokio::task::JoinSet::new();
     for _ in 0..count {
         let client = server.client();
