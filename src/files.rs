@@ -3,10 +3,12 @@
 //!
 //! Assumption about the medium: a rename is atomic, and it is durable once its folder is synced.
 
+use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The file whose lock says that a process uses the folder.
 const LOCK: &str = "LOCK";
@@ -47,7 +49,7 @@ pub enum LockError {
 /// A folder held by this process, until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _held: Held,
 }
 
 /// Creates the folder where it is missing and locks it for this process alone.
@@ -57,29 +59,10 @@ pub struct Lock {
 pub fn lock(folder: &Path) -> Result<Lock, LockError> {
     create_folder(folder)?;
     let path = folder.join(LOCK);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(FILE_MODE)
-        .open(&path)
-        .map_err(|error| failed("open", &path, error))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut id = String::new();
-            let known = file.read_to_string(&mut id).is_ok() && !id.trim().is_empty();
-            let holder =
-                if known { format!("process {}", id.trim()) } else { "another process".into() };
-            return Err(LockError::Held { folder: folder.to_owned(), holder });
-        }
-        Err(TryLockError::Error(error)) => return Err(failed("lock", &path, error).into()),
+    match files_of(folder).lock(&path).map_err(|error| failed("lock", &path, error))? {
+        Ok(held) => Ok(Lock { _held: held }),
+        Err(HeldBy(holder)) => Err(LockError::Held { folder: folder.to_owned(), holder }),
     }
-    // The process id is for people; the lock itself is the kernel's. A full disk does not matter.
-    let _ = file.set_len(0).and_then(|()| file.rewind());
-    let _ = writeln!(file, "{}", std::process::id());
-    Ok(Lock { _file: file })
 }
 
 /// Creates the folder where it is missing, and makes its name durable: a folder that vanished with
@@ -97,9 +80,8 @@ fn create_folder(folder: &Path) -> Result<(), FileError> {
         return Ok(());
     }
     create_folder(parent)?;
-    DirBuilder::new()
-        .mode(FOLDER_MODE)
-        .create(folder)
+    files_of(folder)
+        .create_folder(folder)
         .map_err(|error| failed("create the folder", folder, error))?;
     sync_folder(parent)
 }
@@ -109,14 +91,7 @@ fn create_folder(folder: &Path) -> Result<(), FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn create(path: &Path) -> Result<(), FileError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(path)
-        .map(drop)
-        .map_err(|error| failed("create", path, error))
+    files_of(path).create(path).map_err(|error| failed("create", path, error))
 }
 
 /// The content, or nothing where there is no such file.
@@ -162,7 +137,7 @@ pub fn unfinished(path: &Path) -> PathBuf {
 /// # Errors
 /// What the operating system refused.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    std::fs::rename(from, to).map_err(|error| failed("rename", from, error))
+    files_of(from).rename(from, to).map_err(|error| failed("rename", from, error))
 }
 
 /// Removes a file, if it is there.
@@ -170,7 +145,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn remove(path: &Path) -> Result<(), FileError> {
-    match std::fs::remove_file(path) {
+    match files_of(path).remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
         _ => Ok(()),
     }
@@ -181,7 +156,7 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn sync_file(path: &Path) -> Result<(), FileError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed("sync", path, error))
+    files_of(path).sync_file(path).map_err(|error| failed("sync", path, error))
 }
 
 /// Makes the folder's names durable: what was created, renamed and removed in it.
@@ -189,7 +164,7 @@ pub fn sync_file(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
-    sync_file(folder)
+    files_of(folder).sync_folder(folder).map_err(|error| failed("sync", folder, error))
 }
 
 /// The length in bytes, or nothing where there is no such file.
@@ -197,8 +172,8 @@ pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
-    match std::fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.len())),
+    match files_of(path).length_bytes(path) {
+        Ok(length) => Ok(Some(length)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("look at", path, error)),
     }
@@ -209,14 +184,127 @@ pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
 /// # Errors
 /// What the operating system refused.
 pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
-    let names = std::fs::read_dir(folder).and_then(|entries| {
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-    });
-    let mut names: Vec<String> = names.map_err(|error| failed("list", folder, error))?;
+    let names = files_of(folder).list(folder);
+    let mut names = names.map_err(|error| failed("list", folder, error))?;
     names.sort();
     Ok(names)
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> FileError {
     FileError { action, path: path.to_owned(), source }
+}
+
+/// The operations of this module as a file system does them; what each is for is said above, at the
+/// function of its name. Only tests have another than the machine's own.
+#[doc(hidden)]
+pub trait Files: Debug + Send + Sync {
+    /// Whether the path is one of its own. Decided by the path alone, as SQLite's stand-in does it,
+    /// so that a folder's files and its databases always lie on the same disk.
+    fn holds(&self, path: &Path) -> bool;
+    fn create_folder(&self, folder: &Path) -> io::Result<()>;
+    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>>;
+    fn create(&self, path: &Path) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    fn length_bytes(&self, path: &Path) -> io::Result<u64>;
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+}
+
+/// A locked file, until dropped.
+#[doc(hidden)]
+pub type Held = Box<dyn Debug + Send + Sync>;
+
+/// Who has the lock, for people.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct HeldBy(pub String);
+
+static STAND_IN: OnceLock<Box<dyn Files>> = OnceLock::new();
+
+/// Puts a simulated disk under the paths that it [holds](Files::holds), for the rest of the process.
+/// For tests: they put one under SQLite too, which also is process-wide and goes by paths.
+///
+/// # Panics
+/// There is one already.
+#[doc(hidden)]
+pub fn stand_in(files: Box<dyn Files>) {
+    STAND_IN.set(files).expect("a process has one stand-in");
+}
+
+fn files_of(path: &Path) -> &'static dyn Files {
+    match STAND_IN.get() {
+        Some(stand_in) if stand_in.holds(path) => &**stand_in,
+        _ => &System,
+    }
+}
+
+/// The machine's file systems.
+#[derive(Debug)]
+struct System;
+
+impl Files for System {
+    fn holds(&self, _path: &Path) -> bool {
+        true
+    }
+
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(FOLDER_MODE).create(folder)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut id = String::new();
+                let known = file.read_to_string(&mut id).is_ok() && !id.trim().is_empty();
+                let holder =
+                    if known { format!("process {}", id.trim()) } else { "another process".into() };
+                return Ok(Err(HeldBy(holder)));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The process id is for people; the lock itself is the kernel's. A full disk does not matter.
+        let _ = file.set_len(0).and_then(|()| file.rewind());
+        let _ = writeln!(file, "{}", std::process::id());
+        Ok(Ok(Box::new(file)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(FILE_MODE).open(path).map(drop)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    fn length_bytes(&self, path: &Path) -> io::Result<u64> {
+        Ok(std::fs::metadata(path)?.len())
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(folder)?;
+        names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
 }

@@ -43,6 +43,8 @@
 //! 5. A file that the ledger does not expect where it lies is never served.
 //! 6. On the rungs below, a number is durable in the store before its answer is written.
 
+#![forbid(unsafe_code)]
+
 pub mod batch;
 pub mod config;
 pub mod files;

@@ -1,5 +1,7 @@
 //! `tombola`: arguments -> config -> server.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::config::PoolName;
+use crate::files;
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
@@ -208,7 +209,7 @@ pub fn read_label(path: &Path) -> Result<Label, ShardError> {
 /// it may then have forgotten what it handed out.
 pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
     // Opening creates a log where there is none.
-    let has_log = sqlite::wal_of(path).exists();
+    let has_log = files::length_bytes(&sqlite::wal_of(path)).is_ok_and(|length| length.is_some());
     let connection = sqlite::open(path)?;
     let Header { label, in_use, open_rows, .. } = read_header(&connection)?;
     if in_use && !has_log {

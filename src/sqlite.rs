@@ -58,7 +58,7 @@ pub fn check_version() -> Result<(), String> {
 /// # Errors
 /// SQLite's error; a missing file is one, and an empty file is not a database.
 pub fn open(path: &Path) -> Result<Connection, Error> {
-    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0) {
+    if files::length_bytes(path).is_ok_and(|length| length == Some(0)) {
         // SQLite would make a new database of it, over what a crash or a full disk left.
         let empty = ffi::Error::new(ffi::SQLITE_NOTADB);
         return Err(Error::SqliteFailure(empty, Some("the file is empty".to_owned())));

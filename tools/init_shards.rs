@@ -1,5 +1,7 @@
 //! `init-shards`: fills every missing or empty shard, the pools side by side.
 
+#![forbid(unsafe_code)]
+
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
