@@ -1,0 +1,106 @@
+//! The simulated side of `tombola::files`: what the product does to whole files, on a
+//! [`Disk`](crate::disk::Disk).
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use tombola::files::{Files, Held, HeldBy, stand_in};
+
+use crate::disk::{Shared, is_simulated, resolve};
+use crate::medium::{Entry, FileId};
+
+/// Puts simulated disks under the product's file operations. Again does nothing.
+pub(crate) fn install() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| stand_in(Box::new(SimulatedFiles)));
+}
+
+/// Finds the disk by the path, as the VFS does, so that both always mean the same one.
+#[derive(Debug)]
+struct SimulatedFiles;
+
+impl Files for SimulatedFiles {
+    fn holds(&self, path: &Path) -> bool {
+        path.to_str().is_some_and(is_simulated)
+    }
+
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        let (disk, path) = place(folder)?;
+        disk.create_folder(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>> {
+        let (disk, path) = place(path)?;
+        let file = match disk.find(path)? {
+            None => disk.create(path)?,
+            Some(_) => disk.open(path)?,
+        };
+        if !disk.lock_file(file)? {
+            return Ok(Err(HeldBy("another process".to_owned())));
+        }
+        Ok(Ok(Box::new(SimulatedLock { disk, file })))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<()> {
+        let (disk, path) = place(path)?;
+        match disk.find(path)? {
+            None => disk.create(path).map(drop),
+            Some(_) => disk.set_length(disk.open(path)?, path, 0),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let ((disk, from), (other, to)) = (place(from)?, place(to)?);
+        if !Arc::ptr_eq(&disk, &other) {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
+        disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let (disk, path) = place(path)?;
+        disk.remove(path)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        let (disk, path) = place(path)?;
+        disk.sync(disk.open(path)?, path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let (disk, path) = place(folder)?;
+        disk.sync_folder(path)
+    }
+
+    fn length_bytes(&self, path: &Path) -> io::Result<u64> {
+        let (disk, path) = place(path)?;
+        match disk.find(path)? {
+            Some(Entry::File(file)) => Ok(disk.length(file)? as u64),
+            Some(Entry::Folder(_)) => Ok(0),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let (disk, path) = place(folder)?;
+        disk.list(path)
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedLock {
+    disk: Arc<Shared>,
+    file: FileId,
+}
+
+impl Drop for SimulatedLock {
+    fn drop(&mut self) {
+        self.disk.unlock_file(self.file);
+    }
+}
+
+fn place(path: &Path) -> io::Result<(Arc<Shared>, &str)> {
+    let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+    resolve(path)?.ok_or_else(|| io::ErrorKind::Unsupported.into())
+}

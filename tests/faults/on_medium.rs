@@ -1,0 +1,317 @@
+//! The simulated disk itself: what may be lost is lost sometimes, what may not never is.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tombola::files::{self, FileError, LockError};
+
+use crate::disk::{Disk, Fault, Plan, Shared};
+use crate::medium::{Image, SECTOR_BYTES};
+use crate::recording::Recording;
+
+/// Every outcome of many cuts at this moment, as text.
+fn outcomes(disk: &Disk, describe: impl Fn(&Image) -> String) -> BTreeSet<String> {
+    (0..2_000).map(|seed| describe(&disk.after_cut(seed))).collect()
+}
+
+fn names(image: &Image) -> String {
+    image.files().into_keys().collect::<Vec<_>>().join(" ")
+}
+
+/// Each sector of `a` by its first byte (`-` for zero); `~` is noise.
+fn sectors_of_a(image: &Image) -> String {
+    let files = image.files();
+    let Some(bytes) = files.get("a") else {
+        return "gone".to_owned();
+    };
+    let letter = |sector: &[u8]| match sector {
+        [first, ..] if sector.iter().any(|byte| byte != first) => '~',
+        [0, ..] => '-',
+        [first, ..] => char::from(*first),
+        [] => unreachable!("no chunk is empty"),
+    };
+    bytes.chunks(SECTOR_BYTES).map(letter).collect()
+}
+
+fn set<const N: usize>(expected: [&str; N]) -> BTreeSet<String> {
+    expected.map(str::to_owned).into()
+}
+
+/// A disk whose root has these files, each with its name in it, synced.
+fn disk_with(files: &[&str]) -> (Disk, Arc<Shared>) {
+    let disk = Disk::new();
+    let shared = disk.shared.clone();
+    for name in files {
+        let file = shared.create(name).unwrap();
+        shared.write(file, name, 0, name.as_bytes()).unwrap();
+        shared.sync(file, name).unwrap();
+    }
+    shared.sync_folder("").unwrap();
+    (disk, shared)
+}
+
+#[test]
+fn a_synced_file_without_a_synced_folder_may_vanish() {
+    let (disk, shared) = disk_with(&[]);
+    let file = shared.create("a").unwrap();
+    shared.write(file, "a", 0, b"bytes").unwrap();
+    shared.sync(file, "a").unwrap();
+    let describe = |image: &Image| format!("{:?}", image.files().get("a"));
+    let kept = format!("{:?}", Some(b"bytes".as_slice()));
+    assert_eq!(outcomes(&disk, describe), set(["None", &kept]));
+
+    shared.sync_folder("").unwrap();
+    assert_eq!(outcomes(&disk, describe), set([&kept]));
+}
+
+#[test]
+fn a_synced_folder_does_not_save_the_bytes() {
+    let (disk, shared) = disk_with(&[]);
+    let file = shared.create("a").unwrap();
+    shared.write(file, "a", 0, &[b'1'; SECTOR_BYTES]).unwrap();
+    shared.sync_folder("").unwrap();
+    assert_eq!(outcomes(&disk, sectors_of_a), set(["", "-", "1", "~"]));
+}
+
+#[test]
+fn a_rename_is_atomic_and_lost_until_the_folder_is_synced() {
+    let (disk, shared) = disk_with(&["new", "old"]);
+    let describe = |image: &Image| {
+        let files = image.files();
+        format!("{} {:?}", names(image), files["old"])
+    };
+    let before = format!("new old {:?}", b"old");
+    let after = format!("old {:?}", b"new");
+    shared.rename("new", "old").unwrap();
+    assert_eq!(outcomes(&disk, describe), set([&before, &after]));
+    shared.sync_folder("").unwrap();
+    assert_eq!(outcomes(&disk, describe), set([&after]));
+}
+
+#[test]
+fn each_name_ends_in_one_of_its_states_and_no_file_has_two_names() {
+    let (disk, shared) = disk_with(&["a", "z"]);
+    shared.rename("a", "b").unwrap();
+    shared.rename("b", "c").unwrap();
+    shared.remove("z").unwrap();
+    let expected = ["a z", "b z", "c z", "a", "b", "c"];
+    assert_eq!(outcomes(&disk, names), set(expected));
+}
+
+#[test]
+fn unsynced_sectors_survive_each_or_not_and_synced_ones_always() {
+    let (disk, shared) = disk_with(&[]);
+    let file = shared.create("a").unwrap();
+    shared.write(file, "a", 0, &[b'1'; 3 * SECTOR_BYTES]).unwrap();
+    shared.sync(file, "a").unwrap();
+    shared.sync_folder("").unwrap();
+    shared.write(file, "a", SECTOR_BYTES, &[b'2'; 2 * SECTOR_BYTES]).unwrap();
+    let expected = ["111", "112", "121", "122", "11~", "12~", "1~1", "1~2", "1~~"];
+    assert_eq!(outcomes(&disk, sectors_of_a), set(expected));
+}
+
+#[test]
+fn truncations_and_extensions_survive_each_or_not() {
+    let (disk, shared) = disk_with(&[]);
+    let file = shared.create("a").unwrap();
+    shared.write(file, "a", 0, &[b'1'; 2 * SECTOR_BYTES]).unwrap();
+    shared.sync(file, "a").unwrap();
+    shared.sync_folder("").unwrap();
+    shared.set_length(file, "a", 0).unwrap();
+    assert_eq!(outcomes(&disk, sectors_of_a), set(["", "11"]));
+    shared.set_length(file, "a", 3 * SECTOR_BYTES).unwrap();
+    assert_eq!(outcomes(&disk, sectors_of_a), set(["", "11", "---", "11-"]));
+}
+
+#[test]
+fn after_a_failed_sync_a_good_one_does_not_bring_the_bytes_back() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..200 {
+        let (disk, shared) = disk_with(&["a"]);
+        let file = shared.open("a").unwrap();
+        shared.write(file, "a", 0, &[b'2'; SECTOR_BYTES]).unwrap();
+        disk.fail(Plan { seed, ..Plan::once(Fault::FailedSync, 0) });
+        let error = shared.sync(file, "a").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5));
+        shared.sync(file, "a").unwrap();
+        let mut cached = [0];
+        shared.read(file, "a", 0, &mut cached).unwrap();
+        let durable = disk.cut(seed).files()["a"][0];
+        seen.insert((char::from(cached[0]), char::from(durable)));
+    }
+    // In the cache and on the disk; in the cache only; forgotten by both.
+    for state in [('2', '2'), ('2', 'a'), ('a', 'a')] {
+        assert!(seen.contains(&state), "never seen: {state:?}");
+    }
+}
+
+#[test]
+fn the_same_seed_leaves_the_same_disk_and_a_recording_survives_its_file() {
+    let (disk, shared) = disk_with(&["a", "b"]);
+    shared.create_folder("backup").unwrap();
+    let file = shared.create("backup/c").unwrap();
+    shared.write(file, "backup/c", 700, &[7; 2000]).unwrap();
+    shared.set_length(file, "backup/c", 1500).unwrap();
+    disk.fail(Plan::once(Fault::FailedSync, 0));
+    assert!(shared.sync(file, "backup/c").is_err());
+    disk.note("promised \\ \"ü\"\n");
+    shared.rename("a", "b").unwrap();
+    shared.remove("b").unwrap();
+    let recording = disk.recording();
+    let reread = Recording::from_text(&recording.to_text()).unwrap();
+    assert_eq!(recording.ops(), reread.ops());
+    let end = recording.len();
+    assert_eq!(reread.notes(end), ["promised \\ \"ü\"\n"]);
+    assert!(reread.notes(end - 3).is_empty());
+    let device = shared.device;
+    for seed in 0..100 {
+        let image = disk.cut(seed);
+        for other in [&recording, &reread] {
+            assert_eq!(image.files(), other.cut(end, seed, device).files());
+        }
+        // And so does a recording that begins on what was left.
+        let next = Recording::new(image.clone());
+        let next = Recording::from_text(&next.to_text()).unwrap();
+        assert_eq!(image.files(), next.cut(0, seed, device).files());
+    }
+}
+
+#[test]
+fn a_killed_process_loses_nothing_but_what_was_unsynced_stays_so() {
+    let (disk, shared) = disk_with(&["a"]);
+    shared.rename("a", "b").unwrap();
+    let next = disk.kill();
+    assert_eq!(next.shared.list("").unwrap(), ["b"]);
+    assert!(shared.list("").is_err(), "the dead process has no disk");
+    assert_eq!(outcomes(&next, names), set(["a", "b"]));
+}
+
+#[test]
+fn a_disk_without_power_fails_everything_and_takes_no_promises() {
+    let (disk, shared) = disk_with(&["a"]);
+    let file = shared.open("a").unwrap();
+    disk.power_off();
+    disk.note("too late");
+    assert!(shared.write(file, "a", 0, b"x").is_err());
+    assert!(shared.sync(file, "a").is_err());
+    assert!(shared.open("a").is_err());
+    assert!(shared.find("a").is_err());
+    assert!(disk.recording().notes(usize::MAX).is_empty());
+}
+
+#[test]
+fn faults_hit_what_they_name_and_nothing_else() {
+    let (disk, shared) = disk_with(&["a", "b"]);
+    let (a, b) = (shared.open("a").unwrap(), shared.open("b").unwrap());
+
+    disk.fail(Plan::from_then_on(Fault::NoSpace, 1));
+    shared.write(a, "a", 0, b"xy").unwrap();
+    shared.write(a, "a", 0, b"x").unwrap();
+    assert_eq!(disk.fired(), 0);
+    for _ in 0..2 {
+        let error = shared.write(a, "a", 0, b"xyz").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(shared.create("c").is_err());
+    }
+    shared.write(a, "a", 0, b"y").expect("no space is needed to overwrite");
+    shared.sync(a, "a").unwrap();
+    assert_eq!(disk.fired(), 4);
+    disk.heal();
+    shared.write(a, "a", 0, b"xyz").unwrap();
+
+    disk.fail(Plan::once(Fault::ShortWrite, 0).only("b"));
+    shared.write(a, "a", 0, b"12345678").unwrap();
+    assert!(shared.write(b, "b", 0, b"12345678").is_err());
+    assert_eq!(shared.length(b).unwrap(), 4);
+    shared.write(b, "b", 0, b"12345678").unwrap();
+    assert_eq!(disk.fired(), 1);
+
+    disk.fail(Plan::from_then_on(Fault::Io, 0));
+    let before = disk.operations();
+    assert!(shared.open("a").is_err());
+    assert!(shared.read(a, "a", 0, &mut [0]).is_err());
+    assert!(shared.rename("a", "c").is_err());
+    assert!(shared.remove("a").is_err());
+    assert!(shared.list("").is_err());
+    shared.sync(a, "a").expect("that is another fault");
+    shared.sync_folder("").expect("that is another fault");
+    assert_eq!((disk.fired(), disk.operations() - before), (5, 7));
+
+    disk.fail(Plan::once(Fault::FailedFolderSync, 0));
+    shared.sync(a, "a").unwrap();
+    assert!(shared.sync_folder("").is_err());
+    shared.sync_folder("").unwrap();
+}
+
+/// The same steps, with what came of them.
+fn use_folder(folder: &Path) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut saw = |what: &str, result: Result<String, FileError>| {
+        let result = result.map_err(|error| error.source.kind());
+        seen.push(format!("{what}: {result:?}"));
+    };
+    let done = |result: Result<(), FileError>| result.map(|()| String::new());
+    let (a, b) = (folder.join("a"), folder.join("b"));
+    saw("list what is not there", files::list(folder).map(|names| names.join(" ")));
+    let lock = files::lock(folder).unwrap();
+    assert!(matches!(files::lock(folder), Err(LockError::Held { .. })));
+    drop(lock);
+    drop(files::lock(folder).unwrap());
+    saw("create", done(files::create(&a)));
+    saw("create what is there", done(files::create(&a)));
+    saw("rename", done(files::rename(&a, &b)));
+    saw("rename what is not there", done(files::rename(&a, &b)));
+    saw("sync a file", done(files::sync_file(&b)));
+    saw("sync a file that is not there", done(files::sync_file(&a)));
+    saw("list", files::list(folder).map(|names| names.join(" ")));
+    saw("length", files::length_bytes(&b).map(|length| format!("{length:?}")));
+    saw("length of what is not there", files::length_bytes(&a).map(|length| format!("{length:?}")));
+    saw("create another", done(files::create(&a)));
+    saw("rename over", done(files::rename(&a, &b)));
+    saw("list", files::list(folder).map(|names| names.join(" ")));
+    saw("sync", done(files::sync_folder(folder)));
+    saw("remove", done(files::remove(&b)));
+    saw("remove again", done(files::remove(&b)));
+    saw("list", files::list(folder).map(|names| names.join(" ")));
+    seen
+}
+
+#[test]
+fn a_simulated_folder_does_what_a_real_one_does() {
+    crate::install();
+    let real = tempfile::tempdir().unwrap();
+    let disk = Disk::new();
+    let name = "deep/shards";
+    assert_eq!(use_folder(&real.path().join(name)), use_folder(&disk.path(name)));
+}
+
+#[test]
+fn what_the_product_does_not_sync_may_be_undone() {
+    crate::install();
+    let disk = Disk::new();
+    let file = disk.path("b");
+    files::create(&file).unwrap();
+    files::sync_folder(disk.root()).unwrap();
+    drop(files::lock(disk.root()).unwrap());
+    files::remove(&file).unwrap();
+    assert_eq!(outcomes(&disk, names), set(["b", "LOCK b", "LOCK", ""]));
+}
+
+#[test]
+fn a_lock_dies_with_its_machine() {
+    crate::install();
+    let disk = Disk::new();
+    let _lock = files::lock(disk.root()).unwrap();
+    for next in [Disk::boot(&disk.after_cut(1)), disk.kill()] {
+        files::lock(next.root()).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_is_gone_is_not_the_real_one() {
+    crate::install();
+    let path = Disk::new().path("a");
+    assert_eq!(files::create(&path).unwrap_err().source.raw_os_error(), Some(5));
+}
