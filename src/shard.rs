@@ -9,13 +9,14 @@ use std::path::Path;
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::config::PoolName;
-use crate::files;
+use crate::files::{self, FileError};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
@@ -84,6 +85,9 @@ pub enum ShardError {
     /// SQLite's own error.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The content contradicts itself.
     #[error("{0}")]
     Damaged(String),
@@ -96,7 +100,11 @@ impl ShardError {
     /// Whether the file is as trustworthy as before, so that trying again makes sense.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Sqlite(error) if sqlite::is_transient(error))
+        match self {
+            Self::Sqlite(error) => sqlite::is_transient(error),
+            Self::File(_) => true,
+            Self::Damaged(_) | Self::Cancelled => false,
+        }
     }
 }
 
@@ -208,11 +216,14 @@ pub fn read_label(path: &Path) -> Result<Label, ShardError> {
 /// [`ShardError::Damaged`] when the file is not whole, or was in use and its write-ahead log is gone:
 /// it may then have forgotten what it handed out.
 pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
-    // Opening creates a log where there is none.
-    let has_log = files::length_bytes(&sqlite::wal_of(path)).is_ok_and(|length| length.is_some());
+    // Opening creates a log where there is none, and an empty one may come of that.
+    let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
     let connection = sqlite::open(path)?;
+    // The log stays until `end_use` has cleared the mark: a crash in between would look like its loss.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let Header { label, in_use, open_rows, .. } = read_header(&connection)?;
-    if in_use && !has_log {
+    // A file that is used up by its own word has nothing to forget: its swap was under way.
+    if in_use && log_bytes == 0 && read_blocks(&connection)?.1 > 0 {
         let problem = "it was in use and its write-ahead log is gone".to_owned();
         return Err(ShardError::Damaged(problem));
     }
@@ -255,12 +266,13 @@ impl Shard {
         if left > label.rows {
             return Err(ShardError::Damaged(format!("{left} of {} rows are unused", label.rows)));
         }
-        // Invariant: the mark is in the file itself before the first lease is in its log.
+        // Invariant: the mark is in the file itself before the first lease is in its log, and as long
+        // as it is there the log is not empty.
         let transaction = connection.transaction()?;
         transaction.execute(UPDATE_IN_USE, [true])?;
         transaction.execute(REWRITE_PAGES, [LOG_PAGES * block_rows, block_rows])?;
         transaction.commit()?;
-        checkpoint(connection)?;
+        checkpoint(connection, "RESTART")?;
         Ok(Self { label, block_rows, blocks, loaded: Vec::new(), left, open_rows: 0 })
     }
 
@@ -296,7 +308,7 @@ impl Shard {
         let marked = match self.mark_used(connection, &mut rows, open_rows) {
             Err(ShardError::Sqlite(error)) if sqlite::is_full(&error) => {
                 // The log has space of its own: from its beginning it needs no more of the disk.
-                checkpoint(connection)
+                checkpoint(connection, "RESTART")
                     .and_then(|()| self.mark_used(connection, &mut rows, open_rows))
             }
             marked => marked,
@@ -329,7 +341,7 @@ impl Shard {
         mark_rows(&transaction, self.block_rows, &mut rows, false)?;
         transaction.execute(UPDATE_IN_USE, [false])?;
         transaction.commit()?;
-        checkpoint(connection)
+        checkpoint(connection, "TRUNCATE")
     }
 
     /// Loads random blocks until `count` unused rows are at hand, or all.
@@ -416,9 +428,10 @@ fn mark_rows(
     Ok(())
 }
 
-/// Puts the write-ahead log into the file, so that the log begins anew, in the space that it has.
-fn checkpoint(connection: &Connection) -> Result<(), ShardError> {
-    connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))?;
+/// Puts the write-ahead log into the file: `RESTART` keeps the log and its space, and begins it anew;
+/// `TRUNCATE` empties it.
+fn checkpoint(connection: &Connection, mode: &str) -> Result<(), ShardError> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))?;
     Ok(())
 }
 

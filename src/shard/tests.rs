@@ -82,8 +82,11 @@ fn a_crash_burns_what_was_leased_and_says_how_much() {
     std::fs::copy(&path, &crashed).unwrap();
     std::fs::copy(sqlite::wal_of(&path), sqlite::wal_of(&crashed)).unwrap();
 
-    let (label, burned) = recover(&crashed).unwrap();
-    assert_eq!((label.rows, burned), (1000, 140));
+    // A start that gets no further than that changes nothing.
+    for _ in 0..2 {
+        let (label, burned) = recover(&crashed).unwrap();
+        assert_eq!((label.rows, burned), (1000, 140));
+    }
     end_use(&crashed).unwrap();
     let (mut connection, mut shard) = open(&crashed);
     let rest = shard.lease(&mut connection, 1000, Some(0), &mut rng()).unwrap();
@@ -100,8 +103,10 @@ fn a_file_in_use_without_its_log_is_damaged() {
     shard.lease(&mut connection, 100, Some(0), &mut rng()).unwrap();
     let crashed = folder.path().join("crashed.db");
     std::fs::copy(&path, &crashed).unwrap();
-    let error = recover(&crashed).unwrap_err();
-    assert!(matches!(error, ShardError::Damaged(_)), "{error}");
+    for _ in 0..2 {
+        let error = recover(&crashed).unwrap_err();
+        assert!(matches!(error, ShardError::Damaged(_)), "{error}");
+    }
 }
 
 #[test]
