@@ -33,13 +33,20 @@ mod on_medium;
 mod on_product;
 #[cfg(test)]
 mod on_sqlite;
+#[cfg(test)]
+mod product;
 mod recording;
 #[expect(unsafe_code, reason = "a VFS is a C interface; the product itself forbids unsafe code")]
 mod vfs;
 
 /// Puts simulated disks under SQLite and under the product, for the paths that lie on one. Again
-/// does nothing.
+/// does nothing. `RUST_LOG` shows what the product says, of a replayed cut for one.
 pub(crate) fn install() {
     vfs::install();
     files::install();
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
+        let _ = log.try_init();
+    }
 }

@@ -1,121 +1,134 @@
-//! The product on the simulated disk: a first look, for the crash tests proper to build on. The real
-//! ledger, shards, leases, refills and swaps run, without HTTP.
+//! Power loss under the product: at any moment of its life, however often.
 
-use std::collections::BTreeSet;
-use std::num::NonZeroU32;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::watch;
-use tombola::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
-use tombola::folder::{Folder, PoolFiles};
-use tombola::ledger::{Ledger, LedgerError};
-use tombola::pool::{Pool, TakeError};
-use tombola::refill::Refiller;
-use tombola::space::{Space, Value};
-
-use crate::cuts::survive;
+use crate::cuts::{cut_somewhere, survive};
 use crate::disk::{Device, Disk};
+use crate::product::{
+    CLIENTS, HandedOut, PoolSetting, SHARDS, Service, Setting, check_files, clients, drain,
+    process, set_aside,
+};
 use crate::recording::Recording;
 
-const SHARD_SIZE: u32 = 300;
+/// One pool whose shards have several blocks, and one whose shards last for a few leases.
+const POOLS: &[PoolSetting] = &[
+    PoolSetting { name: "large", range: 1_500, shard_size: 300 },
+    PoolSetting { name: "small", range: 500, shard_size: 60 },
+];
+const LEASED: Setting = Setting { lease_rows: 8, pools: POOLS };
+const STRICT: Setting = Setting { lease_rows: 0, pools: POOLS };
 
-fn pool_config() -> PoolConfig {
-    PoolConfig {
-        name: PoolName::new("int").unwrap(),
-        // Small enough for a repeat to show, large enough for no test to use it up.
-        space: Space::new("0", "9999", 0).unwrap(),
-        shards: 2,
-        shard_size: SHARD_SIZE,
-    }
+/// What clients ask for in turn.
+const COUNTS: &[u32] = &[1, 1, 4, 1, 1, 1, 10, 1];
+const COUNT_MAX: usize = 10;
+
+/// Numbers that one power loss may burn of a pool: of each shard two leases, and what was on the way
+/// to clients.
+fn burned_at_most(setting: &Setting) -> usize {
+    usize::from(SHARDS) * (2 * setting.lease_rows + CLIENTS * COUNT_MAX)
 }
 
-/// Starts a pool, takes numbers one by one, tells `taken` of each, and stops in good order.
-async fn serve(disk: &Disk, count: usize, mut taken: impl FnMut(i64)) -> Result<(), String> {
-    let folder = Folder::open(&disk.path("shards")).map_err(|error| error.to_string())?;
-    let config = pool_config();
-    let files = folder.open_pool(&config).map_err(|error| error.to_string())?;
-    let PoolFiles { paths, ledger, shards } = files;
-    let refill = RefillConfig {
-        low_water: 0.5,
-        retry: Duration::from_millis(1),
-        retry_limit: Duration::from_millis(10),
-    };
-    let (pool, workers) =
-        Pool::open(&config, LeaseConfig { rows: 16 }, refill, &paths, &shards).await;
-    let (stop, stopped) = watch::channel(false);
-    let refiller = Refiller::new(ledger, paths, Arc::clone(&pool), refill, SHARD_SIZE, stopped);
-    let refiller = tokio::spawn(refiller.run());
+/// How a life of the product ends.
+#[derive(Clone, Copy)]
+enum End {
+    Stop,
+    Kill,
+}
 
-    let mut left = count;
-    let mut tries = 0;
-    while left > 0 && tries < 1_000 {
-        match pool.take(NonZeroU32::MIN).await {
-            Ok(number) => {
-                number.parts.iter().flat_map(|(_, values)| values).for_each(|value| taken(value.0));
-                left -= 1;
-            }
-            Err(TakeError::Refilling) => {
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Err(error) => return Err(error.to_string()),
+/// One life of the product, which hands out this share of each range.
+async fn live(disk: &Arc<Disk>, setting: &Setting, percent: usize, end: End) -> Result<(), String> {
+    let service = Service::start(disk, setting).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for (pool, of) in service.pools.iter().zip(setting.pools) {
+        let (disk, pool) = (Arc::clone(disk), Arc::clone(pool));
+        let wanted = of.range * percent / 100;
+        tasks.spawn(async move { clients(&disk, &pool, wanted, COUNTS).await });
+    }
+    tasks.join_all().await.into_iter().collect::<Result<(), _>>()?;
+    match end {
+        End::Stop => service.stop().await,
+        End::Kill => {
+            // Whatever its tasks and connections do when they are dropped, they do in vain.
+            disk.power_off();
+            Ok(())
         }
     }
-    stop.send_replace(true);
-    refiller.await.map_err(|error| error.to_string())?;
-    pool.stop();
-    for worker in workers {
-        worker.await.map_err(|error| error.to_string())?;
-    }
-    drop(folder);
-    if left == 0 { Ok(()) } else { Err(format!("{left} of {count} numbers never came")) }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
-}
-
-/// Two lives of a pool with several generations, the numbers noted as they are handed out.
-fn record() -> Recording {
+/// From the first filling to the last swaps: a life that ends in good order, one that is killed, and
+/// one more.
+fn record(setting: &Setting) -> Recording {
     crate::install();
-    let disk = Disk::new();
-    for _ in 0..2 {
-        run(serve(&disk, 1_000, |number| disk.note(number.to_string()))).unwrap();
-    }
+    let disk = Arc::new(Disk::new());
+    process(live(&disk, setting, 40, End::Stop)).unwrap();
+    process(live(&disk, setting, 25, End::Kill)).unwrap();
+    let disk = Arc::new(disk.kill());
+    process(live(&disk, setting, 25, End::Stop)).unwrap();
     disk.recording()
 }
 
-/// What was handed out before the cut does not come again after it, and numbers come.
-fn never_twice(disk: &Disk, handed_out: &[&str]) -> Result<(), String> {
-    let mut seen: BTreeSet<i64> = handed_out.iter().map(|number| number.parse().unwrap()).collect();
-    in_the_ledger(disk, &seen)?;
-    let mut again = Vec::new();
-    let count = 3 * SHARD_SIZE as usize;
-    run(serve(disk, count, |number| again.extend((!seen.insert(number)).then_some(number))))?;
-    match again.is_empty() {
-        true => Ok(()),
-        false => Err(format!("after {} numbers again: {again:?}", handed_out.len())),
+/// After the power is back: no number comes again, every other one comes, but for the few that a loss
+/// may burn, and all files are whole.
+fn goes_on(setting: &Setting, losses: usize, disk: &Disk, notes: &[&str]) -> Result<(), String> {
+    let mut handed_out = HandedOut::of_notes(notes);
+    process(async {
+        let service = Service::start(disk, setting).await?;
+        for pool in &service.pools {
+            drain(pool, &mut handed_out).await?;
+        }
+        service.stop().await
+    })?;
+    let aside = set_aside(disk);
+    if !aside.is_empty() {
+        return Err(format!("a power loss is no damage: {aside:?}"));
     }
-}
-
-/// Says at once what draws would show sooner or later.
-fn in_the_ledger(disk: &Disk, numbers: &BTreeSet<i64>) -> Result<(), String> {
-    if numbers.is_empty() {
-        return Ok(());
-    }
-    let say = |error: LedgerError| error.to_string();
-    let path = disk.path("shards/used_numbers_int.db");
-    let ledger = Ledger::open(&path, &pool_config().space).map_err(say)?;
-    for &number in numbers {
-        if !ledger.contains(Value(number)).map_err(say)? {
-            return Err(format!("the ledger has forgotten {number}"));
+    let noted: BTreeMap<String, u64> = check_files(disk, setting)?;
+    for pool in setting.pools {
+        let burned = pool.range - handed_out.count(pool.name);
+        let on_the_way = losses * usize::from(SHARDS) * CLIENTS * COUNT_MAX;
+        let noted = usize::try_from(noted[pool.name]).expect("few");
+        if burned > losses * burned_at_most(setting) {
+            return Err(format!("{burned} numbers of {} are burned", pool.name));
+        }
+        if burned > noted + on_the_way {
+            let name = pool.name;
+            return Err(format!("{burned} numbers of {name} are burned, the ledger says {noted}"));
         }
     }
-    ledger.close().map_err(say)
+    Ok(())
+}
+
+fn survives(test: &str, setting: Setting) {
+    let verdict = |disk: &Disk, notes: &[&str]| goes_on(&setting, 2, disk, notes);
+    survive(test, Device::PLAIN, 1_000, || record(&setting), verdict);
 }
 
 #[test]
 fn no_number_comes_again_after_a_power_loss() {
-    survive("no_number_comes_again_after_a_power_loss", Device::PLAIN, 300, record, never_twice);
+    survives("no_number_comes_again_after_a_power_loss", LEASED);
+}
+
+#[test]
+fn no_number_comes_again_after_a_power_loss_when_strict() {
+    survives("no_number_comes_again_after_a_power_loss_when_strict", STRICT);
+}
+
+/// A machine that fails again and again, also while the product recovers.
+#[test]
+fn no_number_comes_again_in_a_chain_of_power_losses() {
+    crate::install();
+    const LOSSES: usize = 12;
+    for (chain, setting) in [LEASED, STRICT, LEASED].iter().enumerate() {
+        let mut disk = Arc::new(Disk::new());
+        let mut notes: Vec<String> = Vec::new();
+        for loss in 0..LOSSES {
+            process(live(&disk, setting, 5, End::Kill)).unwrap();
+            let (after, noted) = cut_somewhere(&disk, (chain * LOSSES + loss) as u64);
+            notes.extend(noted);
+            disk = Arc::new(after);
+        }
+        let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+        goes_on(setting, LOSSES, &disk, &notes).unwrap();
+    }
 }

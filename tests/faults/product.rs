@@ -1,0 +1,290 @@
+//! The product on a simulated disk, without HTTP: the real folder, ledger, shards, workers and
+//! refillers of some pools, clients that take numbers, and what they took.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tombola::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use tombola::folder::{Folder, PoolFiles};
+use tombola::pool::{Pool, TakeError};
+use tombola::refill::Refiller;
+use tombola::space::Space;
+use tombola::sqlite;
+
+use crate::disk::Disk;
+
+/// The bound of every wait. Only a hung product reaches it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two tries of a client that is told to come back.
+const COME_BACK: Duration = Duration::from_micros(300);
+
+/// As often and as short as the shards are small.
+const REFILL: RefillConfig = RefillConfig {
+    low_water: 0.5,
+    retry: Duration::from_millis(1),
+    retry_limit: Duration::from_millis(5),
+};
+
+/// How the product is set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    /// 0 is strict.
+    pub(crate) lease_rows: usize,
+    pub(crate) pools: &'static [PoolSetting],
+}
+
+/// A pool of two shards.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolSetting {
+    pub(crate) name: &'static str,
+    /// Its range is 0 to this, exclusive.
+    pub(crate) range: usize,
+    pub(crate) shard_size: u32,
+}
+
+pub(crate) const SHARDS: u16 = 2;
+
+impl PoolSetting {
+    pub(crate) fn config(&self) -> PoolConfig {
+        PoolConfig {
+            name: PoolName::new(self.name).unwrap(),
+            space: Space::new("0", &(self.range - 1).to_string(), 0).unwrap(),
+            shards: SHARDS,
+            shard_size: self.shard_size,
+        }
+    }
+}
+
+/// Numbers handed out, by pool.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HandedOut(BTreeMap<String, BTreeSet<i64>>);
+
+impl HandedOut {
+    pub(crate) fn of_notes(notes: &[&str]) -> Self {
+        let mut handed_out = Self::default();
+        for note in notes {
+            let (pool, numbers) = note.split_once(' ').expect("a pool and its numbers");
+            let numbers: Vec<i64> =
+                numbers.split(' ').map(|number| number.parse().expect("a number")).collect();
+            handed_out.add(pool, &numbers).expect("the recording itself has no repeat");
+        }
+        handed_out
+    }
+
+    /// # Errors
+    /// A number came before.
+    pub(crate) fn add(&mut self, pool: &str, numbers: &[i64]) -> Result<(), String> {
+        let seen = self.0.entry(pool.to_owned()).or_default();
+        let before = seen.len();
+        let again: Vec<_> = numbers.iter().filter(|number| !seen.insert(**number)).collect();
+        match again[..] {
+            [] => Ok(()),
+            _ => Err(format!("again, after {before} numbers of {pool}: {again:?}")),
+        }
+    }
+
+    pub(crate) fn count(&self, pool: &str) -> usize {
+        self.0.get(pool).map_or(0, BTreeSet::len)
+    }
+}
+
+/// What clients note on the disk when they receive numbers.
+fn note(pool: &str, numbers: &[i64]) -> String {
+    numbers.iter().fold(pool.to_owned(), |text, number| format!("{text} {number}"))
+}
+
+/// Runs the product in a process of its own, as far as that can be: what is left of its tasks ends.
+pub(crate) fn process<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(PATIENCE * 3, work).await.expect("the product does not hang")
+    })
+}
+
+/// The pools at work.
+pub(crate) struct Service {
+    pub(crate) pools: Vec<Arc<Pool>>,
+    workers: Vec<JoinHandle<()>>,
+    refillers: Vec<JoinHandle<()>>,
+    stop_refillers: watch::Sender<bool>,
+    folder: Folder,
+}
+
+impl Service {
+    /// The same steps as `Server::start`.
+    ///
+    /// # Errors
+    /// What the product says.
+    pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
+        let (path, pools) = (disk.path("shards"), setting.pools);
+        let opened = tokio::task::spawn_blocking(move || {
+            let folder = Folder::open(&path)?;
+            let found: Result<Vec<PoolFiles>, _> =
+                pools.iter().map(|pool| folder.open_pool(&pool.config())).collect();
+            found.map(|found| (folder, found))
+        });
+        let (folder, found) =
+            opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
+        let (stop_refillers, stop) = watch::channel(false);
+        let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
+        for (pool, PoolFiles { paths, ledger, shards }) in setting.pools.iter().zip(found) {
+            let config = pool.config();
+            let lease = LeaseConfig { rows: setting.lease_rows };
+            let (pool, tasks) = Pool::open(&config, lease, REFILL, &paths, &shards).await;
+            let refiller = Refiller::new(
+                ledger,
+                paths,
+                Arc::clone(&pool),
+                REFILL,
+                config.shard_size,
+                stop.clone(),
+            );
+            refillers.push(tokio::spawn(refiller.run()));
+            workers.extend(tasks);
+            pools.push(pool);
+        }
+        Ok(Self { pools, workers, refillers, stop_refillers, folder })
+    }
+
+    /// The same steps as the end of `Server::run`.
+    ///
+    /// # Errors
+    /// A task panicked, or died before.
+    pub(crate) async fn stop(self) -> Result<(), String> {
+        let alive = self.pools.iter().all(|pool| pool.health().alive);
+        self.stop_refillers.send_replace(true);
+        for task in self.refillers {
+            task.await.map_err(|error| format!("a refiller: {error}"))?;
+        }
+        for pool in &self.pools {
+            pool.stop();
+        }
+        for task in self.workers {
+            task.await.map_err(|error| format!("a worker: {error}"))?;
+        }
+        drop(self.folder);
+        if alive { Ok(()) } else { Err("a task ended by itself".to_owned()) }
+    }
+}
+
+/// What a request got, as `GET /random` asks for it.
+pub(crate) async fn take(pool: &Pool, count: u32) -> Result<Vec<i64>, TakeError> {
+    if count == 1
+        && let Some((_, value)) = pool.try_take_one()
+    {
+        return Ok(vec![value.0]);
+    }
+    let taken = pool.take(NonZeroU32::new(count).expect("more than none")).await?;
+    Ok(taken.parts.iter().flat_map(|(_, values)| values).map(|value| value.0).collect())
+}
+
+/// Takes at least `wanted` numbers of a pool with some clients at once, and notes them on the disk.
+///
+/// # Errors
+/// They did not come.
+pub(crate) async fn clients(
+    disk: &Arc<Disk>,
+    pool: &Arc<Pool>,
+    wanted: usize,
+    counts: &'static [u32],
+) -> Result<(), String> {
+    let total = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let (disk, pool, total) = (Arc::clone(disk), Arc::clone(pool), Arc::clone(&total));
+        tasks.spawn(async move {
+            let started = Instant::now();
+            for &count in counts.iter().cycle().skip(client) {
+                if total.load(std::sync::atomic::Ordering::Relaxed) >= wanted {
+                    break;
+                }
+                match take(&pool, count).await {
+                    Ok(numbers) => {
+                        disk.note(note(pool.name().as_str(), &numbers));
+                        total.fetch_add(numbers.len(), std::sync::atomic::Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                    Err(TakeError::Refilling) if started.elapsed() < PATIENCE => {
+                        tokio::time::sleep(COME_BACK).await;
+                    }
+                    Err(TakeError::Exhausted { .. }) => break,
+                    Err(TakeError::Refilling) => return Err("no number for ever".to_owned()),
+                }
+            }
+            Ok(())
+        });
+    }
+    tasks.join_all().await.into_iter().collect()
+}
+
+/// Clients at once of a pool.
+pub(crate) const CLIENTS: usize = 3;
+
+/// Takes all that a pool still has, to the last number of its range.
+///
+/// # Errors
+/// One came before, or the last one does not come.
+pub(crate) async fn drain(pool: &Pool, handed_out: &mut HandedOut) -> Result<(), String> {
+    let mut started = Instant::now();
+    let mut count = 24;
+    loop {
+        match take(pool, count).await {
+            Ok(numbers) => {
+                handed_out.add(pool.name().as_str(), &numbers)?;
+                started = Instant::now();
+            }
+            Err(TakeError::Exhausted { .. }) if count > 1 => count /= 2,
+            Err(TakeError::Exhausted { left: 0 }) => return Ok(()),
+            Err(error) if started.elapsed() > PATIENCE => {
+                return Err(format!("{error}, for ever: {:?}", pool.health()));
+            }
+            Err(_) => tokio::time::sleep(COME_BACK).await,
+        }
+    }
+}
+
+/// Every database of the folder but those set aside is whole. Answers with the ledgers' counts of
+/// what was burned, by pool.
+///
+/// # Errors
+/// What is not.
+pub(crate) fn check_files(disk: &Disk, setting: &Setting) -> Result<BTreeMap<String, u64>, String> {
+    for name in disk.shared.list("shards").map_err(|error| error.to_string())? {
+        if name.ends_with(".db") || name.ends_with(".next") {
+            check_file(disk, &name).map_err(|error| format!("{name}: {error}"))?;
+        }
+    }
+    let burned = |pool: &PoolSetting| {
+        let path = disk.path(&format!("shards/used_numbers_{}.db", pool.name));
+        let ledger = sqlite::open_to_read(&path).map_err(|error| error.to_string())?;
+        let burned = ledger.query_row("SELECT burned FROM ledger", [], |row| row.get(0));
+        Ok((pool.name.to_owned(), burned.map_err(|error| error.to_string())?))
+    };
+    setting.pools.iter().map(burned).collect()
+}
+
+fn check_file(disk: &Disk, name: &str) -> Result<(), String> {
+    let check = || {
+        let file = sqlite::open_to_read(&disk.path(&format!("shards/{name}")))?;
+        file.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
+    };
+    match check().map_err(|error| error.to_string())?.as_str() {
+        "ok" => Ok(()),
+        problem => Err(problem.to_owned()),
+    }
+}
+
+/// Names of files that the product set aside as damaged.
+pub(crate) fn set_aside(disk: &Disk) -> Vec<String> {
+    let names = disk.shared.list("shards").unwrap_or_default();
+    names
+        .into_iter()
+        .filter(|name| name.contains(".damaged-"))
+        .filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm"))
+        .collect()
+}
