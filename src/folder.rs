@@ -5,6 +5,7 @@
 //! that is being built. A `.tmp` becomes a standby only if the ledger has its batch; a file that the
 //! ledger does not expect where it lies is never served.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -218,7 +219,12 @@ impl PoolPaths {
         // A log that outlived its file would be replayed into the next one.
         self.remove_logs(&live)?;
         files::sync_folder(&self.folder)?;
-        files::rename(&self.standby(shard), &live)?;
+        match files::rename(&self.standby(shard), &live) {
+            // An earlier try got that far, and failed later. If not, the file that is there is still
+            // marked as in use, and is not opened.
+            Err(error) if error.source.kind() == ErrorKind::NotFound => {}
+            other => other?,
+        }
         files::sync_folder(&self.folder)
     }
 

@@ -22,10 +22,13 @@ use self::strata::{Strata, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Format, rusqlite};
+use crate::sqlite::{self, Checkpoint, Format, rusqlite};
 
 /// "TBLG", and the version of the tables below.
 const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 1 };
+
+/// A log that is longer is checkpointed before the next draw, 4 MB.
+const LOG_BYTES_MAX: u64 = 4096 * sqlite::LOG_PAGES_MAX as u64;
 
 const CREATE: &str = "
     CREATE TABLE ledger (
@@ -159,6 +162,8 @@ impl Ledger {
             other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
         };
         let mut connection = sqlite::open(path).map_err(sqlite)?;
+        // After a failure the log is read anew, sum by sum, and not put into the file unseen.
+        sqlite::keep_log(&connection, true).map_err(sqlite)?;
         sqlite::check_format(path, &connection, &LEDGER_FILE)
             .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
         let mut state = read_state(path, &connection).map_err(sqlite)?;
@@ -176,6 +181,13 @@ impl Ledger {
             state.space = *space;
         }
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
+        // Invariant: what is read from the ledger is on the disk. The log may have a batch whose sync
+        // failed, in this process or one before; served, and gone after the next power loss, its values
+        // would be drawn again. In the file they are written anew.
+        sqlite::checkpoint(&connection, Checkpoint::Truncate)
+            .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
+        // SQLite syncs the name of a log that it creates, but ignores that this failed.
+        files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
         Ok(Self { connection, state })
     }
 
@@ -222,6 +234,11 @@ impl Ledger {
         count: u64,
         step: Step<'_>,
     ) -> Result<Draw<'_>, LedgerError> {
+        let log_bytes = files::length_bytes(&sqlite::wal_of(&self.state.path))?.unwrap_or(0);
+        if log_bytes > LOG_BYTES_MAX {
+            sqlite::checkpoint(&self.connection, Checkpoint::Truncate)
+                .map_err(|source| self.state.failed(source))?;
+        }
         Draw::begin(&mut self.connection, &mut self.state, shard, live, count, step)
     }
 
@@ -308,8 +325,11 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Sqlite`].
     pub fn close(self) -> Result<(), LedgerError> {
-        let state = self.state;
-        self.connection.close().map_err(|(_, source)| state.failed(source))
+        let Self { connection, state } = self;
+        sqlite::checkpoint(&connection, Checkpoint::Truncate)
+            .and_then(|()| sqlite::keep_log(&connection, false))
+            .map_err(|source| state.failed(source))?;
+        connection.close().map_err(|(_, source)| state.failed(source))
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::Path;
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
@@ -18,7 +17,7 @@ use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
-use crate::sqlite::{self, rusqlite};
+use crate::sqlite::{self, Checkpoint, rusqlite};
 
 /// Marks a SQLite file as a shard: "TBSH".
 const APPLICATION_ID: i32 = 0x5442_5348;
@@ -176,6 +175,8 @@ pub struct Shard {
     left: u64,
     /// `open_rows` as the file has it.
     open_rows: u64,
+    /// About as many pages as leases wrote to the log since the last checkpoint.
+    log_pages: usize,
 }
 
 /// Writes a complete shard file to `path`, which must be an empty file. The caller syncs it.
@@ -220,7 +221,7 @@ pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
     let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
     let connection = sqlite::open(path)?;
     // The log stays until `end_use` has cleared the mark: a crash in between would look like its loss.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    sqlite::keep_log(&connection, true)?;
     let Header { label, in_use, open_rows, .. } = read_header(&connection)?;
     // A file that is used up by its own word has nothing to forget: its swap was under way.
     if in_use && log_bytes == 0 && read_blocks(&connection)?.1 > 0 {
@@ -272,8 +273,8 @@ impl Shard {
         transaction.execute(UPDATE_IN_USE, [true])?;
         transaction.execute(REWRITE_PAGES, [LOG_PAGES * block_rows, block_rows])?;
         transaction.commit()?;
-        checkpoint(connection, "RESTART")?;
-        Ok(Self { label, block_rows, blocks, loaded: Vec::new(), left, open_rows: 0 })
+        sqlite::checkpoint(connection, Checkpoint::Full)?;
+        Ok(Self { label, block_rows, blocks, loaded: Vec::new(), left, open_rows: 0, log_pages: 0 })
     }
 
     /// What the file says of itself.
@@ -308,7 +309,8 @@ impl Shard {
         let marked = match self.mark_used(connection, &mut rows, open_rows) {
             Err(ShardError::Sqlite(error)) if sqlite::is_full(&error) => {
                 // The log has space of its own: from its beginning it needs no more of the disk.
-                checkpoint(connection, "RESTART")
+                sqlite::checkpoint(connection, Checkpoint::Full)
+                    .map_err(ShardError::from)
                     .and_then(|()| self.mark_used(connection, &mut rows, open_rows))
             }
             marked => marked,
@@ -341,7 +343,23 @@ impl Shard {
         mark_rows(&transaction, self.block_rows, &mut rows, false)?;
         transaction.execute(UPDATE_IN_USE, [false])?;
         transaction.commit()?;
-        checkpoint(connection, "TRUNCATE")
+        Ok(sqlite::checkpoint(connection, Checkpoint::Truncate)?)
+    }
+
+    /// About as many pages as leases wrote to the log since the last [checkpoint](Self::checkpoint).
+    #[must_use]
+    pub fn log_pages(&self) -> usize {
+        self.log_pages
+    }
+
+    /// Puts the log into the file, so that it does not grow for ever.
+    ///
+    /// # Errors
+    /// As for [`lease`](Self::lease).
+    pub fn checkpoint(&mut self, connection: &Connection) -> Result<(), ShardError> {
+        sqlite::checkpoint(connection, Checkpoint::Passive)?;
+        self.log_pages = 0;
+        Ok(())
     }
 
     /// Loads random blocks until `count` unused rows are at hand, or all.
@@ -399,6 +417,9 @@ impl Shard {
         }
         transaction.commit()?;
         self.open_rows = open_rows;
+        let block = |row: &Row| row.id / self.block_rows;
+        // A block of rows is about a page, and two more have the counts.
+        self.log_pages += 2 + rows.chunk_by(|row, next| block(row) == block(next)).count();
         Ok(())
     }
 }
@@ -425,13 +446,6 @@ fn mark_rows(
         let count = run.len() as i64;
         update.execute(params![run[0].id / block_rows, if used { -count } else { count }])?;
     }
-    Ok(())
-}
-
-/// Puts the write-ahead log into the file: `RESTART` keeps the log and its space, and begins it anew;
-/// `TRUNCATE` empties it.
-fn checkpoint(connection: &Connection, mode: &str) -> Result<(), ShardError> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))?;
     Ok(())
 }
 

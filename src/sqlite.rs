@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use deadpool_sqlite::rusqlite::config::DbConfig;
 use deadpool_sqlite::rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
 
@@ -16,11 +17,13 @@ const VERSION_MIN: i32 = 3_051_003;
 
 /// A file that is served from or drawn from: another process may read it while it is in use.
 /// FULL: a commit that power loss takes back would be handed out twice. The time-out, in
-/// milliseconds, is for someone's `sqlite3` to let go of the file.
+/// milliseconds, is for someone's `sqlite3` to let go of the file. No automatic checkpoints: these keep
+/// their errors to themselves, and after a failed sync the next commit would follow what is lost.
 const LIVE: &str = "
     PRAGMA busy_timeout = 5000;
     PRAGMA journal_mode = WAL;
     PRAGMA synchronous = FULL;
+    PRAGMA wal_autocheckpoint = 0;
     PRAGMA temp_store = MEMORY;
     PRAGMA trusted_schema = OFF;";
 
@@ -134,6 +137,42 @@ pub fn check_format(path: &Path, connection: &Connection, format: &Format) -> Re
 pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(path, flags)
+}
+
+/// Frames of a log that is long enough for a checkpoint, 4 MB: SQLite's own measure.
+pub const LOG_PAGES_MAX: usize = 1000;
+
+/// How far a checkpoint goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Checkpoint {
+    /// As far as it gets without waiting for anyone.
+    Passive,
+    /// To the end of the log, which stays.
+    Full,
+    /// To the end of the log, which is then empty.
+    Truncate,
+}
+
+/// Puts the write-ahead log into the file.
+///
+/// # Errors
+/// SQLite's error; when it is not [transient](is_transient), log and file must not be used any more.
+pub fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result<(), Error> {
+    let sql = match how_far {
+        Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        Checkpoint::Full => "PRAGMA wal_checkpoint(FULL)",
+        Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    connection.query_row(sql, [], |_| Ok(()))
+}
+
+/// Whether closing the connection checkpoints the log and removes it, whatever comes of it, or leaves
+/// it to whoever opens the file next.
+///
+/// # Errors
+/// SQLite's error.
+pub fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
 }
 
 /// The write-ahead log that lies beside a file in use.

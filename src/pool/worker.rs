@@ -1,7 +1,6 @@
 //! The task that owns one shard's file: leases, swaps in the next generation, gives back at the end.
 //! The only place where a lease is committed.
 
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +15,11 @@ use super::Pool;
 use super::buffer::{Buffer, Task};
 use super::slot::Slot;
 use crate::config::RefillConfig;
-use crate::files::FileError;
+use crate::files::{self, FileError};
 use crate::folder::PoolPaths;
 use crate::shard::{Row, Shard, ShardError};
-use crate::sqlite::{Database, DatabaseError};
+use crate::sqlite::rusqlite::Connection;
+use crate::sqlite::{Database, DatabaseError, LOG_PAGES_MAX};
 
 /// Why a shard's file could not be worked on.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,11 @@ impl Worker {
                 self.pool.refill_wanted.notify_one();
             }
             match task {
+                Task::Lease(_) if self.log_pages() >= 4 * LOG_PAGES_MAX => self.checkpoint().await,
                 Task::Lease(rows) => self.lease(rows).await,
                 Task::Swap => self.swap().await,
                 Task::Retire => self.retire(),
+                Task::Sleep if self.log_pages() >= LOG_PAGES_MAX => self.checkpoint().await,
                 Task::Sleep => self.slot.woken().await,
                 Task::Stop => break,
             }
@@ -95,6 +97,11 @@ impl Worker {
 
     /// Opens the live file and enters rotation; a damaged file is set aside.
     pub(super) async fn open(&mut self, standby: bool) {
+        self.open_live(standby, false).await;
+    }
+
+    /// `swapped`: the file was just put in place, and can be again.
+    async fn open_live(&mut self, standby: bool, swapped: bool) {
         match self.open_file(self.paths.live(self.slot.index)).await {
             Ok((file, shard)) => {
                 let (generation, left) = (shard.label().generation, shard.left());
@@ -111,14 +118,30 @@ impl Worker {
                     "the shard is open"
                 );
             }
+            Err(error) if swapped && error.is_transient() => {
+                self.pause("the next generation can't be opened", &error).await;
+            }
             Err(error) => self.lost(&error, standby).await,
         }
     }
 
     async fn open_file(&self, path: PathBuf) -> Result<(Database, Shard), WorkError> {
         let database = Database::open(&path).await?;
-        let shard = database.call(Shard::open).await??;
-        Ok((database, shard))
+        let folder = self.paths.folder().to_owned();
+        let open = move |connection: &mut Connection| {
+            let shard = Shard::open(connection)?;
+            // SQLite syncs the name of a log that it creates, but ignores that this failed.
+            files::sync_folder(&folder)?;
+            Ok::<_, ShardError>(shard)
+        };
+        match database.call(open).await? {
+            Ok(shard) => Ok((database, shard)),
+            Err(error) => {
+                // Now: dropped, it would be closed at some time when another file bears its name.
+                let _ = database.close().await;
+                Err(error.into())
+            }
+        }
     }
 
     async fn lease(&mut self, rows: usize) {
@@ -141,14 +164,27 @@ impl Worker {
         }
     }
 
+    fn log_pages(&self) -> usize {
+        let shard = self.file.as_ref().and_then(|file| file.shard.as_ref());
+        shard.map_or(0, |(shard, _)| shard.log_pages())
+    }
+
+    /// When nobody waits, as far as that can be: it takes as long as some leases.
+    async fn checkpoint(&mut self) {
+        match self.with_file(|shard, connection, _| shard.checkpoint(connection)).await {
+            Ok(_) => {}
+            Err(error) if error.is_transient() => self.pause("a checkpoint fails", &error).await,
+            Err(error) => {
+                let standby = self.slot.look(Buffer::has_standby);
+                self.lost(&error, standby).await;
+            }
+        }
+    }
+
     /// Runs a piece of work on the open file. Answers with what it returned, and what is left.
     async fn with_file<R: Send + 'static>(
         &mut self,
-        work: impl FnOnce(
-            &mut Shard,
-            &mut crate::sqlite::rusqlite::Connection,
-            &mut ChaCha20Rng,
-        ) -> Result<R, ShardError>
+        work: impl FnOnce(&mut Shard, &mut Connection, &mut ChaCha20Rng) -> Result<R, ShardError>
         + Send
         + 'static,
     ) -> Result<(R, u64), WorkError> {
@@ -186,10 +222,7 @@ impl Worker {
         let index = self.slot.index;
         let installed = tokio::task::spawn_blocking(move || paths.install_standby(index)).await;
         match installed.expect("renaming does not panic") {
-            Ok(()) => self.open(false).await,
-            Err(error) if error.source.kind() == ErrorKind::NotFound => {
-                self.lost(&error.into(), false).await;
-            }
+            Ok(()) => self.open_live(false, true).await,
             Err(error) => self.pause("the next generation can't be put in place", &error).await,
         }
     }
