@@ -193,7 +193,7 @@ impl Pool {
                 return Ok(Taken { parts: vec![loan.settle()] });
             }
         }
-        if count == 1 { Err(self.nothing_left()) } else { self.gather(count, &order).await }
+        if count == 1 { Err(self.nothing_left(1)) } else { self.gather(count, &order).await }
     }
 
     /// Collects from all shards in turn. A shard that has fewer numbers than anyone asks for would
@@ -226,7 +226,7 @@ impl Pool {
         }
         // All or none: the loans go back, what is held is for the next request.
         drop((loans, held));
-        Err(self.nothing_left())
+        Err(self.nothing_left(count as u64))
     }
 
     /// Up to `count` numbers that an earlier request held and could not use.
@@ -255,17 +255,15 @@ impl Pool {
         order
     }
 
-    fn nothing_left(&self) -> TakeError {
+    /// Why `count` numbers did not come.
+    fn nothing_left(&self, count: u64) -> TakeError {
         let levels = self.levels();
-        let final_ =
+        let is_last =
             self.exhausted.load(Ordering::Acquire) && levels.iter().all(|level| !level.standby);
-        if final_ {
-            let leftovers = self.leftovers.lock().expect("nothing panics with it").len() as u64;
-            let in_shards: u64 = levels.iter().map(|level| level.left).sum();
-            TakeError::Exhausted { left: leftovers + in_shards }
-        } else {
-            TakeError::Refilling
-        }
+        let leftovers = self.leftovers.lock().expect("nothing panics with it").len() as u64;
+        let left = leftovers + levels.iter().map(|level| level.left).sum::<u64>();
+        // Numbers that are left and don't come are those of a shard that fails for now.
+        if is_last && left < count { TakeError::Exhausted { left } } else { TakeError::Refilling }
     }
 
     /// The supply of every shard.
@@ -291,7 +289,7 @@ impl Pool {
         Health {
             in_rotation: self.rotation.load().len(),
             shards: self.slots.len(),
-            exhausted: self.nothing_left() != TakeError::Refilling,
+            exhausted: self.nothing_left(1) != TakeError::Refilling,
             alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
             trouble: shard_trouble.or(refill_trouble),
         }

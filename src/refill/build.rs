@@ -60,6 +60,12 @@ pub fn build(
     if adopt(paths, ledger, refill.shard)? {
         return Ok(Built::Adopted);
     }
+    let standby = paths.standby(refill.shard);
+    if files::length_bytes(&standby)?.is_some() {
+        // An earlier build got its name, and failed at making it durable.
+        files::sync_folder(paths.folder())?;
+        return Ok(Built::Adopted);
+    }
     let unfinished = paths.unfinished(refill.shard);
     let batch = match draw_and_write(ledger, paths, refill, &unfinished, step) {
         // The ledger may or may not have it: that is found out before the next build.
@@ -72,7 +78,7 @@ pub fn build(
             return Err(error);
         }
     };
-    files::rename(&unfinished, &paths.standby(refill.shard))?;
+    files::rename(&unfinished, &standby)?;
     files::sync_folder(paths.folder())?;
     Ok(Built::Batch(batch))
 }
