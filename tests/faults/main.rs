@@ -28,6 +28,8 @@ mod disk;
 mod files;
 mod medium;
 #[cfg(test)]
+mod on_errors;
+#[cfg(test)]
 mod on_medium;
 #[cfg(test)]
 mod on_product;

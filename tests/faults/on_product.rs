@@ -17,7 +17,14 @@ const POOLS: &[PoolSetting] = &[
     PoolSetting { name: "small", range: 500, shard_size: 60 },
 ];
 const LEASED: Setting = Setting { lease_rows: 8, pools: POOLS };
-const STRICT: Setting = Setting { lease_rows: 0, pools: POOLS };
+/// Here a generation lasts until its log is long enough for a checkpoint.
+const STRICT: Setting = Setting {
+    lease_rows: 0,
+    pools: &[
+        PoolSetting { name: "large", range: 1_500, shard_size: 600 },
+        PoolSetting { name: "small", range: 400, shard_size: 60 },
+    ],
+};
 
 /// What clients ask for in turn.
 const COUNTS: &[u32] = &[1, 1, 4, 1, 1, 1, 10, 1];

@@ -1,0 +1,197 @@
+//! I/O errors under the product: each operation of its life fails once, or all do from then on.
+
+use std::time::Duration;
+
+use tombola::pool::{Pool, TakeError};
+
+use crate::disk::{Disk, Fault, Plan};
+use crate::medium::Image;
+use crate::product::{
+    HandedOut, PoolSetting, SHARDS, Service, Setting, check_files, drain, process, set_aside, take,
+};
+
+const POOLS: &[PoolSetting] = &[PoolSetting { name: "int", range: 150, shard_size: 30 }];
+const LEASED: Setting = Setting { lease_rows: 4, pools: POOLS };
+const STRICT: Setting = Setting { lease_rows: 0, pools: POOLS };
+
+/// Numbers that the script takes while operations fail: several leases, a refill and a swap.
+const WANTED: usize = 50;
+/// Refusals in a row after which the script waits no more for the fault to pass.
+const REFUSALS_MAX: usize = 30;
+/// The longest that an answer may take, whatever fails.
+const ANSWER: Duration = Duration::from_secs(5);
+/// One in so many operations fails in a run of its own; `FAULTS_EVERY=1` for each.
+const EVERY: usize = 7;
+const COME_BACK: Duration = Duration::from_micros(300);
+
+/// A disk to begin on, and what was handed out of it.
+struct Beginning {
+    image: Image,
+    handed_out: HandedOut,
+}
+
+impl Beginning {
+    fn empty() -> Self {
+        Self { image: Image::empty(), handed_out: HandedOut::default() }
+    }
+
+    /// A process was killed in the midst of its work.
+    fn killed(setting: &Setting) -> Self {
+        let disk = Disk::new();
+        let mut handed_out = HandedOut::default();
+        process(async {
+            let service = Service::start(&disk, setting).await?;
+            take_some(&service.pools[0], 45, &mut handed_out).await?;
+            disk.power_off();
+            Ok::<_, String>(())
+        })
+        .unwrap();
+        Self { image: disk.kill().after_cut(0), handed_out }
+    }
+}
+
+/// Takes up to `wanted` numbers, fewer where the pool goes on refusing. Says how many.
+async fn take_some(
+    pool: &Pool,
+    wanted: usize,
+    handed_out: &mut HandedOut,
+) -> Result<usize, String> {
+    let (mut taken, mut refusals) = (0, 0);
+    while taken < wanted && refusals < REFUSALS_MAX {
+        let count = if taken % 3 == 2 { 3 } else { 1 };
+        let answer = tokio::time::timeout(ANSWER, take(pool, count)).await;
+        match answer.map_err(|_| "no answer: it hangs".to_owned())? {
+            Ok(numbers) => {
+                handed_out.add(pool.name().as_str(), &numbers)?;
+                (taken, refusals) = (taken + numbers.len(), 0);
+            }
+            Err(TakeError::Exhausted { .. }) => break,
+            Err(TakeError::Refilling) => {
+                refusals += 1;
+                tokio::time::sleep(COME_BACK).await;
+            }
+        }
+    }
+    Ok(taken)
+}
+
+/// Numbers come again, without a new start.
+async fn recovers(pool: &Pool, handed_out: &mut HandedOut) -> Result<(), String> {
+    for _ in 0..100 {
+        let all_gone = pool.health().exhausted;
+        if take_some(pool, 5, handed_out).await? >= 5 || all_gone {
+            return Ok(());
+        }
+    }
+    Err(format!("no numbers although the fault is gone: {:?}", pool.health()))
+}
+
+/// One life in which operations fail, and the next one.
+fn run(setting: &Setting, beginning: &Beginning, plan: &Plan) -> Result<u64, String> {
+    let disk = Disk::boot(&beginning.image);
+    let mut handed_out = beginning.handed_out.clone();
+    disk.fail(plan.clone());
+    process(async {
+        let service = match Service::start(&disk, setting).await {
+            Ok(service) => service,
+            Err(_) => {
+                disk.heal();
+                Service::start(&disk, setting).await?
+            }
+        };
+        take_some(&service.pools[0], WANTED, &mut handed_out).await?;
+        disk.heal();
+        recovers(&service.pools[0], &mut handed_out).await?;
+        service.stop().await
+    })?;
+    let fired = disk.fired();
+    if fired > 0 {
+        let cut = Disk::boot(&disk.after_cut(plan.nth));
+        for (after, disk) in [("a stop", disk.kill()), ("a power loss", cut)] {
+            let nothing_is_lost = matches!(plan.fault, Fault::NoSpace | Fault::ShortWrite);
+            goes_on(setting, nothing_is_lost, &disk, handed_out.clone())
+                .map_err(|error| format!("after {after}: {error}"))?;
+        }
+    }
+    Ok(fired)
+}
+
+/// The rest of the range comes, but for what was in files that were set aside.
+fn goes_on(
+    setting: &Setting,
+    nothing_is_lost: bool,
+    disk: &Disk,
+    mut handed_out: HandedOut,
+) -> Result<(), String> {
+    process(async {
+        let service = Service::start(disk, setting).await?;
+        drain(&service.pools[0], &mut handed_out).await?;
+        service.stop().await
+    })?;
+    check_files(disk, setting)?;
+    let pool = &setting.pools[0];
+    let burned = pool.range - handed_out.count(pool.name);
+    let aside = set_aside(disk).len();
+    let leases = usize::from(SHARDS) * (2 * setting.lease_rows + 3) * 2;
+    // A file that can't be read or synced may be given up before it got its name.
+    let given_up = if nothing_is_lost { 0 } else { 3 };
+    let aside = aside + given_up;
+    if burned > leases + aside * pool.shard_size as usize {
+        return Err(format!("{burned} numbers are burned, {aside} files were set aside"));
+    }
+    Ok(())
+}
+
+/// Fails each operation in turn, until the script gets through without meeting the fault.
+fn every_operation_fails(fault: Fault) {
+    crate::install();
+    // All of them take minutes.
+    let every = std::env::var("FAULTS_EVERY").map_or(EVERY, |every| every.parse().unwrap());
+    let (mut failures, mut runs) = (Vec::new(), 0);
+    for setting in [LEASED, STRICT] {
+        for beginning in [Beginning::empty(), Beginning::killed(&setting)] {
+            for from_then_on in [false, true] {
+                for nth in (0..).step_by(every) {
+                    let plan = Plan { from_then_on, ..Plan::once(fault, nth) };
+                    runs += 1;
+                    match run(&setting, &beginning, &plan) {
+                        Ok(0) => break,
+                        Ok(_) => {}
+                        Err(error) => failures.push(format!(
+                            "lease {}, from then on {from_then_on}, operation {nth}: {error}",
+                            setting.lease_rows
+                        )),
+                    }
+                }
+            }
+        }
+    }
+    println!("{fault:?}: {runs} runs");
+    let some = &failures[..failures.len().min(12)];
+    assert!(failures.is_empty(), "{} of {runs} runs failed:\n{some:#?}", failures.len());
+}
+
+#[test]
+fn an_io_error_anywhere_repeats_nothing() {
+    every_operation_fails(Fault::Io);
+}
+
+#[test]
+fn a_full_disk_anytime_repeats_nothing() {
+    every_operation_fails(Fault::NoSpace);
+}
+
+#[test]
+fn a_short_write_anywhere_repeats_nothing() {
+    every_operation_fails(Fault::ShortWrite);
+}
+
+#[test]
+fn a_failed_sync_anywhere_repeats_nothing() {
+    every_operation_fails(Fault::FailedSync);
+}
+
+#[test]
+fn a_failed_folder_sync_anywhere_repeats_nothing() {
+    every_operation_fails(Fault::FailedFolderSync);
+}
