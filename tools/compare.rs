@@ -2,6 +2,8 @@
 //! prints one table. Loads with `stress-test` and measures nothing of the clients itself; what the
 //! server costs, it asks the operating system (Linux only).
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

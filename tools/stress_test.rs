@@ -17,6 +17,8 @@
 //! other judges, prints and logs. So a slow terminal or disk never lengthens a latency, and on a
 //! machine shared with the server the load costs at most two cores, mostly one.
 
+#![forbid(unsafe_code)]
+
 #[path = "stress_test/answer.rs"]
 mod answer;
 #[path = "stress_test/args.rs"]

@@ -11,7 +11,7 @@ use crate::config::PoolConfig;
 use crate::files;
 use crate::folder::TABLE_STORE;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Format, rusqlite};
+use crate::sqlite::{self, Checkpoint, Format, rusqlite};
 
 /// "TBRN", and the version of the tables below.
 const TABLE_FILE: Format =
@@ -44,6 +44,8 @@ pub struct TableStore {
     connection: Connection,
     /// `pools.id` of each pool of the settings, in their order.
     ids: Vec<i64>,
+    /// Numbers in the log, each about a page of the constraint's index.
+    log_numbers: usize,
 }
 
 impl Store for TableStore {
@@ -72,11 +74,17 @@ impl Store for TableStore {
             .map(|pool| open_pool(&path, &transaction, pool))
             .collect::<Result<_, _>>()?;
         transaction.commit().map_err(sqlite)?;
-        Ok(Self { connection, ids })
+        Ok(Self { connection, ids, log_numbers: 0 })
     }
 
     fn insert(&mut self, candidates: &[Candidate]) -> Result<Vec<bool>, StoreError> {
-        Ok(insert(&mut self.connection, &self.ids, candidates)?)
+        let fresh = insert(&mut self.connection, &self.ids, candidates)?;
+        self.log_numbers += candidates.len();
+        if self.log_numbers > sqlite::LOG_PAGES_MAX {
+            sqlite::checkpoint(&self.connection, Checkpoint::Passive)?;
+            self.log_numbers = 0;
+        }
+        Ok(fresh)
     }
 
     fn close(self) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tombola::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use tombola::config::{LeaseConfig, Mode, PoolConfig, PoolName, RefillConfig};
 use tombola::folder::{Folder, PoolFiles};
 use tombola::pool::{Pool, TakeError};
 use tombola::refill::Refiller;
@@ -123,7 +123,7 @@ impl Service {
     pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
         let (path, pools) = (disk.path("shards"), setting.pools);
         let opened = tokio::task::spawn_blocking(move || {
-            let folder = Folder::open(&path)?;
+            let folder = Folder::open(&path, Mode::Sharded)?;
             let found: Result<Vec<PoolFiles>, _> =
                 pools.iter().map(|pool| folder.open_pool(&pool.config())).collect();
             found.map(|found| (folder, found))
