@@ -179,6 +179,18 @@ pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
     }
 }
 
+/// Opens a file to read its bytes, or nothing where there is no such file.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
+    match files_of(path).open_to_read(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("open", path, error)),
+    }
+}
+
 /// The names of the files in a folder, sorted.
 ///
 /// # Errors
@@ -209,6 +221,7 @@ pub trait Files: Debug + Send + Sync {
     fn sync_file(&self, path: &Path) -> io::Result<()>;
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     fn length_bytes(&self, path: &Path) -> io::Result<u64>;
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn Read>>;
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
 }
 
@@ -301,6 +314,10 @@ impl Files for System {
 
     fn length_bytes(&self, path: &Path) -> io::Result<u64> {
         Ok(std::fs::metadata(path)?.len())
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn Read>> {
+        Ok(Box::new(File::open(path)?))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

@@ -161,6 +161,8 @@ impl Ledger {
             }
             other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
         };
+        sqlite::check_log(path)?
+            .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
         let mut connection = sqlite::open(path).map_err(sqlite)?;
         // After a failure the log is read anew, sum by sum, and not put into the file unseen.
         sqlite::keep_log(&connection, true).map_err(sqlite)?;

@@ -1,6 +1,8 @@
 //! Opening SQLite files: what a file's role asks of its connection, and what an error means for the
 //! file. The only wrapper of deadpool-sqlite. Knows no table.
 
+mod log;
+
 use std::path::{Path, PathBuf};
 
 use deadpool_sqlite::rusqlite::config::DbConfig;
@@ -8,6 +10,8 @@ use deadpool_sqlite::rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
 
 pub use deadpool_sqlite::rusqlite;
+
+pub use self::log::check_log;
 
 use crate::files;
 

@@ -1,7 +1,7 @@
 //! The simulated side of `tombola::files`: what the product does to whole files, on a
 //! [`Disk`](crate::disk::Disk).
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -80,6 +80,14 @@ impl Files for SimulatedFiles {
             Some(Entry::Folder(_)) => Ok(0),
             None => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn Read>> {
+        let (disk, path) = place(path)?;
+        let file = disk.open(path)?;
+        let mut bytes = vec![0; disk.length(file)?];
+        disk.read(file, path, 0, &mut bytes)?;
+        Ok(Box::new(io::Cursor::new(bytes)))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

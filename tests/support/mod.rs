@@ -313,6 +313,27 @@ impl Server {
         Self { process, client: Client::new(url) }
     }
 
+    /// Starts a server that may refuse, which is an exit code of 1 and a readable message.
+    pub(crate) async fn start_or_refusal(command: Command) -> Result<Self, String> {
+        let mut process = Process::spawn(command);
+        let url = eventually("a start or a refusal", async || {
+            let stdout = process.stdout.lock().unwrap().clone();
+            let line = stdout.lines().next().and_then(|line| line.strip_prefix("Listening on "));
+            match line {
+                Some(url) if stdout.contains('\n') => Some(Some(url.trim().to_owned())),
+                _ => (!process.is_running()).then_some(None),
+            }
+        })
+        .await;
+        if let Some(url) = url {
+            return Ok(Self { process, client: Client::new(url) });
+        }
+        let Finished { status, stderr, .. } = process.finish().await;
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("Error: ") && !stderr.contains("panicked"), "{stderr}");
+        Err(stderr)
+    }
+
     /// `127.0.0.1:PORT`, for a connection by hand.
     pub(crate) fn address(&self) -> &str {
         self.client.url.strip_prefix("http://").unwrap()

@@ -1,0 +1,177 @@
+//! Files that were damaged while no server ran: noticed, or harmless. Never a number twice.
+//!
+//! `DAMAGE_CASES=N` sets how many random cases are tried, `DAMAGE_SEED=N` the first seed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use support::{Config, Server, Site, eventually, integers};
+
+const LAST: i64 = 2_999;
+
+fn config() -> Config {
+    Config::new().pool("int", 0, LAST, 2, 700).set("lease.rows", 16)
+}
+
+/// A folder whose server was killed in the midst of its work, and the numbers that it handed out.
+struct Scene {
+    site: Site,
+    taken: BTreeSet<i64>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let site = Site::new(&config());
+        site.fill().await;
+        let server = site.start().await;
+        let mut numbers = Vec::new();
+        // One shard has a standby by then, and the logs hold dozens of leases.
+        for _ in 0..940 {
+            numbers.extend(server.take("int", None).await);
+        }
+        eventually("a standby generation", async || site.files(".db.next").first().map(drop)).await;
+        server.kill().await;
+        Self { site, taken: integers(&numbers).into_iter().collect() }
+    }
+
+    /// Damages a copy and takes all that a server then hands out. Says what it was caught by.
+    async fn play(&self, damage: impl FnOnce(&Path)) -> Result<Outcome, String> {
+        let copy = Site::new(&config());
+        fs::create_dir(copy.data()).unwrap();
+        for name in self.site.files("") {
+            fs::copy(self.site.file(&name), copy.file(&name)).unwrap();
+        }
+        damage(&copy.data());
+        let Ok(server) = Server::start_or_refusal(copy.tombola()).await else {
+            return Ok(Outcome::Refused);
+        };
+        let numbers = server.drain("int", 2, &[Some(40), None]).await;
+        server.stop().await;
+        let mut seen = self.taken.clone();
+        let again: Vec<i64> = integers(&numbers).into_iter().filter(|n| !seen.insert(*n)).collect();
+        if !again.is_empty() {
+            return Err(format!("handed out again: {again:?}"));
+        }
+        let aside = !copy.files(".damaged-").is_empty();
+        Ok(if aside { Outcome::SetAside } else { Outcome::Harmless })
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Refused,
+    SetAside,
+    Harmless,
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Any file that the product wrote. The body of a ledger is left out: only a full scan would notice.
+fn files_to_damage(scene: &Scene) -> Vec<PathBuf> {
+    let names = scene.site.files("int").into_iter();
+    names
+        .filter(|name| !name.ends_with("-shm") && name != "used_numbers_int.db")
+        .map(PathBuf::from)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_damaged_no_number_comes_twice() {
+    let scene = Scene::new().await;
+    let files = files_to_damage(&scene);
+    let variable =
+        |name: &str, other: u64| std::env::var(name).map_or(other, |value| value.parse().unwrap());
+    let first = variable("DAMAGE_SEED", 1);
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for seed in first..first + variable("DAMAGE_CASES", 40) {
+        let mut random = ChaCha20Rng::seed_from_u64(seed);
+        let file = files.choose(&mut random).unwrap();
+        let kind = random.random_range(0..4);
+        let damage = |folder: &Path| {
+            edit(&folder.join(file), |bytes| {
+                if bytes.is_empty() {
+                    return;
+                }
+                let at = random.random_range(..bytes.len());
+                match kind {
+                    0 => bytes.truncate(at),
+                    1 => bytes[at / 4096 * 4096..].iter_mut().take(4096).for_each(|byte| *byte = 0),
+                    _ => bytes[at] ^= 1 << random.random_range(0..8),
+                }
+            });
+        };
+        let outcome = scene.play(damage).await;
+        let outcome = outcome.unwrap_or_else(|why| {
+            panic!("DAMAGE_SEED={seed}, {}, kind {kind}: {why}", file.display())
+        });
+        outcomes.push(outcome);
+    }
+    outcomes.sort();
+    for part in outcomes.chunk_by(|a, b| a == b) {
+        println!("{:?}: {}", part[0], part.len());
+    }
+}
+
+/// The last lease of a log is the one whose loss nothing else in the file would show.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_lost_its_end_is_noticed() {
+    let scene = Scene::new().await;
+    for frames in [1, 2, 7] {
+        let outcome = scene.play(|folder| {
+            edit(&folder.join("int_shard_0.db-wal"), |bytes| {
+                bytes.truncate(bytes.len() - frames * 4120);
+            });
+        });
+        assert_eq!(outcome.await, Ok(Outcome::SetAside), "{frames} frames");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_gone_is_noticed() {
+    let scene = Scene::new().await;
+    for (file, expected) in
+        [("int_shard_0.db-wal", Outcome::SetAside), ("int_shard_1.db-wal", Outcome::SetAside)]
+    {
+        let outcome = scene.play(|folder| fs::remove_file(folder.join(file)).unwrap()).await;
+        assert_eq!(outcome, Ok(expected), "{file}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_changed_places_are_refused() {
+    let scene = Scene::new().await;
+    let swap = |suffixes: &'static [&str]| {
+        scene.play(move |folder| {
+            for suffix in suffixes {
+                let [a, b] = [0, 1].map(|i| folder.join(format!("int_shard_{i}.db{suffix}")));
+                let other = folder.join("other");
+                fs::rename(&a, &other).unwrap();
+                fs::rename(&b, &a).unwrap();
+                fs::rename(&other, &b).unwrap();
+            }
+        })
+    };
+    assert_eq!(swap(&["", "-wal"]).await, Ok(Outcome::Refused));
+    assert_eq!(swap(&["", "-wal", "-shm"]).await, Ok(Outcome::Refused));
+    // A log may hold each page that its file ever needs, beside whatever file it lies.
+    swap(&[""]).await.unwrap();
+    swap(&["-wal"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_set_aside_without_damage() {
+    let scene = Scene::new().await;
+    assert_eq!(scene.play(|_| {}).await, Ok(Outcome::Harmless));
+}
