@@ -1,0 +1,81 @@
+//! kill -9 of the real binaries at random moments: while a server starts, fills its first shards, leases,
+//! builds, swaps and stops, and while `init-shards` fills.
+//!
+//! `KILLS=N` sets how many, `KILLS_SEED=N` which moments.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use support::{Config, Process, Site, missing};
+
+const SHARDS: u16 = 2;
+const LEASE_ROWS: usize = 16;
+const CLIENTS: usize = 8;
+const COUNTS: &[Option<u32>] = &[None, None, Some(20), None, Some(3)];
+const COUNT_MAX: usize = 20;
+/// Numbers that a life hands out at most, on average, before it is killed.
+const PER_KILL: i64 = 4_000;
+
+/// Numbers that one kill may burn: of each shard two leases, and what was on the way to clients.
+const BURNED_PER_KILL: usize = SHARDS as usize * 2 * LEASE_ROWS + CLIENTS * COUNT_MAX;
+
+fn variable(name: &str, other: u64) -> u64 {
+    std::env::var(name).map_or(other, |value| value.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_comes_twice_whenever_the_process_is_killed() {
+    let (kills, seed) = (variable("KILLS", 50), variable("KILLS_SEED", 1));
+    let last = PER_KILL * i64::try_from(kills).unwrap() + 9_999;
+    let config = Config::new().pool("int", 0, last, SHARDS, 600).set("lease.rows", LEASE_ROWS);
+    let site = Site::new(&config);
+    let mut random = ChaCha20Rng::seed_from_u64(seed);
+    let mut numbers = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for kill in 0..kills {
+        let moment = Duration::from_micros(random.random_range(0..80_000));
+        match kill % 5 {
+            // While it starts, or fills.
+            phase @ (0 | 1) => {
+                let command = if phase == 0 { site.init_shards() } else { site.tombola() };
+                let mut process = Process::spawn(command);
+                tokio::time::sleep(moment / 2).await;
+                if process.is_running() {
+                    process.signal(Signal::SIGKILL);
+                }
+                process.finish().await;
+            }
+            phase => {
+                let started = Instant::now();
+                let server = site.start().await;
+                numbers.extend(server.take("int", None).await);
+                slowest = slowest.max(started.elapsed());
+                let load = server.load("int", CLIENTS, COUNTS);
+                tokio::time::sleep(moment).await;
+                if phase == 4 {
+                    server.process.signal(Signal::SIGTERM);
+                    tokio::time::sleep(moment / 10).await;
+                }
+                server.kill().await;
+                numbers.extend(load.join_numbers().await);
+            }
+        }
+    }
+    let before = numbers.len();
+    let server = site.start().await;
+    numbers.extend(server.drain("int", 2, &[Some(500)]).await);
+    server.stop().await;
+    let burned = missing(&numbers, 0..=last);
+    println!(
+        "{kills} kills, {before} numbers before the last: {burned} burned, the slowest first answer \
+         after {slowest:?}"
+    );
+    assert!(burned <= usize::try_from(kills).unwrap() * BURNED_PER_KILL, "{burned} burned");
+    assert!(site.files(".damaged-").is_empty(), "a kill is no damage");
+}
