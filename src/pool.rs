@@ -91,6 +91,8 @@ pub struct Pool {
     leftovers: Mutex<Vec<(ShardIndex, Value)>>,
     has_leftovers: AtomicBool,
     refill_wanted: Notify,
+    /// A request asked for more than the shards have now, whatever their low-water marks say.
+    starved: AtomicBool,
     refill_trouble: Mutex<Option<String>>,
     /// The ledger has no free value left and no build is under way.
     exhausted: AtomicBool,
@@ -128,6 +130,7 @@ impl Pool {
             leftovers: Mutex::new(Vec::new()),
             has_leftovers: AtomicBool::new(false),
             refill_wanted: Notify::new(),
+            starved: AtomicBool::new(false),
             refill_trouble: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             dead_tasks: AtomicU64::new(0),
@@ -193,7 +196,7 @@ impl Pool {
                 return Ok(Taken { parts: vec![loan.settle()] });
             }
         }
-        if count == 1 { Err(self.nothing_left(1)) } else { self.gather(count, &order).await }
+        if count == 1 { Err(self.turn_away(1)) } else { self.gather(count, &order).await }
     }
 
     /// Collects from all shards in turn. A shard that has fewer numbers than anyone asks for would
@@ -226,7 +229,7 @@ impl Pool {
         }
         // All or none: the loans go back, what is held is for the next request.
         drop((loans, held));
-        Err(self.nothing_left(count as u64))
+        Err(self.turn_away(count as u64))
     }
 
     /// Up to `count` numbers that an earlier request held and could not use.
@@ -253,6 +256,16 @@ impl Pool {
         let others = (0..self.slots.len()).filter(|position| !rotation.contains(position));
         order.extend(others.map(|position| &self.slots[position]));
         order
+    }
+
+    /// Says why `count` numbers did not come, and sees to it that they will.
+    fn turn_away(&self, count: u64) -> TakeError {
+        let why = self.nothing_left(count);
+        if why == TakeError::Refilling {
+            self.starved.store(true, Ordering::Release);
+            self.refill_wanted.notify_one();
+        }
+        why
     }
 
     /// Why `count` numbers did not come.
@@ -313,6 +326,11 @@ impl Pool {
     /// Waits until a shard may want a refill.
     pub(crate) async fn refill_wanted(&self) {
         self.refill_wanted.notified().await;
+    }
+
+    /// Whether a request was turned away since this was last called.
+    pub(crate) fn take_starved(&self) -> bool {
+        self.starved.swap(false, Ordering::AcqRel)
     }
 
     /// A shard's next generation lies ready.

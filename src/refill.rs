@@ -30,7 +30,7 @@ pub struct Refiller {
     paths: PoolPaths,
     pool: Arc<Pool>,
     config: RefillConfig,
-    shard_size: u64,
+    shard_size: u32,
     stop: watch::Receiver<bool>,
 }
 
@@ -46,15 +46,7 @@ impl Refiller {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let space = *ledger.space();
-        Self {
-            ledger: Some(ledger),
-            space,
-            paths,
-            pool,
-            config,
-            shard_size: shard_size.into(),
-            stop,
-        }
+        Self { ledger: Some(ledger), space, paths, pool, config, shard_size, stop }
     }
 
     /// Refills until it is stopped; a build under way is given up then.
@@ -92,8 +84,12 @@ impl Refiller {
 
     /// Does the most urgent filling. Answers whether there was one to do.
     async fn refill_next(&mut self) -> Result<bool, BuildError> {
-        let low_water = self.config.low_water_rows(self.shard_size.try_into().unwrap_or(u32::MAX));
-        let due = plan(&self.pool.levels(), low_water, self.shard_size);
+        // Who was turned away may want more than a shard has above its mark: then all want a standby.
+        let low_water = match self.pool.take_starved() {
+            true => u64::MAX,
+            false => self.config.low_water_rows(self.shard_size),
+        };
+        let due = plan(&self.pool.levels(), low_water, self.shard_size.into());
         let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted);
         self.pool.set_exhausted(exhausted);
         let Some(&refill) = due.first() else {

@@ -91,6 +91,22 @@ async fn a_count_is_served_across_the_end_of_a_generation() {
     server.stop().await;
 }
 
+/// Story: a shard is above its low-water mark, so nobody builds its next generation; a request asks
+/// for more than it has, and is told to "retry shortly" for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_larger_than_what_is_left_is_served_above_the_low_water_mark() {
+    let config = Config::new().pool("int", 1, 1_000, 1, 100).set("refill.low_water", 0.01);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+    let mut numbers = server.take("int", Some(5)).await;
+    for count in [97, 100, 250] {
+        numbers.extend(server.take("int", Some(count)).await);
+    }
+    assert_eq!(missing(&numbers, 1..=1_000), 1_000 - 452);
+    server.stop().await;
+}
+
 /// Story: rows leased and not handed out stay marked as used over a stop. Each deploy burns a
 /// thousand numbers of every shard, and the range never comes out whole.
 #[tokio::test(flavor = "multi_thread")]

@@ -246,6 +246,8 @@ impl<R> Buffer<R> {
             return rows.len() as u64;
         }
         self.ready.append(rows);
+        // What was on loan made the generation look shorter than it is.
+        self.refiller_told &= self.left() < self.low_water;
         0
     }
 
