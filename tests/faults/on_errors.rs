@@ -20,8 +20,7 @@ const WANTED: usize = 50;
 const REFUSALS_MAX: usize = 30;
 /// The longest that an answer may take, whatever fails.
 const ANSWER: Duration = Duration::from_secs(5);
-/// One in so many operations fails in a run of its own, but for syncs, of which each does;
-/// `FAULTS_EVERY=1` for each of all.
+/// One in so many operations fails in a run of its own; `FAULTS_EVERY=1` for each.
 const EVERY: usize = 7;
 const COME_BACK: Duration = Duration::from_micros(300);
 
@@ -146,10 +145,8 @@ fn goes_on(
 /// Fails each operation in turn, until the script gets through without meeting the fault.
 fn every_operation_fails(fault: Fault) {
     crate::install();
-    // All of them take minutes. A sync that is believed too much shows in a few runs of hundreds.
-    let is_sync = matches!(fault, Fault::FailedSync | Fault::FailedFolderSync);
-    let every = if is_sync { 1 } else { EVERY };
-    let every = std::env::var("FAULTS_EVERY").map_or(every, |every| every.parse().unwrap());
+    // All of them take minutes.
+    let every = std::env::var("FAULTS_EVERY").map_or(EVERY, |every| every.parse().unwrap());
     let (mut failures, mut runs) = (Vec::new(), 0);
     for setting in [LEASED, STRICT] {
         for beginning in [Beginning::empty(), Beginning::killed(&setting)] {
