@@ -127,8 +127,14 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// Where [`replace`] writes before it renames: a crash may leave it.
 #[must_use]
 pub fn unfinished(path: &Path) -> PathBuf {
+    beside(path, ".tmp")
+}
+
+/// The path of a companion, whose name is the file's and a suffix.
+#[must_use]
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
+    name.push(suffix);
     PathBuf::from(name)
 }
 

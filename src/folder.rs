@@ -235,17 +235,11 @@ impl PoolPaths {
     /// [`FileError`].
     pub fn set_aside(&self, file: &Path) -> Result<PathBuf, FileError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut aside = file.as_os_str().to_owned();
-        aside.push(format!(".damaged-{}", now.as_millis()));
-        let aside = PathBuf::from(aside);
+        let aside = files::beside(file, &format!(".damaged-{}", now.as_millis()));
         for suffix in ["-wal", "-shm", ""] {
-            let with_suffix = |path: &Path| {
-                let mut name = path.as_os_str().to_owned();
-                name.push(suffix);
-                PathBuf::from(name)
-            };
-            if files::length_bytes(&with_suffix(file))?.is_some() {
-                files::rename(&with_suffix(file), &with_suffix(&aside))?;
+            let found = files::beside(file, suffix);
+            if files::length_bytes(&found)?.is_some() {
+                files::rename(&found, &files::beside(&aside, suffix))?;
             }
         }
         files::sync_folder(&self.folder)?;
@@ -254,9 +248,7 @@ impl PoolPaths {
 
     fn remove_logs(&self, file: &Path) -> Result<(), FileError> {
         for suffix in ["-wal", "-shm"] {
-            let mut name = file.as_os_str().to_owned();
-            name.push(suffix);
-            files::remove(Path::new(&name))?;
+            files::remove(&files::beside(file, suffix))?;
         }
         Ok(())
     }

@@ -182,9 +182,7 @@ pub fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {
 /// The write-ahead log that lies beside a file in use.
 #[must_use]
 pub fn wal_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
+    files::beside(path, "-wal")
 }
 
 /// SQL that shows a column of scaled integers as the numbers that callers see, digit by digit.

@@ -30,7 +30,7 @@ const VERSION: u32 = 3_007_000;
 /// # Errors
 /// The file system refused, or (inside) what the log lacks.
 pub fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
-    let Some(mut file) = files::open_to_read(&beside(path, "-shm"))? else {
+    let Some(mut file) = files::open_to_read(&files::beside(path, "-shm"))? else {
         return Ok(Ok(()));
     };
     let mut index = [0; INDEX];
@@ -116,10 +116,4 @@ fn checksum(sums: (u32, u32), bytes: &[u8], order: fn([u8; 4]) -> u32) -> (u32, 
         let first = first.wrapping_add(word(0)).wrapping_add(second);
         (first, second.wrapping_add(word(4)).wrapping_add(first))
     })
-}
-
-fn beside(path: &Path, suffix: &str) -> std::path::PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
