@@ -212,13 +212,22 @@ impl std::fmt::Display for PoolName {
     }
 }
 
+/// The flags of every command that works on a data folder.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Location {
+    /// Settings file [default: config.toml in the working directory, if it is there]
+    #[arg(long = "config", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Folder of all that is kept [default: shards]
+    #[arg(long = "data-dir", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
 /// What flags set; they override all else.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// `--config`: the user's file.
-    pub file: Option<PathBuf>,
-    /// `--data-dir`
-    pub dir: Option<PathBuf>,
+    /// `--config` and `--data-dir`
+    pub location: Location,
     /// `--listen`
     pub listen: Option<String>,
     /// `--mode`
@@ -244,7 +253,7 @@ impl Config {
         let unreadable = |error: ::config::ConfigError| ConfigError::Unreadable(error.to_string());
         let builder = ::config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-            .add_source(user_file(overrides.file.as_deref())?)
+            .add_source(user_file(overrides.location.file.as_deref())?)
             .add_source(environment.prefix_separator("_").separator("__").try_parsing(true));
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
@@ -288,7 +297,7 @@ fn override_by_flags<'a>(
     overrides: &Overrides,
     pools: impl Iterator<Item = &'a String>,
 ) -> Result<ConfigBuilder<DefaultState>, ::config::ConfigError> {
-    let dir = overrides.dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+    let dir = overrides.location.dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
     let mut builder = builder
         .set_override_option("storage.dir", dir)?
         .set_override_option("server.listen", overrides.listen.clone())?
@@ -555,7 +564,8 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let source = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let environment = Environment::with_prefix("TOMBOLA").source(Some(source));
-        let overrides = Overrides { file: Some(file), ..Overrides::default() };
+        let location = Location { file: Some(file), dir: None };
+        let overrides = Overrides { location, ..Overrides::default() };
         Config::load_with(&overrides, environment).map_err(|error| error.to_string())
     }
 

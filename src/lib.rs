@@ -21,6 +21,7 @@
 //! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
 //! - [`http`]: routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
+//! - [`commands`]: what the console does
 //!
 //! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
 //! other, `http` nothing of SQLite.
@@ -46,6 +47,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod commands;
 pub mod config;
 pub mod files;
 pub mod folder;

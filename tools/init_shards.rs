@@ -6,7 +6,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,7 +16,7 @@ use clap::Parser;
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tombola::config::{Config, Mode, Overrides, PoolConfig};
+use tombola::config::{Config, Location, Mode, Overrides, PoolConfig};
 use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
 use tombola::ledger::Ledger;
 use tombola::refill::{Built, Refill, build};
@@ -28,12 +27,8 @@ use tombola::{shard, sqlite};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Settings file [default: config.toml in the working directory, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Folder of the ledgers and shards [default: shards]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    location: Location,
     /// Only this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
@@ -70,8 +65,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     tombola::telemetry::init(tombola::telemetry::LogFormat::Text);
     sqlite::check_version().map_err(anyhow::Error::msg)?;
     let config = Config::load(&Overrides {
-        file: arguments.config,
-        dir: arguments.data_dir,
+        location: arguments.location,
         pool: arguments.pool,
         shards: arguments.shards,
         shard_size: arguments.size,

@@ -1,0 +1,33 @@
+//! What the console does: one module a command.
+
+mod serve;
+
+use clap::{Parser, Subcommand};
+
+/// Hands out unique random numbers over HTTP, and never the same one twice.
+#[derive(Debug, Parser)]
+#[command(name = "tombola", version, args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Flags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves numbers, as tombola does without a command
+    Serve(serve::Flags),
+}
+
+impl Arguments {
+    /// Does what they say.
+    ///
+    /// # Errors
+    /// What happened and what to do about it: each error tells the whole story, its causes included.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command.unwrap_or(Command::Serve(self.serve)) {
+            Command::Serve(flags) => serve::run(flags),
+        }
+    }
+}
