@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -165,6 +165,25 @@ pub fn sync_file(path: &Path) -> Result<(), FileError> {
     files_of(path).sync_file(path).map_err(|error| failed("sync", path, error))
 }
 
+/// Makes a file's content durable whatever came of earlier syncs: after one that failed, the system may
+/// take for written what is not. So the file is replaced by a copy; nobody may have it open. Does nothing
+/// where there is no such file or it is empty.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn write_anew(path: &Path) -> Result<(), FileError> {
+    if length_bytes(path)?.is_none_or(|length| length == 0) {
+        return Ok(());
+    }
+    // Not in place: a power loss meanwhile could damage what was durable.
+    let copy = unfinished(path);
+    create(&copy)?;
+    files_of(path).copy(path, &copy).map_err(|error| failed("copy", path, error))?;
+    sync_file(&copy)?;
+    rename(&copy, path)?;
+    sync_folder(path.parent().expect("a file lies in a folder"))
+}
+
 /// Makes the folder's names durable: what was created, renamed and removed in it.
 ///
 /// # Errors
@@ -225,6 +244,8 @@ pub trait Files: Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_file(&self, path: &Path) -> io::Result<()>;
+    /// All bytes of a file into one that is there and empty.
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     fn length_bytes(&self, path: &Path) -> io::Result<u64>;
     fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn Read>>;
@@ -312,6 +333,21 @@ impl Files for System {
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // Byte by byte: a copy that shares its blocks with the original would share their fate.
+        let mut to = OpenOptions::new().write(true).open(to)?;
+        let mut from = BufReader::with_capacity(1 << 20, File::open(from)?);
+        loop {
+            let piece = from.fill_buf()?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            to.write_all(piece)?;
+            let length = piece.len();
+            from.consume(length);
+        }
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

@@ -161,7 +161,9 @@ impl Ledger {
             }
             other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
         };
-        sqlite::check_log(path)?
+        // Invariant: what is read from the ledger is on the disk. A batch whose sync failed, served and
+        // gone after the next power loss, would be drawn again.
+        sqlite::secure_log(path)?
             .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
         let mut connection = sqlite::open(path).map_err(sqlite)?;
         // After a failure the log is read anew, sum by sum, and not put into the file unseen.
@@ -183,11 +185,6 @@ impl Ledger {
             state.space = *space;
         }
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
-        // Invariant: what is read from the ledger is on the disk. The log may have a batch whose sync
-        // failed, in this process or one before; served, and gone after the next power loss, its values
-        // would be drawn again. In the file they are written anew.
-        sqlite::checkpoint(&connection, Checkpoint::Truncate)
-            .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
         // SQLite syncs the name of a log that it creates, but ignores that this failed.
         files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
         Ok(Self { connection, state })

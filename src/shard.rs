@@ -219,7 +219,7 @@ pub fn read_label(path: &Path) -> Result<Label, ShardError> {
 pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
     // Opening creates a log where there is none, and an empty one may come of that.
     let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
-    sqlite::check_log(path)?.map_err(ShardError::Damaged)?;
+    sqlite::secure_log(path)?.map_err(ShardError::Damaged)?;
     let connection = sqlite::open(path)?;
     // The log stays until `end_use` has cleared the mark: a crash in between would look like its loss.
     sqlite::keep_log(&connection, true)?;

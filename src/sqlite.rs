@@ -11,7 +11,7 @@ use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig
 
 pub use deadpool_sqlite::rusqlite;
 
-pub use self::log::check_log;
+pub use self::log::secure_log;
 
 use crate::files;
 

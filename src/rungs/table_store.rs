@@ -58,6 +58,8 @@ impl Store for TableStore {
             create(&path)?;
         }
         let sqlite = |source| failed(&path, source);
+        sqlite::secure_log(&path)?
+            .map_err(|problem| OpenError::Damaged { path: path.clone(), problem })?;
         // Without a write, so that a file that is not ours stays as it is.
         let connection = sqlite::open_to_read(&path).map_err(sqlite)?;
         sqlite::check_format(&path, &connection, &TABLE_FILE)

@@ -24,12 +24,24 @@ const FRAME_HEADER: usize = 24;
 /// In both headers: the one version of the formats.
 const VERSION: u32 = 3_007_000;
 
-/// Compares the log of a file that nobody has open with its index. SQLite rebuilds the index when it
-/// opens the file: ask before.
+/// Compares the log of a file that nobody has open with its index, and makes the log durable. SQLite
+/// rebuilds the index when it opens the file: come before.
+///
+/// The log may have commits whose sync failed, in this process or one before. SQLite would read them,
+/// write what follows them, and put them into the file; after a power loss the log would end where its
+/// sync had failed. So all of it is written anew.
 ///
 /// # Errors
 /// The file system refused, or (inside) what the log lacks.
-pub fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
+pub fn secure_log(path: &Path) -> Result<Result<(), String>, FileError> {
+    let checked = check_log(path)?;
+    if checked.is_ok() {
+        files::write_anew(&wal_of(path))?;
+    }
+    Ok(checked)
+}
+
+fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
     let Some(mut file) = files::open_to_read(&files::beside(path, "-shm"))? else {
         return Ok(Ok(()));
     };

@@ -68,6 +68,14 @@ impl Files for SimulatedFiles {
         disk.sync(disk.open(path)?, path)
     }
 
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let ((disk, from), (_, to)) = (place(from)?, place(to)?);
+        let file = disk.open(from)?;
+        let mut bytes = vec![0; disk.length(file)?];
+        disk.read(file, from, 0, &mut bytes)?;
+        disk.write(disk.open(to)?, to, 0, &bytes)
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let (disk, path) = place(folder)?;
         disk.sync_folder(path)

@@ -1,13 +1,16 @@
 //! I/O errors under the product: each operation of its life fails once, or all do from then on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tombola::pool::{Pool, TakeError};
 
-use crate::disk::{Disk, Fault, Plan};
+use crate::cuts::survive;
+use crate::disk::{Device, Disk, Fault, Plan};
 use crate::medium::Image;
 use crate::product::{
-    HandedOut, PoolSetting, SHARDS, Service, Setting, check_files, drain, process, set_aside, take,
+    HandedOut, PoolSetting, SHARDS, Service, Setting, check_files, clients, drain, process,
+    set_aside, take,
 };
 
 const POOLS: &[PoolSetting] = &[PoolSetting { name: "int", range: 150, shard_size: 30 }];
@@ -189,6 +192,35 @@ fn a_short_write_anywhere_repeats_nothing() {
 #[test]
 fn a_failed_sync_anywhere_repeats_nothing() {
     every_operation_fails(Fault::FailedSync);
+}
+
+/// Story: a ledger whose log could not be synced was opened again, its log put into the file and begun
+/// anew. The power loss after that brought the log back up to where its sync had failed: older pages
+/// over newer ones, and a count that did not fit the values.
+#[test]
+fn a_power_loss_after_a_failed_sync_of_a_log_repeats_nothing() {
+    crate::install();
+    let verdict =
+        |disk: &Disk, notes: &[&str]| goes_on(&LEASED, false, disk, HandedOut::of_notes(notes));
+    let test = "a_power_loss_after_a_failed_sync_of_a_log_repeats_nothing";
+    // What a failed sync let through is drawn for each run.
+    for seed in 0..8 {
+        for nth in 0.. {
+            let disk = Arc::new(Disk::new());
+            let plan = Plan::once(Fault::FailedSync, nth).only("used_numbers_int.db-wal");
+            disk.fail(Plan { seed, ..plan });
+            process(async {
+                let service = Service::start(&disk, &LEASED).await?;
+                clients(&disk, &service.pools[0], 110, &[1, 1, 3]).await?;
+                service.stop().await
+            })
+            .unwrap();
+            if disk.fired() == 0 {
+                break;
+            }
+            survive(test, Device::PLAIN, 20, || disk.recording(), verdict);
+        }
+    }
 }
 
 #[test]
