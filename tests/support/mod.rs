@@ -437,17 +437,49 @@ impl Client {
         Self { url, http }
     }
 
-    /// Every answer, errors included, has to be JSON that nobody keeps.
+    /// The same, from another address of this machine.
+    pub(crate) fn at(&self, address: &str) -> Self {
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE);
+        let http = http.local_address(Some(address.parse().unwrap())).build().unwrap();
+        Self { url: self.url.clone(), http }
+    }
+
     pub(crate) async fn send(&self, method: Method, target: &str) -> reqwest::Result<Answer> {
-        let request = self.http.request(method, format!("{}{target}", self.url));
+        self.send_with(method, target, &[]).await
+    }
+
+    /// Sends with these headers. Every answer, errors included, has to be JSON that nobody keeps or
+    /// takes for a page, and says nothing of the program.
+    pub(crate) async fn send_with(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> reqwest::Result<Answer> {
+        let mut request = self.http.request(method, format!("{}{target}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         let response = request.send().await?;
         let answer = Answer {
             status: response.status().as_u16(),
             headers: response.headers().clone(),
             body: response.text().await?,
         };
-        assert_eq!(answer.header("content-type"), Some("application/json"));
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        for (name, value) in [
+            ("content-type", "application/json"),
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+            ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
+        ] {
+            let found: Vec<_> = answer.headers.get_all(name).iter().collect();
+            assert_eq!(found, [value], "{name} of {} {target}", answer.status);
+        }
+        for banner in ["server", "x-powered-by", "via"] {
+            assert_eq!(answer.header(banner), None, "{target}");
+        }
         Ok(answer)
     }
 }
