@@ -1,6 +1,7 @@
 //! What the console does: one module a command.
 
 mod serve;
+mod token;
 
 use clap::{Parser, Subcommand};
 
@@ -18,6 +19,9 @@ pub struct Arguments {
 enum Command {
     /// Serves numbers, as tombola does without a command
     Serve(serve::Flags),
+    /// Makes tokens, with which callers show who they are
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 impl Arguments {
@@ -28,6 +32,7 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(flags) => serve::run(flags),
+            Command::Token(command) => token::run(&command),
         }
     }
 }

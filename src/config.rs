@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use ::config::builder::DefaultState;
 use ::config::{ConfigBuilder, Environment, File, FileFormat};
 use clap::ValueEnum;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -43,6 +44,21 @@ const COUNT_LIMIT_MAX: u64 = 1_000_000;
 
 /// Waits in milliseconds: up to an hour.
 const WAIT_MS_MAX: u64 = 3_600_000;
+
+/// Tokens. Each request is compared with all of them, about 20 ns each.
+const TOKENS_MAX: usize = 256;
+
+/// Numbers a second of a quota: it is counted in whole nanoseconds a number, so that the fastest is
+/// off by less than 0.1 %, and the slowest, one number in a quarter of an hour, far from overflow.
+const QUOTA_RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
+
+/// Numbers that a quota lets go at once: as many as the largest answer has.
+const BURST_MAX: u64 = COUNT_LIMIT_MAX;
+
+/// What may stand under `auth`. A complaint about these keys says this and nothing of their values:
+/// it may be a token that was put where its SHA-256 belongs.
+const AUTH_ALLOWED: &str = "allowed are auth.mode = \"none\", or [[auth.tokens]] with name, scope \
+     and sha256, as `tombola token new --name NAME --scope draw` prints them";
 
 /// Why the settings were refused.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +93,10 @@ pub struct Config {
     pub refill: RefillConfig,
     /// The pools, by name.
     pub pools: Vec<PoolConfig>,
+    /// Who may ask.
+    pub auth: AuthConfig,
+    /// How much each may ask for, where that is limited.
+    pub quota: Option<QuotaConfig>,
 }
 
 /// What hands the numbers out: the rungs of a ladder, each better than the last.
@@ -142,6 +162,80 @@ pub struct ServerConfig {
     pub count_limit: NonZeroU32,
     /// How long a stop waits for answers in flight.
     pub drain: Duration,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug)]
+pub enum AuthConfig {
+    /// Nothing is said: anyone, which is well on loopback only.
+    Unsaid,
+    /// Anyone, in so many words.
+    Anyone,
+    /// Whoever has one of these tokens, of which there is at least one.
+    Tokens(Vec<TokenConfig>),
+}
+
+/// What is known of a token: enough to recognise it, not enough to use it.
+#[derive(Clone, Debug)]
+pub struct TokenConfig {
+    /// Whose it is, for people.
+    pub name: TokenName,
+    /// What it is for.
+    pub scope: Scope,
+    /// The SHA-256 of its text.
+    pub sha256: [u8; 32],
+}
+
+/// A token's name, fit for a config file and for a log: 1 to 64 of `a-z A-Z 0-9 . _ -`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenName(String);
+
+impl std::str::FromStr for TokenName {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let fit = (1..=64).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let problem = "allowed are 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+        if fit { Ok(Self(name.to_owned())) } else { Err(problem) }
+    }
+}
+
+impl std::fmt::Display for TokenName {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Taking numbers
+    Draw,
+    /// Everything else
+    Observe,
+}
+
+impl Scope {
+    /// The scope as the settings have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draw => "draw",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// How much each caller may take.
+#[derive(Clone, Debug)]
+pub struct QuotaConfig {
+    /// Time in which one number is granted.
+    pub period: Duration,
+    /// Numbers that may be taken at once after a rest.
+    pub burst: NonZeroU32,
+    /// Proxies whose word is taken for where a request comes from.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// How shards hand out.
@@ -267,11 +361,13 @@ impl Config {
             .map_err(unreadable)?;
 
         let keys: Keys = serde_path_to_error::deserialize(layers.clone()).map_err(|error| {
+            let key = error.path().to_string();
             let problem = match error.inner() {
+                _ if may_be_secret(&key) => AUTH_ALLOWED.to_owned(),
                 ::config::ConfigError::At { error, .. } => error.to_string(),
                 other => other.to_string(),
             };
-            refused(&layers, &error.path().to_string(), problem)
+            refused(&layers, &key, problem)
         })?;
         keys.validate(overrides.pool.as_deref(), |key, problem| refused(&layers, key, problem))
     }
@@ -312,14 +408,26 @@ fn override_by_flags<'a>(
     Ok(builder)
 }
 
+/// Whether what stands at a key must not be repeated.
+fn may_be_secret(key: &str) -> bool {
+    key.starts_with("auth") && key != "auth.mode"
+}
+
 fn refused(layers: &::config::Config, key: &str, problem: String) -> ConfigError {
-    let found = key
+    let secret = may_be_secret(key);
+    // The nearest that has no index, and so can be looked up.
+    let known = key.split_once('[').map_or(key, |(list, _)| list);
+    let found = known
         .split('.')
         .try_fold(layers.cache.clone(), |value, level| value.into_table().ok()?.remove(level));
     let origin = found.as_ref().and_then(::config::Value::origin);
     ConfigError::Refused {
         key: key.to_owned(),
-        value: found.as_ref().map(|value| format!(" = {value}")).unwrap_or_default(),
+        value: found
+            .as_ref()
+            .filter(|_| !secret && known == key)
+            .map(|value| format!(" = {value}"))
+            .unwrap_or_default(),
         origin: origin.map(|origin| format!(" (in {origin})")).unwrap_or_default(),
         problem,
     }
@@ -334,6 +442,9 @@ struct Keys {
     lease: LeaseKeys,
     refill: RefillKeys,
     pools: BTreeMap<String, PoolKeys>,
+    #[serde(default)]
+    auth: AuthKeys,
+    quota: Option<QuotaKeys>,
 }
 
 #[derive(Deserialize)]
@@ -363,6 +474,31 @@ struct RefillKeys {
     low_water: f64,
     retry_ms: u64,
     retry_limit_ms: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthKeys {
+    mode: Option<String>,
+    #[serde(default)]
+    tokens: Vec<TokenKeys>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenKeys {
+    name: String,
+    scope: String,
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QuotaKeys {
+    numbers_per_second: f64,
+    burst: Option<u64>,
+    #[serde(default)]
+    trusted_proxies: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -437,7 +573,103 @@ impl Keys {
             let problem = format!("no pool is left to serve; known are {}", names.join(", "));
             return Err(refused(&only.map_or("pools".into(), |o| format!("pools.{o}")), problem));
         }
-        Ok(Config { server, dir: self.storage.dir, lease, refill, pools })
+        let auth = self.auth.validate(&refused)?;
+        let quota = self.quota.map(|keys| keys.validate(within, &refused)).transpose()?;
+        Ok(Config { server, dir: self.storage.dir, lease, refill, pools, auth, quota })
+    }
+}
+
+impl AuthKeys {
+    fn validate(
+        self,
+        refused: impl Fn(&str, String) -> ConfigError,
+    ) -> Result<AuthConfig, ConfigError> {
+        let refused = |key: &str, problem: &str| Err(refused(key, problem.to_owned()));
+        match self.mode.as_deref() {
+            Some("none") if self.tokens.is_empty() => return Ok(AuthConfig::Anyone),
+            Some("none") => {
+                return refused("auth.mode", "there are tokens too: take either of them out");
+            }
+            Some(_) => {
+                return refused("auth.mode", "allowed is \"none\"; leave it out to use tokens");
+            }
+            None if self.tokens.is_empty() => return Ok(AuthConfig::Unsaid),
+            None if self.tokens.len() > TOKENS_MAX => {
+                return refused("auth.tokens", &format!("allowed are up to {TOKENS_MAX}"));
+            }
+            None => {}
+        }
+        let mut tokens: Vec<TokenConfig> = Vec::with_capacity(self.tokens.len());
+        for (index, TokenKeys { name, scope, sha256 }) in self.tokens.into_iter().enumerate() {
+            let key = |field: &str| format!("auth.tokens[{index}].{field}");
+            let name: TokenName = match name.parse() {
+                Ok(name) => name,
+                Err(problem) => return refused(&key("name"), problem),
+            };
+            if tokens.iter().any(|other| other.name == name) {
+                let problem = format!("another token is called {name}; each has its own name");
+                return refused(&key("name"), &problem);
+            }
+            let scopes = Scope::value_variants();
+            let Some(&scope) = scopes.iter().find(|known| known.as_str() == scope) else {
+                return refused(&key("scope"), "allowed are \"draw\" and \"observe\"");
+            };
+            let mut digest = [0; 32];
+            if hex::decode_to_slice(&sha256, &mut digest).is_err() {
+                let problem = "allowed are 64 hexadecimal digits, the SHA-256 of the token and not \
+                               the token itself, as `tombola token new` prints it";
+                return refused(&key("sha256"), problem);
+            }
+            let same = |other: &&TokenConfig| other.sha256 == digest && other.scope == scope;
+            if let Some(other) = tokens.iter().find(same) {
+                let problem = format!(
+                    "it is the token {} once more; a second entry of the same token is for the \
+                     other scope",
+                    other.name
+                );
+                return refused(&key("sha256"), &problem);
+            }
+            tokens.push(TokenConfig { name, scope, sha256: digest });
+        }
+        Ok(AuthConfig::Tokens(tokens))
+    }
+}
+
+impl QuotaKeys {
+    fn validate(
+        self,
+        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
+        refused: impl Fn(&str, String) -> ConfigError,
+    ) -> Result<QuotaConfig, ConfigError> {
+        let rate = self.numbers_per_second;
+        if !QUOTA_RATES.contains(&rate) {
+            let (min, max) = (QUOTA_RATES.start(), QUOTA_RATES.end());
+            let problem = format!("allowed are {min} to {max}; without [quota] nothing is limited");
+            return Err(refused("quota.numbers_per_second", problem));
+        }
+        let burst = match self.burst {
+            Some(burst) => within("quota.burst", burst, 1, BURST_MAX)?,
+            // What a second grants.
+            None => rate.ceil() as u64,
+        };
+        let proxies = self.trusted_proxies.iter().enumerate().map(|(index, text)| {
+            let address = || text.parse::<IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
+                let problem = format!(
+                    "{text:?} is none; allowed are addresses and networks, such as \"10.0.0.1\", \
+                     \"10.0.0.0/8\" and \"2001:db8::/32\""
+                );
+                refused(&format!("quota.trusted_proxies[{index}]"), problem)
+            })
+        });
+        Ok(QuotaConfig {
+            period: Duration::from_secs_f64(1.0 / rate),
+            burst: u32::try_from(burst)
+                .ok()
+                .and_then(NonZeroU32::new)
+                .expect("1 to BURST_MAX was checked above"),
+            trusted_proxies: proxies.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -662,6 +894,89 @@ mod tests {
         let config = Config::load_with(&flag, environment).unwrap();
         assert_eq!(config.server.mode, Mode::Simple);
         assert_eq!(config.server.listen.port(), 5000);
+    }
+
+    const ENTRY: &str = "[[auth.tokens]]\nname = 'shop'\nscope = 'draw'\nsha256 = ";
+
+    #[test]
+    fn an_entry_says_whose_token_it_is_and_what_for() {
+        let digits = "0123456789abcdef".repeat(4);
+        let auth = load(&format!("{ENTRY}'{digits}'"), &[]).unwrap().auth;
+        let AuthConfig::Tokens(tokens) = auth else { panic!("{auth:?}") };
+        assert_eq!((tokens[0].name.to_string().as_str(), tokens[0].scope), ("shop", Scope::Draw));
+        assert_eq!(hex::encode(tokens[0].sha256), digits);
+        assert!(matches!(load("", &[]).unwrap().auth, AuthConfig::Unsaid));
+        assert!(matches!(load("auth.mode = 'none'", &[]).unwrap().auth, AuthConfig::Anyone));
+        let variable = ("TOMBOLA_AUTH__MODE", "none");
+        assert!(matches!(load("", &[variable]).unwrap().auth, AuthConfig::Anyone));
+    }
+
+    #[test]
+    fn entries_that_can_t_be_used_are_refused() {
+        let digits = "0123456789abcdef".repeat(4);
+        let entry = format!("{ENTRY}'{digits}'\n");
+        let check = |text: &str, parts: &[&str]| {
+            let error = load(text, &[]).expect_err(text);
+            for part in parts {
+                assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
+            }
+            assert!(!error.contains(&digits[1..]), "{error}");
+        };
+        check("auth.mode = 'all'", &["auth.mode = all", "mine.toml", "\"none\""]);
+        check(&format!("auth.mode = 'none'\n{entry}"), &["auth.mode", "tokens too"]);
+        check(&format!("{entry}{entry}"), &["auth.tokens[1].name", "mine.toml", "shop"]);
+        let second = entry.replace("shop", "web");
+        check(&format!("{entry}{second}"), &["auth.tokens[1].sha256", "the token shop once more"]);
+        check(&entry.replace("shop", "the shop"), &["auth.tokens[0].name", "a-z"]);
+        check(&entry.replace("draw", "all"), &["auth.tokens[0].scope", "\"draw\"", "\"observe\""]);
+        check(&entry.replace("01", ""), &["auth.tokens[0].sha256", "64 hexadecimal"]);
+        check(&entry.replace("01", "xy"), &["auth.tokens[0].sha256", "64 hexadecimal"]);
+        check(&format!("{entry}{}", "colour = 'red'"), &["auth.tokens[0]", "name, scope"]);
+        check("[[auth.tokens]]\nname = 'a'", &["auth.tokens[0]", "name, scope", "sha256"]);
+        let many: String =
+            (0..=TOKENS_MAX).map(|n| entry.replace("shop", &n.to_string())).collect();
+        check(&many, &["auth.tokens", "256"]);
+        let variable = ("TOMBOLA_AUTH__TOKENS", "tombola_secret");
+        let error = load("", &[variable]).unwrap_err();
+        assert!(error.contains("auth.tokens") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_quota_is_off_until_it_has_a_rate() {
+        let quota = |text: &str| load(&format!("[quota]\n{text}"), &[]).map(|c| c.quota.unwrap());
+        assert!(load("", &[]).unwrap().quota.is_none());
+        for (text, period, burst) in [
+            ("numbers_per_second = 100", Duration::from_millis(10), 100),
+            ("numbers_per_second = 2.5", Duration::from_millis(400), 3),
+            ("numbers_per_second = 0.001\nburst = 7", Duration::from_secs(1_000), 7),
+            ("numbers_per_second = 1_000_000", Duration::from_micros(1), 1_000_000),
+        ] {
+            let quota = quota(text).unwrap();
+            assert_eq!((quota.period, quota.burst.get()), (period, burst), "{text}");
+        }
+        let proxies = "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', '2001:db8::/32']";
+        let proxies = quota(proxies).unwrap().trusted_proxies;
+        let expected: [IpNet; 2] = ["10.0.0.1/32", "2001:db8::/32"].map(|n| n.parse().unwrap());
+        assert_eq!(proxies, expected);
+
+        for (text, parts) in [
+            ("burst = 5", ["quota", "numbers_per_second"]),
+            ("numbers_per_second = 0", ["quota.numbers_per_second = 0", "0.001 to 1000000"]),
+            ("numbers_per_second = -1", ["quota.numbers_per_second = -1", "0.001"]),
+            ("numbers_per_second = nan", ["quota.numbers_per_second", "0.001"]),
+            ("numbers_per_second = 'fast'", ["quota.numbers_per_second = fast", "float"]),
+            ("numbers_per_second = 1\nburst = 0", ["quota.burst = 0", "1 to 1000000"]),
+            ("numbers_per_second = 1\nbrust = 5", ["quota.brust", "burst"]),
+            (
+                "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', 'proxy']",
+                ["quota.trusted_proxies[1] (in ", "\"proxy\" is none"],
+            ),
+        ] {
+            let error = quota(text).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
+            }
+        }
     }
 
     #[test]

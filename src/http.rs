@@ -1,27 +1,33 @@
 //! The routes: HTTP in, numbers out. Here are those of the pool server; those of the rungs below it
-//! are in `rung.rs`. Knows nothing of SQLite, shards' files or refilling.
+//! are in `rung.rs`, and `guard.rs` stands before both. Knows nothing of SQLite, shards' files or
+//! refilling.
 
 mod answer;
+mod forwarded;
+mod guard;
 mod health;
 mod query;
+mod quota;
 mod rung;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
+use axum::{Extension, Router};
 use serde::Serialize;
 
 pub(crate) use self::answer::Answer;
 use self::answer::{Refusal, json};
+pub(crate) use self::guard::{Guard, guarded};
 use self::health::{PoolHealth, Status};
 use self::query::Wanted;
+pub(crate) use self::quota::Account;
 pub(crate) use self::rung::{Routes, Step, rung_router, stopping};
 use crate::pool::{Health, Pool, TakeError};
 use crate::space::Number;
@@ -77,9 +83,11 @@ struct Many<'a> {
 
 async fn random(
     State(app): State<Arc<App>>,
+    account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let (pool, count) = app.wanted(query.as_deref())?;
+    quota::charge(account.as_deref(), count)?;
     let answer = match count {
         None => one(pool).await,
         Some(count) => many(pool, count).await,

@@ -10,6 +10,7 @@
 //!
 //! # The modules, in reading order
 //! - [`config`]: the settings, parsed and validated once
+//! - [`auth`]: tokens: made, kept as their SHA-256, recognised
 //! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
 //! - [`batch`]: the names that ledger and shards share
 //! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
@@ -19,7 +20,7 @@
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
 //! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
-//! - [`http`]: routes, wire types, status codes
+//! - [`http`]: who may ask, routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
 //! - [`commands`]: what the console does
 //!
@@ -46,6 +47,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod batch;
 pub mod commands;
 pub mod config;

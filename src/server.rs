@@ -4,23 +4,22 @@
 pub mod blocking;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use crate::config::{Config, Mode, PoolConfig};
+use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::folder::{Folder, FolderError, PoolFiles};
-use crate::http;
+use crate::http::{self, Guard};
 use crate::pool::Pool;
 use crate::refill::Refiller;
 use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
@@ -38,6 +37,17 @@ pub enum ServerError {
     /// The linked SQLite is known to lose data.
     #[error("{0}")]
     Sqlite(String),
+    /// Anyone could ask, and nobody said that anyone may.
+    #[error(
+        "can't listen on {address}: it can be reached from other machines, and nothing is said of who \
+         may ask. Put tokens into the settings, as `tombola token new --name NAME --scope draw` \
+         prints them; or say that anyone may, with mode = \"none\" under [auth]; or listen on \
+         127.0.0.1"
+    )]
+    OpenDoor {
+        /// The address.
+        address: SocketAddr,
+    },
     /// The address can't be listened on.
     #[error("can't listen on {address}: {source}; choose another with --listen")]
     Listen {
@@ -60,6 +70,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     router: Router,
+    guard: Option<Arc<Guard>>,
     drain: Duration,
     tasks: Tasks,
     /// Held until all files are closed.
@@ -88,6 +99,8 @@ impl Server {
     /// [`ServerError`], with what to do about it.
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
+        check_door(config, false)?;
+        let guard = Guard::new(&config.auth, config.quota.as_ref());
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
@@ -98,7 +111,7 @@ impl Server {
             Mode::Json | Mode::Simple => open_rung::<JsonStore>(config).await?,
         };
         let drain = config.server.drain;
-        Ok(Self { listener, address, router, drain, tasks, folder })
+        Ok(Self { listener, address, router, guard, drain, tasks, folder })
     }
 
     /// The address it listens on.
@@ -110,8 +123,8 @@ impl Server {
     /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
     /// and closes every file.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, router, drain, tasks, folder, .. } = self;
-        serve(listener, router, drain, shutdown).await;
+        let Self { listener, router, guard, drain, tasks, folder, .. } = self;
+        serve(listener, router, guard, drain, shutdown).await;
         tasks.end().await;
         drop(folder);
         info!("stopped");
@@ -133,6 +146,24 @@ impl Tasks {
             Self::Numbers(numbers) => join(vec![numbers]).await,
         }
     }
+}
+
+/// Refuses to listen where other machines can ask, unless it is said who may.
+fn check_door(config: &Config, encrypted: bool) -> Result<(), ServerError> {
+    let address = config.server.listen;
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    match config.auth {
+        AuthConfig::Unsaid => return Err(ServerError::OpenDoor { address }),
+        AuthConfig::Tokens(_) if !encrypted => warn!(
+            %address,
+            "tokens and numbers cross the network in plain text, for anyone on the way to read: \
+             put a proxy that speaks TLS in front, and listen on 127.0.0.1"
+        ),
+        AuthConfig::Tokens(_) | AuthConfig::Anyone => {}
+    }
+    Ok(())
 }
 
 async fn open_pools(config: &Config) -> Result<(Folder, Router, Tasks), ServerError> {
@@ -187,6 +218,7 @@ async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), Folder
 async fn serve(
     listener: TcpListener,
     router: Router,
+    guard: Option<Arc<Guard>>,
     drain: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -196,8 +228,10 @@ async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(graceful.watch(connection(stream, router.clone())));
+                Ok((stream, peer)) => {
+                    let (router, guard) = (router.clone(), guard.clone());
+                    let connection = connection(stream, peer.ip(), router, guard);
+                    connections.spawn(graceful.watch(connection));
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
@@ -221,16 +255,19 @@ async fn serve(
     connections.shutdown().await;
 }
 
-type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>;
-
-fn connection(stream: TcpStream, router: Router) -> Connection {
+fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    router: Router,
+    guard: Option<Arc<Guard>>,
+) -> impl GracefulConnection<Error = hyper::Error> + Send + 'static {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY could not be set");
     }
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), http::guarded(router, guard, peer))
 }
 
 async fn join(tasks: Vec<JoinHandle<()>>) {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::body::Body;
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -53,6 +53,16 @@ pub(crate) enum Refusal {
     NotSaved,
     #[error("The server is stopping.")]
     Stopping,
+    #[error("A valid token is needed.")]
+    Unauthorized,
+    #[error("The token is not for this.")]
+    Forbidden,
+    #[error("The quota is used up for now. Please retry in {seconds} s.")]
+    OverQuota { seconds: u64 },
+    #[error(
+        "A count of {asked} is more than the quota ever grants at once. Allowed are up to {burst}."
+    )]
+    AboveBurst { asked: u32, burst: u32 },
     #[error("There is nothing at this path. Try /random or /health.")]
     UnknownPath,
     #[error("This path does not answer to that method. Allowed are: {allowed}.")]
@@ -72,6 +82,10 @@ impl Refusal {
             Self::UnknownParameter { .. } | Self::RepeatedParameter { .. } => {
                 (StatusCode::BAD_REQUEST, "unknown_parameter")
             }
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::OverQuota { .. } => (StatusCode::TOO_MANY_REQUESTS, "over_quota"),
+            Self::AboveBurst { .. } => (StatusCode::BAD_REQUEST, "above_burst"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
         }
@@ -103,6 +117,12 @@ impl From<Refusal> for Answer {
             | Refusal::Stopping => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
                 answer.headers_mut().insert(RETRY_AFTER, seconds);
+            }
+            Refusal::OverQuota { seconds } => {
+                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Refusal::Unauthorized => {
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Refusal::WrongMethod { allowed } => {
                 answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));

@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
+use axum::{Extension, Router};
 use serde::Serialize;
 
 use super::answer::{Answer, Refusal, json};
 use super::health::{self, PoolHealth, Status};
-use super::query;
-use super::{HEALTH_METHODS, RANDOM_METHODS};
+use super::quota::{self, Account};
+use super::{HEALTH_METHODS, RANDOM_METHODS, query};
 use crate::config::PoolConfig;
 use crate::rungs::{Desk, DrawError, Health, PoolIndex, TRIES_MAX};
 use crate::space::{Number, Value};
@@ -44,16 +44,17 @@ impl Routes {
         Self { pools }
     }
 
-    /// What a request for this path comes to.
+    /// What a request for this path comes to, when the guard let it in.
     pub(crate) fn step(
         &self,
         method: &str,
         path: &str,
         query: Option<&str>,
+        account: Option<&Account>,
         health: &Health,
     ) -> Step {
         let step = match (path, method) {
-            ("/random", "GET" | "POST") => self.pool(query).map(Step::Draw),
+            ("/random", "GET" | "POST") => self.draw(query, account).map(Step::Draw),
             ("/random", "HEAD") => self.probe(query, health).map(Step::Done),
             ("/random", _) => Err(Refusal::WrongMethod { allowed: RANDOM_METHODS }),
             ("/health", "GET" | "HEAD") => Ok(Step::Done(self.health(health))),
@@ -72,6 +73,12 @@ impl Routes {
             Err(DrawError::OutOfTries) => Refusal::OutOfTries { tries: TRIES_MAX }.into(),
             Err(DrawError::NotSaved) => Refusal::NotSaved.into(),
         }
+    }
+
+    fn draw(&self, query: Option<&str>, account: Option<&Account>) -> Result<PoolIndex, Refusal> {
+        let pool = self.pool(query)?;
+        quota::charge(account, None)?;
+        Ok(pool)
     }
 
     fn pool(&self, query: Option<&str>) -> Result<PoolIndex, Refusal> {
@@ -118,9 +125,15 @@ pub(crate) fn rung_router(pools: Vec<PoolConfig>, desk: Desk) -> Router {
     Router::new().fallback(answer).with_state(Arc::new(Rung { routes: Routes::new(pools), desk }))
 }
 
-async fn answer(State(rung): State<Arc<Rung>>, method: Method, uri: Uri) -> Response {
+async fn answer(
+    State(rung): State<Arc<Rung>>,
+    account: Option<Extension<Account>>,
+    method: Method,
+    uri: Uri,
+) -> Response {
     let Rung { routes, desk } = &*rung;
-    let answer = match routes.step(method.as_str(), uri.path(), uri.query(), &desk.health()) {
+    let (path, query, account) = (uri.path(), uri.query(), account.as_deref());
+    let answer = match routes.step(method.as_str(), path, query, account, &desk.health()) {
         Step::Draw(pool) => routes.number(pool, desk.draw(pool).await),
         Step::Done(answer) => answer,
     };

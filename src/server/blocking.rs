@@ -4,18 +4,20 @@
 //! The HTTP crate below reads each connection on a thread of its own; nothing else happens there.
 //! What it read waits in one line for the thread that draws, saves and answers.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread;
 use std::time::Duration;
 
 use axum::http::{Method, Uri};
 use oxhttp::model::{Body, Request, Response};
 use tracing::{info, warn};
 
-use super::{HEADER_TIMEOUT, ServerError};
+use super::{HEADER_TIMEOUT, ServerError, check_door};
 use crate::config::Config;
 use crate::folder::Folder;
-use crate::http::{Answer, Routes, Step, stopping};
+use crate::http::{Account, Answer, Guard, Routes, Step, stopping};
 use crate::rungs::{JsonStore, Numbers};
 
 /// Connections at once, each with a thread: half of the file descriptors that a process usually has.
@@ -46,6 +48,7 @@ enum Event {
 struct Question {
     method: Method,
     uri: Uri,
+    account: Option<Account>,
     answer: SyncSender<Answer>,
 }
 
@@ -55,8 +58,10 @@ impl Server {
     /// # Errors
     /// [`ServerError`], with what to do about it.
     pub fn start(config: &Config) -> Result<Self, ServerError> {
+        check_door(config, false)?;
+        let guard = Guard::new(&config.auth, config.quota.as_ref());
         let (stop, line) = mpsc::channel();
-        let address = listen(config.server.listen, stop.clone())
+        let address = listen(config.server.listen, guard, stop.clone())
             .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;
         let (folder, numbers) = Numbers::open(config)?;
         let routes = Routes::new(config.pools.clone());
@@ -82,9 +87,10 @@ impl Server {
         let Self { drain, line, routes, mut numbers, folder, .. } = self;
         // Each answer holds a sender until it is written: when all are gone, all are written.
         let (unwritten, all_written) = mpsc::channel();
-        let mut answer = |Question { method, uri, answer }| {
+        let mut answer = |Question { method, uri, account, answer }| {
+            let (method, path, query) = (method.as_str(), uri.path(), uri.query());
             let health = numbers.health();
-            let mut made = match routes.step(method.as_str(), uri.path(), uri.query(), &health) {
+            let mut made = match routes.step(method, path, query, account.as_ref(), &health) {
                 Step::Draw(pool) => routes.number(pool, numbers.draw(pool)),
                 Step::Done(made) => made,
             };
@@ -116,14 +122,26 @@ impl Server {
     }
 }
 
-/// Accepts from now on, and puts what it reads into the line.
-fn listen(address: SocketAddr, line: Sender<Event>) -> std::io::Result<SocketAddr> {
+/// Accepts from now on, and puts what it reads and the guard lets in into the line.
+fn listen(
+    address: SocketAddr,
+    guard: Option<Arc<Guard>>,
+    line: Sender<Event>,
+) -> std::io::Result<SocketAddr> {
     let read = move |request: &mut Request<Body>| {
-        let (answer, answered) = mpsc::sync_channel(1);
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let head = method == Method::HEAD;
-        let asked = line.send(Event::Asked(Question { method, uri, answer })).ok();
-        let answer = asked.and_then(|()| answered.recv().ok()).unwrap_or_else(stopping);
+        let admitted = guard
+            .as_ref()
+            .map_or(Ok(None), |guard| guard.admit(uri.path(), request.headers(), peer()));
+        let answer = match admitted {
+            Ok(account) => {
+                let (answer, answered) = mpsc::sync_channel(1);
+                let asked = line.send(Event::Asked(Question { method, uri, account, answer })).ok();
+                asked.and_then(|()| answered.recv().ok()).unwrap_or_else(stopping)
+            }
+            Err(refusal) => refusal.into(),
+        };
         response(answer, head)
     };
     // The crate does not tell which port it got for port 0.
@@ -137,6 +155,15 @@ fn listen(address: SocketAddr, line: Sender<Event>) -> std::io::Result<SocketAdd
         .with_max_concurrent_connections(CONNECTIONS_MAX)
         .spawn()?;
     Ok(address)
+}
+
+/// Who is at the other end: the crate tells it in the name of the connection's thread only, as in
+/// `127.0.0.1:4711: responding thread of OxHTTP`. Should that change, all share one address.
+fn peer() -> IpAddr {
+    let thread = thread::current();
+    let address = thread.name().and_then(|name| name.split_once(": "));
+    let address = address.and_then(|(address, _)| address.parse::<SocketAddr>().ok());
+    address.map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.ip())
 }
 
 /// The crate writes a body even to `HEAD`.

@@ -1,0 +1,115 @@
+//! Tokens: made, kept as their SHA-256, recognised. Pure; knows nothing of HTTP, and keeps no token.
+//!
+//! A token is 256 random bits, so that a plain SHA-256 hides it as well as a slow hash would: there
+//! is nothing to guess.
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use crate::config::{Scope, TokenConfig};
+
+/// What every token begins with, so that people and secret scanners know one when they see it.
+const PREFIX: &str = "tombola_";
+
+/// Which token: its place in the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenIndex(u16);
+
+/// Why a token does not open a door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// It is none of ours.
+    Unknown,
+    /// It is ours, and for something else.
+    OtherScope,
+}
+
+/// A new token, which nobody has seen yet.
+#[must_use]
+pub fn new_token() -> String {
+    let mut secret = [0; 32];
+    SysRng.try_fill_bytes(&mut secret).expect("the operating system has randomness");
+    format!("{PREFIX}{}", hex::encode(secret))
+}
+
+/// What is kept of a token.
+#[must_use]
+pub fn digest(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// The entry of this token for this scope.
+///
+/// # Errors
+/// [`Denied`].
+pub fn recognise(tokens: &[TokenConfig], token: &[u8], scope: Scope) -> Result<TokenIndex, Denied> {
+    let digest = digest(token);
+    let (mut known, mut found, mut place) = (Choice::from(0), Choice::from(0), 0);
+    // All of them, whichever it is, and without a branch: the time tells nothing.
+    for (entry, index) in tokens.iter().zip(0_u16..) {
+        let same = entry.sha256.ct_eq(&digest);
+        let opens = same & Choice::from(u8::from(entry.scope == scope));
+        known |= same;
+        found |= opens;
+        place.conditional_assign(&index, opens);
+    }
+    match (bool::from(found), bool::from(known)) {
+        (true, _) => Ok(TokenIndex(place)),
+        (false, true) => Err(Denied::OtherScope),
+        (false, false) => Err(Denied::Unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, scope: Scope, token: &str) -> TokenConfig {
+        TokenConfig { name: name.parse().unwrap(), scope, sha256: digest(token.as_bytes()) }
+    }
+
+    #[test]
+    fn a_token_has_256_bits_that_nobody_can_tell() {
+        let tokens = [new_token(), new_token()];
+        for token in &tokens {
+            let secret = hex::decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
+            assert_eq!(secret.len(), 32);
+            assert_ne!(secret, [0; 32]);
+        }
+        assert_ne!(tokens[0], tokens[1]);
+    }
+
+    /// As `printf %s abc | sha256sum` has it: whoever hashes by hand has to come to the same.
+    #[test]
+    fn what_is_kept_is_the_plain_sha_256_of_the_text() {
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hex::encode(digest(b"abc")), expected);
+    }
+
+    #[test]
+    fn each_entry_opens_its_own_door_wherever_it_stands() {
+        let tokens = [
+            entry("old", Scope::Draw, "a"),
+            entry("new", Scope::Draw, "b"),
+            entry("watch", Scope::Observe, "c"),
+            entry("both", Scope::Draw, "d"),
+            entry("both.observe", Scope::Observe, "d"),
+        ];
+        let check = |token: &str, scope, expected: Result<u16, Denied>| {
+            let found = recognise(&tokens, token.as_bytes(), scope);
+            assert_eq!(found, expected.map(TokenIndex), "{token} {scope:?}");
+        };
+        check("a", Scope::Draw, Ok(0));
+        check("b", Scope::Draw, Ok(1));
+        check("c", Scope::Observe, Ok(2));
+        check("d", Scope::Draw, Ok(3));
+        check("d", Scope::Observe, Ok(4));
+        check("a", Scope::Observe, Err(Denied::OtherScope));
+        check("c", Scope::Draw, Err(Denied::OtherScope));
+        check("e", Scope::Draw, Err(Denied::Unknown));
+        check("", Scope::Observe, Err(Denied::Unknown));
+        check("A", Scope::Draw, Err(Denied::Unknown));
+    }
+}

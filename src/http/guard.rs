@@ -1,0 +1,118 @@
+//! Who may ask for what. Looks at a request's head before any route does, so that none can be
+//! forgotten; does nothing itself, so that a server with a runtime and one without can use it.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::response::{IntoResponse, Response};
+use governor::clock::MonotonicClock;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
+
+use super::answer::Refusal;
+use super::forwarded;
+use super::quota::{Account, Key, Quotas};
+use crate::auth::{self, Denied};
+use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
+
+/// Stands before the routes where there are tokens or a quota.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    /// Empty where anyone may ask.
+    tokens: Vec<TokenConfig>,
+    quotas: Option<Arc<Quotas>>,
+    proxies: Vec<IpNet>,
+}
+
+impl Guard {
+    /// Nothing where anyone may ask for any number of numbers.
+    pub(crate) fn new(auth: &AuthConfig, quota: Option<&QuotaConfig>) -> Option<Arc<Self>> {
+        let tokens = match auth {
+            AuthConfig::Unsaid | AuthConfig::Anyone => Vec::new(),
+            AuthConfig::Tokens(tokens) => tokens.clone(),
+        };
+        if tokens.is_empty() && quota.is_none() {
+            return None;
+        }
+        let quotas = quota.map(|quota| Arc::new(Quotas::new(quota, MonotonicClock)));
+        let proxies = quota.map(|quota| quota.trusted_proxies.clone()).unwrap_or_default();
+        Some(Arc::new(Self { tokens, quotas, proxies }))
+    }
+
+    /// Lets a request in, with what its numbers are counted against, if they are.
+    pub(crate) fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        peer: IpAddr,
+    ) -> Result<Option<Account>, Refusal> {
+        // A path that is not known is not open: nobody learns without a token what there is.
+        let scope = match path {
+            "/health" => return Ok(None),
+            "/random" => Scope::Draw,
+            _ => Scope::Observe,
+        };
+        let token = match &*self.tokens {
+            [] => None,
+            tokens => {
+                let token = bearer(headers).ok_or(Refusal::Unauthorized)?;
+                Some(auth::recognise(tokens, token, scope).map_err(|denied| match denied {
+                    Denied::Unknown => Refusal::Unauthorized,
+                    Denied::OtherScope => Refusal::Forbidden,
+                })?)
+            }
+        };
+        let quotas = self.quotas.as_ref().filter(|_| scope == Scope::Draw);
+        Ok(quotas.map(|quotas| {
+            let key = token.map_or_else(
+                || Key::of_peer(forwarded::client(peer, headers, &self.proxies)),
+                Key::Token,
+            );
+            Account { quotas: Arc::clone(quotas), key }
+        }))
+    }
+}
+
+/// `Authorization: Bearer TOKEN`, once (RFC 6750, section 2.1; the scheme in any case, RFC 9110,
+/// section 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let (scheme, token) = value.as_bytes().split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// The routes behind the guard, as a connection from this address calls them.
+pub(crate) fn guarded(
+    router: Router,
+    guard: Option<Arc<Guard>>,
+    peer: IpAddr,
+) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Send {
+    let routes = TowerToHyperService::new(router);
+    service_fn(move |mut request: Request<Incoming>| {
+        let admitted = guard
+            .as_ref()
+            .map_or(Ok(None), |guard| guard.admit(request.uri().path(), request.headers(), peer));
+        let answer = admitted.map(|account| {
+            if let Some(account) = account {
+                request.extensions_mut().insert(account);
+            }
+            routes.call(request)
+        });
+        async move {
+            match answer {
+                Ok(answer) => answer.await,
+                Err(refusal) => Ok(refusal.into_response()),
+            }
+        }
+    })
+}
