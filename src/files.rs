@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -202,6 +202,14 @@ pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("look at", path, error)),
     }
+}
+
+/// The permission bits, where they let others than the owner in.
+#[must_use]
+pub fn wide_mode(path: &Path) -> Option<u32> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let mode = metadata.permissions().mode() & 0o777;
+    Some(mode).filter(|mode| mode & 0o077 != 0)
 }
 
 /// Opens a file to read its bytes, or nothing where there is no such file.

@@ -124,7 +124,9 @@ impl Folder {
     /// [`FolderError::Lock`]; [`FolderError::OtherMode`] when it is another mode's.
     pub fn open(path: &Path, mode: Mode) -> Result<Self, FolderError> {
         let lock = files::lock(path)?;
-        for file in files::list(path)? {
+        let names = files::list(path)?;
+        warn_of_wide_modes(path, &names);
+        for file in names {
             match owners_of_file(&file) {
                 [owner, ..] if !owners_of_file(&file).contains(&mode) => {
                     let folder = path.to_owned();
@@ -251,6 +253,25 @@ impl PoolPaths {
             files::remove(&files::beside(file, suffix))?;
         }
         Ok(())
+    }
+}
+
+/// Says what others on this machine may read, and leaves it so: somebody may have meant it.
+fn warn_of_wide_modes(folder: &Path, names: &[String]) {
+    let shown = folder.display();
+    if let Some(mode) = files::wide_mode(folder) {
+        warn!(
+            folder = %shown, mode = format!("{mode:04o}"),
+            "others than its owner may use the data folder; to end that: chmod 700 {shown}"
+        );
+    }
+    let paths = names.iter().map(|name| folder.join(name));
+    let wide: Vec<_> = paths.filter_map(|path| Some((files::wide_mode(&path)?, path))).collect();
+    if let [(mode, first), others @ ..] = &*wide {
+        warn!(
+            file = %first.display(), mode = format!("{mode:04o}"), and_others = others.len(),
+            "others than their owner may use files with numbers; to end that: chmod 600 {shown}/*"
+        );
     }
 }
 

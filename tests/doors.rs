@@ -1,9 +1,12 @@
-//! Who may ask: the address, tokens, quotas.
+//! Who may ask: the address, tokens, quotas, and who may read the files.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -451,5 +454,83 @@ async fn every_route_and_status_has_the_headers_of_all() {
             assert!(statuses.contains(&status), "{mode}: {status} is not in {statuses:?}");
         }
         assert!(statuses.contains(&410) || statuses.contains(&503), "{mode}: {statuses:?}");
+    }
+}
+
+/// Story: the numbers still to be issued could be read by every user of the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_writes_is_for_its_user_alone_whatever_the_umask() {
+    for mode in MODES {
+        for umask in ["000", "022", "077"] {
+            let site = Site::new(&config(mode));
+            let tombola = site.tombola();
+            let mut command = Command::new("sh");
+            command.current_dir(tombola.get_current_dir().unwrap());
+            command.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+            command.arg(tombola.get_program()).args(tombola.get_args());
+            let mut server = Server::start(command).await;
+            for _ in 0..5 {
+                server.take("int", None).await;
+            }
+            let files = site.files("");
+            let has_log = files.iter().any(|name| name.ends_with("-wal"));
+            assert_eq!(has_log, ["sqlite", "sharded"].contains(&mode), "{files:?}");
+            assert_private(&site, &format!("{mode} {umask}"));
+            server.process.signal(Signal::SIGTERM);
+            let Finished { stderr, .. } = server.process.finish().await;
+            assert!(!stderr.contains("chmod"), "{stderr}");
+            assert_private(&site, &format!("{mode} {umask}, stopped"));
+        }
+    }
+}
+
+fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn assert_private(site: &Site, when: &str) {
+    assert_eq!(mode_of(&site.data()), 0o700, "{when}");
+    for name in site.files("") {
+        // A build may have been renamed by now.
+        if let Ok(metadata) = fs::metadata(site.file(&name)) {
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{when}: {name}");
+        }
+    }
+}
+
+/// Story: files restored from a backup were open to all, and nobody noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_may_read_is_named_at_the_start_and_left_as_it_is() {
+    for mode in MODES {
+        let site = Site::new(&config(mode));
+        let server = site.start().await;
+        server.take("int", None).await;
+        server.stop().await;
+        let file = site.file(&site.files("numbers").remove(0));
+        for (folder, bits, warnings) in
+            [(0o700, 0o600, 0), (0o755, 0o600, 1), (0o700, 0o640, 1), (0o770, 0o604, 2)]
+        {
+            fs::set_permissions(site.data(), Permissions::from_mode(folder)).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(bits)).unwrap();
+            let mut server = site.start().await;
+            server.process.signal(Signal::SIGTERM);
+            let Finished { stderr, .. } = server.process.finish().await;
+            let lines: Vec<_> = stderr.lines().filter(|line| line.contains("chmod")).collect();
+            assert_eq!(lines.len(), warnings, "{mode} {folder:o} {bits:o}: {stderr}");
+            let data = site.data().display().to_string();
+            if folder != 0o700 {
+                let words = [format!("{folder:04o}"), format!("chmod 700 {data}")];
+                assert!(words.iter().all(|word| lines[0].contains(word)), "{stderr}");
+            }
+            if bits != 0o600 {
+                let path = file.display().to_string();
+                let words = [path, format!("{bits:04o}"), format!("chmod 600 {data}/*")];
+                assert!(words.iter().all(|word| lines[warnings - 1].contains(word)), "{stderr}");
+            }
+            assert_eq!(mode_of(&site.data()), folder, "{mode}");
+            // The file of the modes simple and json is written anew.
+            let expected = if file.ends_with("used_numbers.json") { 0o600 } else { bits };
+            assert_eq!(mode_of(&file), expected, "{mode}");
+        }
     }
 }
