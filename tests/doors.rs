@@ -117,8 +117,10 @@ async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
             let mut server = site.start().await;
             let guarded = server.get("/random").await.status == 401;
             server.process.signal(Signal::SIGTERM);
-            let Finished { status, stderr, .. } = server.process.finish().await;
+            let Finished { status, stdout, stderr } = server.process.finish().await;
             assert_eq!(status.code(), Some(0), "{stderr}");
+            // What to try works.
+            assert_eq!(stdout.contains("Bearer"), guarded, "{mode}: {stdout}");
             assert_eq!(stderr.contains("in plain text"), warned, "{mode}: {stderr}");
             assert!(guarded || !warned, "{mode}: tokens are asked for");
         }

@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::config::{Config, Location, Mode, Overrides};
+use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
 use crate::server::{Server, blocking};
 use crate::telemetry::{self, LogFormat};
 
@@ -43,17 +43,17 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     match config.server.mode {
         Mode::Simple => {
             let server = blocking::Server::start(&config)?;
-            greet(server.address(), "");
+            greet(server.address(), &config);
             on_shutdown(signals, server.stopper());
             server.run();
             Ok(())
         }
-        mode => {
+        Mode::Json | Mode::Sqlite | Mode::Sharded => {
             let runtime =
                 Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
             runtime.block_on(async {
                 let server = Server::start(&config).await?;
-                greet(server.address(), if mode == Mode::Sharded { "&count=5" } else { "" });
+                greet(server.address(), &config);
                 let (stop, stopped) = oneshot::channel();
                 on_shutdown(signals, || stop.send(()).unwrap_or(()));
                 server.run(async { stopped.await.unwrap_or(()) }).await;
@@ -63,12 +63,17 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     }
 }
 
-fn greet(address: SocketAddr, count: &str) {
+fn greet(address: SocketAddr, config: &Config) {
+    let count = if config.server.mode == Mode::Sharded { "&count=5" } else { "" };
+    let token = match config.auth {
+        AuthConfig::Tokens(_) => "-H 'Authorization: Bearer TOKEN' ",
+        AuthConfig::Unsaid | AuthConfig::Anyone => "",
+    };
     // Nobody may be reading: that is no reason not to serve.
     let _ = writeln!(
         io::stdout(),
-        "Listening on http://{address}\nTry: curl http://{address}/random\n     \
-         curl 'http://{address}/random?type=float{count}'\n     curl http://{address}/health"
+        "Listening on http://{address}\nTry: curl {token}http://{address}/random\n     \
+         curl {token}'http://{address}/random?type=float{count}'\n     curl http://{address}/health"
     );
 }
 
