@@ -119,7 +119,9 @@ impl<R> Buffer<R> {
     /// Whether the worker has something to do that it was not told of yet.
     pub(super) fn calls_worker(&mut self) -> bool {
         let used_up = self.phase == Phase::Serving && self.left() == 0;
-        let work = self.is_low() || used_up || self.wants_refill() || !self.waiters.is_empty();
+        let all_back = self.stopping && self.loans == 0;
+        let work =
+            self.is_low() || used_up || all_back || self.wants_refill() || !self.waiters.is_empty();
         let calls = work && !self.worker_told;
         self.worker_told |= calls;
         calls
@@ -154,7 +156,8 @@ impl<R> Buffer<R> {
     pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery<R>>) -> Task {
         self.worker_told = false;
         if self.stopping {
-            return Task::Stop;
+            // Nobody waits any more, so that who has a loan soon hands it out or gives it back.
+            return if self.loans == 0 { Task::Stop } else { Task::Sleep };
         }
         match self.phase {
             Phase::Serving => {}
