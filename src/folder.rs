@@ -170,6 +170,11 @@ impl Folder {
 }
 
 impl PoolPaths {
+    #[cfg(test)]
+    pub(crate) fn for_test(pool: &PoolName) -> Self {
+        Self { folder: PathBuf::from("nowhere"), pool: pool.clone() }
+    }
+
     /// The pool.
     #[must_use]
     pub fn pool(&self) -> &PoolName {

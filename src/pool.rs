@@ -5,12 +5,16 @@
 //! leases the next rows ahead of need, serves those who wait, and puts the next generation in place.
 
 mod buffer;
+#[cfg_attr(test, path = "pool/model/file.rs")]
+mod file;
+#[cfg(test)]
+mod model;
 mod slot;
+mod sync;
 mod worker;
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rand::RngExt;
@@ -20,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use self::buffer::Buffer;
 use self::slot::{Loan, Slot};
+use self::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use self::worker::Worker;
 use crate::batch::{Generation, ShardIndex};
 use crate::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
@@ -112,6 +117,17 @@ impl Pool {
         paths: &PoolPaths,
         shards: &[ShardFiles],
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
+        let (pool, workers) = Self::with_workers(config, lease, refill, paths, shards).await;
+        (pool, workers.into_iter().map(|worker| tokio::spawn(worker.run())).collect())
+    }
+
+    async fn with_workers(
+        config: &PoolConfig,
+        lease: LeaseConfig,
+        refill: RefillConfig,
+        paths: &PoolPaths,
+        shards: &[ShardFiles],
+    ) -> (Arc<Self>, Vec<Worker>) {
         let low_water = refill.low_water_rows(config.shard_size);
         let slots: Vec<_> = shards
             .iter()
@@ -142,7 +158,7 @@ impl Pool {
             if files.live.is_some() {
                 worker.open(files.standby).await;
             }
-            workers.push(tokio::spawn(worker.run()));
+            workers.push(worker);
         }
         (pool, workers)
     }
@@ -174,7 +190,7 @@ impl Pool {
         if rotation.is_empty() || self.has_leftovers.load(Ordering::Relaxed) {
             return None;
         }
-        let slot = &self.slots[rotation[rand::rng().random_range(..rotation.len())]];
+        let slot = &self.slots[rotation[sync::rng().random_range(..rotation.len())]];
         slot.pop().map(|value| (&*slot.name, value))
     }
 
@@ -252,7 +268,7 @@ impl Pool {
     fn random_order(&self) -> Vec<&Arc<Slot>> {
         let rotation = self.rotation.load();
         let mut order: Vec<_> = rotation.iter().map(|&position| &self.slots[position]).collect();
-        order.shuffle(&mut rand::rng());
+        order.shuffle(&mut sync::rng());
         let others = (0..self.slots.len()).filter(|position| !rotation.contains(position));
         order.extend(others.map(|position| &self.slots[position]));
         order

@@ -1,11 +1,12 @@
 //! One shard's place in a pool: its lease buffer, shared between requests and the shard's worker.
 //! Knows nothing of the file.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use super::buffer::{Buffer, Delivery, Take, Task};
+use super::sync::{Mutex, MutexGuard};
 use crate::batch::{Generation, ShardIndex};
 use crate::shard::Row;
 use crate::space::Value;

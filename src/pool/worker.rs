@@ -1,54 +1,20 @@
 //! The task that owns one shard's file: leases, swaps in the next generation, gives back at the end.
 //! The only place where a lease is committed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rand::SeedableRng;
-use rand::rngs::SysRng;
-use rand_chacha::ChaCha20Rng;
 use tracing::{debug, error, info, warn};
 
 use super::Pool;
 use super::buffer::{Buffer, Task};
+use super::file::{self, OpenFile, WorkError};
 use super::slot::Slot;
+use super::sync::{Ordering, timeout};
 use crate::config::RefillConfig;
-use crate::files::{self, FileError};
 use crate::folder::PoolPaths;
-use crate::shard::{Row, Shard, ShardError};
-use crate::sqlite::rusqlite::Connection;
-use crate::sqlite::{Database, DatabaseError, LOG_PAGES_MAX};
-
-/// Why a shard's file could not be worked on.
-#[derive(Debug, thiserror::Error)]
-enum WorkError {
-    #[error(transparent)]
-    Shard(#[from] ShardError),
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-impl WorkError {
-    fn is_transient(&self) -> bool {
-        match self {
-            Self::Shard(error) => error.is_transient(),
-            Self::Database(DatabaseError::Sqlite(error)) => crate::sqlite::is_transient(error),
-            Self::Database(DatabaseError::Aborted(_)) => false,
-            Self::File(_) => true,
-        }
-    }
-}
-
-/// An open file: the connection, and what is left behind it. The rest travels to the blocking
-/// thread and back with each piece of work.
-struct OpenFile {
-    database: Database,
-    shard: Option<(Shard, ChaCha20Rng)>,
-}
+use crate::shard::Row;
+use crate::sqlite::LOG_PAGES_MAX;
 
 /// See the [module](self).
 pub(super) struct Worker {
@@ -102,12 +68,10 @@ impl Worker {
 
     /// `swapped`: the file was just put in place, and can be again.
     async fn open_live(&mut self, standby: bool, swapped: bool) {
-        match self.open_file(self.paths.live(self.slot.index)).await {
-            Ok((file, shard)) => {
-                let (generation, left) = (shard.label().generation, shard.left());
-                let rng = ChaCha20Rng::try_from_rng(&mut SysRng)
-                    .expect("the operating system has randomness");
-                self.file = Some(OpenFile { database: file, shard: Some((shard, rng)) });
+        match OpenFile::open(&self.paths, self.slot.index).await {
+            Ok(file) => {
+                let (generation, left) = (file.generation(), file.left());
+                self.file = Some(file);
                 self.slot.update(|buffer| buffer.opened(generation, left, standby));
                 self.recovered();
                 if left > 0 {
@@ -125,32 +89,12 @@ impl Worker {
         }
     }
 
-    async fn open_file(&self, path: PathBuf) -> Result<(Database, Shard), WorkError> {
-        let database = Database::open(&path).await?;
-        let folder = self.paths.folder().to_owned();
-        let open = move |connection: &mut Connection| {
-            let shard = Shard::open(connection)?;
-            // SQLite syncs the name of a log that it creates, but ignores that this failed.
-            files::sync_folder(&folder)?;
-            Ok::<_, ShardError>(shard)
-        };
-        match database.call(open).await? {
-            Ok(shard) => Ok((database, shard)),
-            Err(error) => {
-                // Now: dropped, it would be closed at some time when another file bears its name.
-                let _ = database.close().await;
-                Err(error.into())
-            }
-        }
-    }
-
     async fn lease(&mut self, rows: usize) {
         let unserved = self.slot.look(Buffer::unserved);
-        let leased = self
-            .with_file(move |shard, connection, rng| shard.lease(connection, rows, unserved, rng))
-            .await;
-        match leased {
-            Ok((rows, left)) => {
+        let file = self.file.as_mut().expect(OPEN);
+        match file.lease(rows, unserved).await {
+            Ok(rows) => {
+                let left = file.left();
                 debug!(shard = %self.slot.name, rows = rows.len(), left, "rows were leased");
                 // Invariant: committed before handed out.
                 self.slot.update(|buffer| buffer.leased(rows, left));
@@ -165,41 +109,19 @@ impl Worker {
     }
 
     fn log_pages(&self) -> usize {
-        let shard = self.file.as_ref().and_then(|file| file.shard.as_ref());
-        shard.map_or(0, |(shard, _)| shard.log_pages())
+        self.file.as_ref().map_or(0, OpenFile::log_pages)
     }
 
     /// When nobody waits, as far as that can be: it takes as long as some leases.
     async fn checkpoint(&mut self) {
-        match self.with_file(|shard, connection, _| shard.checkpoint(connection)).await {
-            Ok(_) => {}
+        match self.file.as_mut().expect(OPEN).checkpoint().await {
+            Ok(()) => {}
             Err(error) if error.is_transient() => self.pause("a checkpoint fails", &error).await,
             Err(error) => {
                 let standby = self.slot.look(Buffer::has_standby);
                 self.lost(&error, standby).await;
             }
         }
-    }
-
-    /// Runs a piece of work on the open file. Answers with what it returned, and what is left.
-    async fn with_file<R: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Shard, &mut Connection, &mut ChaCha20Rng) -> Result<R, ShardError>
-        + Send
-        + 'static,
-    ) -> Result<(R, u64), WorkError> {
-        let file = self.file.as_mut().expect("only an open file has rows to lease");
-        let (mut shard, mut rng) = file.shard.take().expect("it came back from the last work");
-        let (shard, rng, result) = file
-            .database
-            .call(move |connection| {
-                let result = work(&mut shard, connection, &mut rng);
-                (shard, rng, result)
-            })
-            .await?;
-        let left = shard.left();
-        file.shard = Some((shard, rng));
-        Ok((result?, left))
     }
 
     /// The file is used up and nothing stands by: the refiller's turn.
@@ -212,16 +134,13 @@ impl Worker {
     /// Puts the standby generation in the place of the used-up file.
     async fn swap(&mut self) {
         self.pool.leave_rotation(self.position);
-        if let Some(OpenFile { database, .. }) = self.file.take()
-            && let Err(error) = database.close().await
+        if let Some(file) = self.file.take()
+            && let Err(error) = file.close().await
         {
             // It is used up: whatever its log holds is not needed any more.
             warn!(shard = %self.slot.name, %error, "a used-up shard could not be closed cleanly");
         }
-        let paths = self.paths.clone();
-        let index = self.slot.index;
-        let installed = tokio::task::spawn_blocking(move || paths.install_standby(index)).await;
-        match installed.expect("renaming does not panic") {
+        match file::install_standby(&self.paths, self.slot.index).await {
             Ok(()) => self.open_live(false, true).await,
             Err(error) => self.pause("the next generation can't be put in place", &error).await,
         }
@@ -232,14 +151,11 @@ impl Worker {
         self.pool.leave_rotation(self.position);
         let burned = self.slot.update(|buffer| buffer.lost(standby));
         self.pool.burned.fetch_add(burned, Ordering::Relaxed);
-        if let Some(OpenFile { database, .. }) = self.file.take() {
+        if let Some(file) = self.file.take() {
             // Its state does not matter any more, and it may well fail.
-            let _ = database.close().await;
+            let _ = file.close().await;
         }
-        let paths = self.paths.clone();
-        let live = paths.live(self.slot.index);
-        let aside = tokio::task::spawn_blocking(move || paths.set_aside(&live)).await;
-        match aside.expect("renaming does not panic") {
+        match file::set_aside(&self.paths, self.slot.index).await {
             Ok(aside) => error!(
                 pool = %self.pool.name, shard = %self.slot.name, kept_as = %aside.display(), burned,
                 %error, "a shard failed and was set aside; a fresh generation will be built"
@@ -260,7 +176,7 @@ impl Worker {
         self.slot.set_trouble(Some(format!("{}: {what}: {error}", self.slot.name)));
         // Nobody waits for rows meanwhile, so that only a stop or a standby ends the pause early.
         self.slot.update(Buffer::pause);
-        let _ = tokio::time::timeout(self.pause, self.slot.woken()).await;
+        let _ = timeout(self.pause, self.slot.woken()).await;
         self.slot.update(Buffer::retry);
         self.pause = (self.pause * 2).min(self.refill.retry_limit);
     }
@@ -274,18 +190,11 @@ impl Worker {
     async fn give_back(&mut self) {
         self.pool.leave_rotation(self.position);
         let rows: Vec<Row> = self.slot.update(Buffer::take_unserved);
-        let Some(OpenFile { database, shard }) = self.file.take() else {
+        let Some(file) = self.file.take() else {
             return;
         };
-        let (shard, _) = shard.expect("it came back from the last work");
         let returned = rows.len();
-        let given_back = database.call(move |connection| shard.give_back(connection, rows)).await;
-        let result = match given_back {
-            Ok(Ok(())) => database.close().await.map_err(WorkError::from),
-            Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(error.into()),
-        };
-        match result {
+        match file.give_back(rows).await {
             Ok(()) => info!(shard = %self.slot.name, returned, "the shard is closed"),
             Err(error) => error!(
                 shard = %self.slot.name, burned_at_most = returned, %error,
@@ -302,3 +211,5 @@ impl Drop for Worker {
         self.pool.leave_rotation(self.position);
     }
 }
+
+const OPEN: &str = "only an open file has rows to lease";

@@ -1,0 +1,232 @@
+//! The pool under shuttle: real buffers, slots, workers and rotation, with callers that take, wait
+//! and vanish, in thousands of schedules. Only the files are [stand-ins](super::file), and the
+//! refiller, which follows the real plan.
+//!
+//! `SCHEDULES=N` sets how many, `SCHEDULES_SEED=N` which. A failure prints its schedule, which
+//! `shuttle::replay` runs again.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use shuttle::future::{block_on, spawn, yield_now};
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::RandomScheduler;
+
+use super::file::{Content, disk};
+use super::*;
+use crate::refill::plan;
+use crate::shard::Row;
+
+const SHARDS: u16 = 2;
+const SHARD_SIZE: u32 = 5;
+/// Of each shard, so that each is swapped often.
+const GENERATIONS: u32 = 4;
+/// Rows of all generations of all shards.
+const RANGE: u32 = SHARDS as u32 * SHARD_SIZE * GENERATIONS;
+
+const REFILL: RefillConfig = RefillConfig {
+    low_water: 0.5,
+    retry: Duration::from_millis(1),
+    retry_limit: Duration::from_millis(1),
+};
+
+/// A test's schedules. Those of one seed are always the same.
+fn schedules(test: impl Fn() + Send + Sync + 'static) {
+    let variable = |name, other| std::env::var(name).map_or(other, |value| value.parse().unwrap());
+    let scheduler = RandomScheduler::new_from_seed(
+        variable("SCHEDULES_SEED", 1),
+        variable("SCHEDULES", 10_000) as usize,
+    );
+    let mut config = shuttle::Config::new();
+    config.silence_warnings = true;
+    // A few thousand are usual. More, and somebody goes round in circles.
+    config.max_steps = shuttle::MaxSteps::FailAfter(200_000);
+    shuttle::Runner::new(scheduler, config).run(test);
+}
+
+/// The pool at work, and what came of it.
+struct Model {
+    pool: Arc<Pool>,
+    handed_out: Mutex<BTreeSet<i64>>,
+    /// Rows that were built.
+    built: AtomicU32,
+    stopping: AtomicBool,
+}
+
+type Mutex<T> = std::sync::Mutex<T>;
+
+impl Model {
+    /// Runs `callers` on a pool, from empty shards to its stop.
+    fn run<C: Future<Output = ()>>(callers: impl FnOnce(Arc<Self>) -> C) -> Arc<Self> {
+        block_on(async {
+            let (model, workers) = Self::start().await;
+            let workers: Vec<_> = workers.into_iter().map(|worker| spawn(worker.run())).collect();
+            let refiller = spawn(Arc::clone(&model).refill());
+            callers(Arc::clone(&model)).await;
+            model.stop();
+            for task in workers.into_iter().chain([refiller]) {
+                task.await.unwrap();
+            }
+            assert!(model.pool.health().alive);
+            model
+        })
+    }
+
+    async fn start() -> (Arc<Self>, Vec<Worker>) {
+        let config = PoolConfig {
+            name: PoolName::new("int").unwrap(),
+            space: Space::new("0", &(RANGE - 1).to_string(), 0).unwrap(),
+            shards: SHARDS,
+            shard_size: SHARD_SIZE,
+        };
+        let paths = PoolPaths::for_test(&config.name);
+        // Strict, or a few leases a generation.
+        let lease = LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } };
+        let shards: Vec<_> = (0..SHARDS)
+            .map(|index| ShardFiles { index: ShardIndex(index), live: None, standby: false })
+            .collect();
+        let (pool, workers) = Pool::with_workers(&config, lease, REFILL, &paths, &shards).await;
+        let model = Self {
+            pool,
+            handed_out: Mutex::default(),
+            built: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
+        };
+        (Arc::new(model), workers)
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.pool.stop();
+        self.pool.refill_wanted.notify_one();
+    }
+
+    /// Builds what the plan says, until the range is used up.
+    async fn refill(self: Arc<Self>) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            let low_water = match self.pool.take_starved() {
+                true => u64::MAX,
+                false => REFILL.low_water_rows(SHARD_SIZE),
+            };
+            let due = plan(&self.pool.levels(), low_water, SHARD_SIZE.into());
+            let first = self.built.load(Ordering::SeqCst);
+            self.pool.set_exhausted(first == RANGE);
+            let Some(next) = due.first().filter(|_| first < RANGE) else {
+                self.pool.refill_wanted().await;
+                continue;
+            };
+            yield_now().await;
+            let rows = first..first + SHARD_SIZE;
+            let unused = rows.clone().map(Row::for_test).collect();
+            self.built.store(first + SHARD_SIZE, Ordering::SeqCst);
+            let generation = Generation(i64::from(first) + 1);
+            disk().standby.insert(next.shard, Content { generation, rows, unused });
+            yield_now().await;
+            self.pool.standby_ready(next.shard);
+        }
+    }
+
+    /// Takes `count` numbers as `GET /random` does.
+    async fn take(&self, count: u32) -> Result<(), TakeError> {
+        let one = if count == 1 { self.pool.try_take_one() } else { None };
+        let values = match one {
+            Some((_, value)) => vec![value],
+            None => {
+                let taken = self.pool.take(NonZeroU32::new(count).unwrap()).await?;
+                taken.parts.into_iter().flat_map(|(_, values)| values).collect()
+            }
+        };
+        assert_eq!(values.len(), count as usize);
+        let mut handed_out = self.handed_out.lock().unwrap();
+        for value in values {
+            assert!(handed_out.insert(value.0), "{value:?} came twice");
+        }
+        Ok(())
+    }
+
+    /// Takes until there is no more, or the pool is stopped.
+    async fn take_all(self: Arc<Self>, count: u32) {
+        loop {
+            match self.take(count).await {
+                Ok(()) => {}
+                Err(TakeError::Exhausted { .. }) => break,
+                Err(TakeError::Refilling) if self.stopping.load(Ordering::SeqCst) => break,
+                Err(TakeError::Refilling) => yield_now().await,
+            }
+        }
+    }
+
+    /// Asks now and then, and is soon gone.
+    async fn vanish(self: Arc<Self>, count: u32) {
+        for _ in 0..6 {
+            let patience = thread_rng().gen_range(0..6);
+            tokio::select! { biased;
+                _ = self.take(count) => {}
+                () = async { for _ in 0..patience { yield_now().await } } => {}
+            }
+        }
+    }
+
+    /// Callers of each kind, to their end.
+    async fn callers(self: Arc<Self>) {
+        let callers = [
+            spawn(Arc::clone(&self).take_all(1)),
+            spawn(Arc::clone(&self).take_all(1)),
+            spawn(Arc::clone(&self).take_all(3)),
+            spawn(Arc::clone(&self).vanish(1)),
+            spawn(Arc::clone(&self).vanish(4)),
+        ];
+        for caller in callers {
+            caller.await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_number_comes_and_none_twice_whoever_waits_and_vanishes() {
+    schedules(|| {
+        let model = Model::run(|model| async move {
+            Arc::clone(&model).callers().await;
+            // What those who vanished gave back.
+            Arc::clone(&model).take_all(1).await;
+        });
+        assert_eq!(model.handed_out.lock().unwrap().len(), RANGE as usize);
+    });
+}
+
+#[test]
+fn none_comes_twice_and_nobody_waits_for_ever_when_files_fail() {
+    schedules(|| {
+        disk().fault_in = 20;
+        Model::run(Model::callers);
+    });
+}
+
+#[test]
+fn a_stop_ends_all_and_gives_back_what_nobody_got() {
+    schedules(|| {
+        let model = Model::run(|model| async move {
+            let callers = spawn(Arc::clone(&model).callers());
+            for _ in 0..thread_rng().gen_range(0..200) {
+                yield_now().await;
+            }
+            model.stop();
+            callers.await.unwrap();
+        });
+        let (handed_out, files) = (model.handed_out.lock().unwrap(), disk());
+        for file in files.live.values().chain(files.standby.values()) {
+            if file.unused.is_empty() {
+                // What a request that vanished had collected of a used-up shard is burned.
+                continue;
+            }
+            let unused: BTreeSet<_> = file.unused.iter().map(|row| row.id_for_test()).collect();
+            for row in file.rows.clone() {
+                let kept = unused.contains(&row);
+                assert_ne!(handed_out.contains(&row.into()), kept, "{row}, kept: {kept}");
+            }
+        }
+    });
+}
