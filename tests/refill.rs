@@ -5,6 +5,10 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use deadpool_sqlite::rusqlite::Connection;
@@ -226,4 +230,121 @@ async fn assert_health(server: &Server, status: &str, code: u16) {
         Some(())
     })
     .await;
+}
+
+/// A file system of 8 MB in memory, which only the server sees and which ends with it: outside of its
+/// mount namespace the folder is empty. What is written through here is written there.
+struct SmallDisk {
+    /// The data folder, as others reach it.
+    folder: PathBuf,
+}
+
+impl SmallDisk {
+    /// Starts a server on one. `None` where a test may not mount anything.
+    async fn start(site: &Site) -> Option<(Server, Self)> {
+        const MOUNT: &str = "mount -t tmpfs -o size=8m,mode=700 tmpfs \"$0\"";
+        let unshare = |script: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", script]).arg(site.data());
+            command
+        };
+        std::fs::create_dir(site.data()).unwrap();
+        let refusal = match unshare(MOUNT).output() {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(refusal) = refusal {
+            eprintln!("skipped: a small file system can't be mounted here: {refusal}");
+            return None;
+        }
+        let tombola = site.tombola();
+        let mut command = unshare(&format!("{MOUNT} && exec \"$@\""));
+        command.arg(tombola.get_program()).args(tombola.get_args()).current_dir(site.folder());
+        let server = Server::start(command).await;
+        // Both `unshare` and the shell give their process away.
+        let root = PathBuf::from(format!("/proc/{}/root", server.process.id()));
+        let folder = root.join(site.data().strip_prefix("/").unwrap());
+        Some((server, Self { folder }))
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+
+    /// Takes the last byte.
+    fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        for size in [1 << 16, 1] {
+            let full = loop {
+                if let Err(error) = filler.write_all(&vec![b'x'; size]) {
+                    break error;
+                }
+            };
+            assert_eq!(full.kind(), ErrorKind::StorageFull);
+        }
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+/// Story: a log or a backup fills the disk. A server that stops, or marks its shards as damaged, takes
+/// numbers away that lie ready; one that keeps quiet is found out when they are used up; one that
+/// does not come back by itself needs somebody at night.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_degrades_serves_all_there_is_and_heals() {
+    const SHARD_SIZE: u32 = 2_000;
+    const LAST: i64 = 14_999;
+    let config = Config::new().pool("int", 0, LAST, 2, SHARD_SIZE).set("lease.rows", 64);
+    let site = Site::new(&config.set("refill.retry_limit_ms", 200));
+    let Some((server, disk)) = SmallDisk::start(&site).await else {
+        return;
+    };
+    let health = async || server.get("/health").await;
+    eventually("two full shards", async || {
+        let answer = health().await;
+        let pools = answer.parse::<Health>().pools;
+        (answer.status == 200 && pools["int"].shards_in_rotation == 2).then_some(())
+    })
+    .await;
+    let mut numbers = Vec::new();
+    // By then both shards have a log.
+    for _ in 0..200 {
+        numbers.extend(server.take("int", None).await);
+    }
+    disk.fill();
+
+    let mut reason = None;
+    loop {
+        let answer = server.get("/random").await;
+        if answer.status != 200 {
+            answer.assert_refilling();
+            break;
+        }
+        numbers.extend(answer.numbers());
+        if numbers.len() == SHARD_SIZE as usize * 3 / 2 {
+            // One shard at least is under its low water, and the other has numbers yet.
+            reason = eventually("a health that tells", async || {
+                let answer = health().await;
+                answer.assert_status(200);
+                let health = answer.parse::<Health>();
+                (health.status == "degraded").then(|| health.pools["int"].reason.clone())
+            })
+            .await;
+        }
+    }
+    let reason = reason.expect("degraded for a reason");
+    assert!(reason.contains("full") || reason.contains("space"), "{reason}");
+    assert_eq!(numbers.len(), 2 * SHARD_SIZE as usize, "all that lay ready");
+
+    disk.make_room();
+    eventually("a healthy server", async || {
+        (health().await.parse::<Health>().status == "ok").then_some(())
+    })
+    .await;
+    numbers.extend(server.drain("int", 2, &[None, Some(50)]).await);
+    assert_each_once(&numbers, 0..=LAST);
+    server.stop().await;
 }

@@ -227,9 +227,13 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal; it is an error if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = Pid::from_raw(self.child.id().try_into().unwrap());
+        let id = Pid::from_raw(self.id().try_into().unwrap());
         nix::sys::signal::kill(id, signal).unwrap();
     }
 
