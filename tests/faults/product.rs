@@ -18,7 +18,7 @@ use tombola::sqlite;
 use crate::disk::Disk;
 
 /// The bound of every wait. Only a hung product reaches it.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two tries of a client that is told to come back.
 const COME_BACK: Duration = Duration::from_micros(300);
@@ -86,6 +86,10 @@ impl HandedOut {
             [] => Ok(()),
             _ => Err(format!("again, after {before} numbers of {pool}: {again:?}")),
         }
+    }
+
+    pub(crate) fn has(&self, pool: &str, number: i64) -> bool {
+        self.0.get(pool).is_some_and(|seen| seen.contains(&number))
     }
 
     pub(crate) fn count(&self, pool: &str) -> usize {
