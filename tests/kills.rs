@@ -19,8 +19,10 @@ const LEASE_ROWS: usize = 16;
 const CLIENTS: usize = 8;
 const COUNTS: &[Option<u32>] = &[None, None, Some(20), None, Some(3)];
 const COUNT_MAX: usize = 20;
-/// Numbers that a life hands out at most, on average, before it is killed.
-const PER_KILL: i64 = 4_000;
+/// Far more than all lives hand out.
+const LAST: i64 = 1_000_000_000;
+/// Numbers taken after the last kill, from shards and from fresh fillings.
+const AFTER: usize = 5_000;
 
 /// Numbers that one kill may burn: of each shard two leases, and what was on the way to clients.
 const BURNED_PER_KILL: usize = SHARDS as usize * 2 * LEASE_ROWS + CLIENTS * COUNT_MAX;
@@ -32,12 +34,11 @@ fn variable(name: &str, other: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_comes_twice_whenever_the_process_is_killed() {
     let (kills, seed) = (variable("KILLS", 50), variable("KILLS_SEED", 1));
-    let last = PER_KILL * i64::try_from(kills).unwrap() + 9_999;
-    let config = Config::new().pool("int", 0, last, SHARDS, 600).set("lease.rows", LEASE_ROWS);
+    let config = Config::new().pool("int", 0, LAST, SHARDS, 600).set("lease.rows", LEASE_ROWS);
     let site = Site::new(&config);
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let mut numbers = Vec::new();
-    let mut slowest = Duration::ZERO;
+    let mut first_answers = Vec::new();
     for kill in 0..kills {
         let moment = Duration::from_micros(random.random_range(0..80_000));
         match kill % 5 {
@@ -55,7 +56,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
                 let started = Instant::now();
                 let server = site.start().await;
                 numbers.extend(server.take("int", None).await);
-                slowest = slowest.max(started.elapsed());
+                first_answers.push(started.elapsed());
                 let load = server.load("int", CLIENTS, COUNTS);
                 tokio::time::sleep(moment).await;
                 if phase == 4 {
@@ -67,15 +68,33 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
             }
         }
     }
-    let before = numbers.len();
     let server = site.start().await;
-    numbers.extend(server.drain("int", 2, &[Some(500)]).await);
+    let mut load = server.load("int", CLIENTS, COUNTS);
+    load.reach(AFTER).await;
     server.stop().await;
-    let burned = missing(&numbers, 0..=last);
+    numbers.extend(load.join_numbers().await);
+    missing(&numbers, 0..=LAST);
+    let burned = no_longer_unused(&site) - numbers.len();
+    first_answers.sort_unstable();
     println!(
-        "{kills} kills, {before} numbers before the last: {burned} burned, the slowest first answer \
-         after {slowest:?}"
+        "{kills} kills, {} numbers, none twice; burned {burned}, {:.1} a kill; from a start to its first \
+         answer: median {:?}, longest {:?}",
+        numbers.len(),
+        burned as f64 / kills as f64,
+        first_answers[first_answers.len() / 2],
+        first_answers[first_answers.len() - 1],
     );
     assert!(burned <= usize::try_from(kills).unwrap() * BURNED_PER_KILL, "{burned} burned");
     assert!(site.files(".damaged-").is_empty(), "a kill is no damage");
+}
+
+/// Numbers that the ledger has and no shard can hand out any more: they came, or are burned.
+fn no_longer_unused(site: &Site) -> usize {
+    let count = |file: &str, sql| support::column::<i64>(&site.file(file), sql)[0];
+    let drawn = count("used_numbers_int.db", "SELECT count(*) FROM used_numbers");
+    let shards = site.files("int_shard_");
+    let shards = shards.iter().filter(|name| name.ends_with(".db") || name.ends_with(".next"));
+    let unused: i64 =
+        shards.map(|name| count(name, "SELECT count(*) FROM numbers WHERE used = 0")).sum();
+    usize::try_from(drawn - unused).unwrap()
 }
