@@ -2,8 +2,7 @@
 //! and vanish, in thousands of schedules. Only the files are [stand-ins](super::file), and the
 //! refiller, which follows the real plan.
 //!
-//! `SCHEDULES=N` sets how many, `SCHEDULES_SEED=N` which. A failure prints its schedule, which
-//! `shuttle::replay` runs again.
+//! `SCHEDULES=N` sets how many, `SCHEDULES_SEED=N` which. A failure prints how to run its schedule again.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
