@@ -62,6 +62,19 @@ pub fn router(pools: Vec<Arc<Pool>>, count_limit: NonZeroU32) -> Router {
         .with_state(Arc::new(App { pools, count_limit }))
 }
 
+/// What a query asks for, as the pool's place among `pools` and the count; or the reason why not. For
+/// `fuzz/`, which knows no other way to the parser alone.
+#[cfg(fuzzing)]
+pub fn parse_query(
+    pools: &[crate::config::PoolName],
+    count_limit: NonZeroU32,
+    query: &str,
+) -> Result<(usize, Option<NonZeroU32>), String> {
+    query::parse(pools.iter(), Some(count_limit), Some(query))
+        .map(|wanted| (wanted.pool, wanted.count))
+        .map_err(|refusal| refusal.to_string())
+}
+
 fn only(methods: MethodRouter<Arc<App>>, allowed: &'static str) -> MethodRouter<Arc<App>> {
     methods.fallback(async move || Refusal::WrongMethod { allowed })
 }
