@@ -2,6 +2,8 @@
 //! did. Under the crate's own unit tests shuttle's stand in, so that `model` runs the pool through
 //! thousands of schedules; tokio's `Notify`, `oneshot` and `Mutex` are the same in both.
 
+pub(super) use self::system::*;
+
 #[cfg(not(test))]
 mod system {
     pub(in crate::pool) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,5 +38,3 @@ mod system {
         }
     }
 }
-
-pub(super) use self::system::*;
