@@ -18,8 +18,8 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 use serde::Serialize;
 
-pub(crate) use self::answer::Answer;
-use self::answer::{Refusal, json};
+use self::answer::json;
+pub(crate) use self::answer::{Answer, Refusal};
 use self::health::{PoolHealth, Status};
 use self::query::Wanted;
 pub(crate) use self::rung::{Routes, Step, rung_router, stopping};

@@ -1,7 +1,7 @@
 //! How answers look: always JSON, never cached. The one table of status codes.
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -40,6 +40,8 @@ pub(crate) enum Refusal {
     UnknownPath,
     #[error("This path does not answer to that method. Allowed are: {allowed}.")]
     WrongMethod { allowed: &'static str },
+    #[error("The body is larger than {limit} bytes. None is needed: parameters go into the URL.")]
+    BodyTooLarge { limit: usize },
 }
 
 impl Refusal {
@@ -57,6 +59,7 @@ impl Refusal {
             }
             Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
         }
     }
 }
@@ -86,6 +89,10 @@ impl From<Refusal> for Answer {
             | Refusal::Stopping => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
                 answer.headers_mut().insert(RETRY_AFTER, seconds);
+            }
+            // The rest of the body would be taken for the next request.
+            Refusal::BodyTooLarge { .. } => {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Refusal::WrongMethod { allowed } => {
                 answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));

@@ -227,6 +227,11 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Waits until this is in what it has said on stderr.
+    pub(crate) async fn says(&self, words: &str) {
+        eventually(words, async || self.stderr.lock().unwrap().contains(words).then_some(())).await;
+    }
+
     /// Sends a signal; it is an error if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.child.id().try_into().unwrap());
@@ -336,7 +341,7 @@ impl Server {
 
     /// `127.0.0.1:PORT`, for a connection by hand.
     pub(crate) fn address(&self) -> &str {
-        self.client.url.strip_prefix("http://").unwrap()
+        self.client.url.split_once("://").unwrap().1
     }
 
     /// For a request beside others.
