@@ -8,6 +8,7 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
 use super::connection::{self, Turn};
@@ -15,6 +16,10 @@ use super::tls::Tls;
 
 /// How long to wait for a connection to end when there can be no more.
 const FULL_RETRY: Duration = Duration::from_millis(10);
+
+/// How often it is looked who is overdue: cut 5 % late at most, at 10 ns a connection, and no request
+/// pays for a timer.
+const LOOKS_PER_TIMEOUT: u32 = 20;
 
 /// Connections looked at to find one that has been idle for long: enough that one of the many is among
 /// them, whoever the few are.
@@ -36,6 +41,8 @@ pub(super) async fn serve(listener: TcpListener, terms: Terms, shutdown: impl Fu
     let mut crowd = Crowd::default();
     let (stop, stopped) = watch::channel(false);
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut look = tokio::time::interval(terms.client_timeout / LOOKS_PER_TIMEOUT);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -55,6 +62,7 @@ pub(super) async fn serve(listener: TcpListener, terms: Terms, shutdown: impl Fu
                 }
             },
             Some(()) = crowd.ended() => {}
+            _ = look.tick() => crowd.cut_overdue(terms.client_timeout),
             () = &mut shutdown => break,
         }
     }
@@ -87,7 +95,7 @@ struct Place {
 
 impl Crowd {
     fn admit(&mut self, stream: TcpStream, terms: &Terms, stop: watch::Receiver<bool>) {
-        let turn = Arc::new(Turn::new(terms.client_timeout));
+        let turn = Arc::new(Turn::new());
         let acceptor = terms.tls.as_ref().map(|tls| tls.acceptor());
         let router = terms.router.clone();
         let serving = connection::serve(stream, acceptor, router, Arc::clone(&turn), stop);
@@ -102,6 +110,18 @@ impl Crowd {
     /// Completes when a connection has ended, with nothing when there is none.
     async fn ended(&mut self) -> Option<()> {
         self.connections.join_next().await.map(drop)
+    }
+
+    /// Cuts the connections whose clients keep the server waiting for longer than they may.
+    fn cut_overdue(&mut self, client_timeout: Duration) {
+        self.line.retain(|place| {
+            let overdue = place.turn.waited().is_some_and(|waited| waited >= client_timeout);
+            if overdue && !place.connection.is_finished() {
+                debug!("a connection is cut: its client took too long");
+                place.connection.abort();
+            }
+            !overdue && !place.connection.is_finished()
+        });
     }
 
     /// Cuts the connection that has kept the server waiting for longest, of the first few in the line;

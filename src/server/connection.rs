@@ -1,12 +1,12 @@
-//! One connection: its handshake, its requests, and how long its client may take. Knows nothing of
-//! other connections, nor of what the routes do.
+//! One connection: its handshake, its requests, and whose turn it is. Knows nothing of other
+//! connections, nor of what the routes do.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -21,7 +21,6 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
@@ -37,7 +36,6 @@ const BODY_MAX: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Turn {
     accepted: Instant,
-    patience: Duration,
     /// Milliseconds after `accepted` at which the client's turn began, or [`Self::SERVERS`].
     clients_since_ms: AtomicU64,
 }
@@ -45,9 +43,9 @@ pub(super) struct Turn {
 impl Turn {
     const SERVERS: u64 = u64::MAX;
 
-    /// The client's, from now on. It may take as long as `patience`.
-    pub(super) fn new(patience: Duration) -> Self {
-        Self { accepted: Instant::now(), patience, clients_since_ms: AtomicU64::new(0) }
+    /// The client's, from now on.
+    pub(super) fn new() -> Self {
+        Self { accepted: Instant::now(), clients_since_ms: AtomicU64::new(0) }
     }
 
     /// How long the client has kept the server waiting; nothing while it is the server's turn.
@@ -66,46 +64,21 @@ impl Turn {
         let since = u64::try_from(self.accepted.elapsed().as_millis());
         self.clients_since_ms.store(since.unwrap_or(Self::SERVERS - 1), Ordering::Relaxed);
     }
-
-    /// Completes when the client took too long. Looks at the clock only when it may be so: a request
-    /// sets no timer.
-    async fn overdue(&self) {
-        loop {
-            match self.patience.checked_sub(self.waited().unwrap_or_default()) {
-                None | Some(Duration::ZERO) => return,
-                Some(left) => tokio::time::sleep(left).await,
-            }
-        }
-    }
 }
 
-/// Serves one connection until it ends, its client took too long, or `stop` and its last answer.
+/// Serves one connection until it ends, or `stop` and its last answer.
 pub(super) async fn serve(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     router: Router,
     turn: Arc<Turn>,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY could not be set");
     }
-    tokio::select! {
-        biased;
-        () = talk(stream, tls, router, &turn, stop) => {}
-        () = turn.overdue() => debug!("a connection is cut: its client took too long"),
-    }
-}
-
-async fn talk(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    router: Router,
-    turn: &Turn,
-    mut stop: watch::Receiver<bool>,
-) {
     let Some(tls) = tls else {
-        return answer_all(stream, router, turn, stop).await;
+        return answer_all(stream, router, &turn, stop).await;
     };
     let shaken = tokio::select! {
         shaken = tls.accept(stream) => shaken,
@@ -113,7 +86,7 @@ async fn talk(
     };
     match shaken {
         // Boxed: a connection without TLS would be as large.
-        Ok(stream) => Box::pin(answer_all(stream, router, turn, stop)).await,
+        Ok(stream) => Box::pin(answer_all(stream, router, &turn, stop)).await,
         Err(error) => debug!(%error, "a TLS handshake failed"),
     }
 }
@@ -127,8 +100,8 @@ async fn answer_all(
     let router = TowerToHyperService::new(router);
     let stream = TokioIo::new(Attended { stream, turn, stalled: false });
     let answers = service_fn(|request| answer(&router, turn, request));
-    // Without hyper's own timer, which each request would set anew: the turn bounds the head, and
-    // whatever else a client can be slow at.
+    // Without hyper's own timer, which each request would set anew: whoever accepted it looks at the
+    // turn now and then, and that bounds the head too.
     let connection = http1::Builder::new().max_buf_size(HEAD_MAX).serve_connection(stream, answers);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
