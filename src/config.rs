@@ -42,6 +42,9 @@ const LEASE_ROWS_MAX: u64 = 1_000_000;
 /// Numbers in one answer, about 20 bytes of JSON each.
 const COUNT_LIMIT_MAX: u64 = 1_000_000;
 
+/// Connections at once, each a file descriptor: what Linux lets one process open (`fs.nr_open`).
+const CONNECTIONS_MAX: u64 = 1_048_576;
+
 /// Waits in milliseconds: up to an hour.
 const WAIT_MS_MAX: u64 = 3_600_000;
 
@@ -152,7 +155,7 @@ impl std::fmt::Display for Mode {
 }
 
 /// The HTTP side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// What hands the numbers out.
     pub mode: Mode,
@@ -160,8 +163,23 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// The largest `count` of one request.
     pub count_limit: NonZeroU32,
+    /// The most connections at once.
+    pub connections: usize,
+    /// How long a client may keep the server waiting.
+    pub client_timeout: Duration,
     /// How long a stop waits for answers in flight.
     pub drain: Duration,
+    /// With what to serve https.
+    pub tls: Option<TlsConfig>,
+}
+
+/// With what to serve https.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// PEM file: the server's certificate, then those that lead to a root.
+    pub cert: PathBuf,
+    /// PEM file: the key of the first certificate.
+    pub key: PathBuf,
 }
 
 /// Who may ask.
@@ -453,7 +471,17 @@ struct ServerKeys {
     mode: Mode,
     listen: SocketAddr,
     count_limit: u64,
+    connections: u64,
+    client_timeout_ms: u64,
     drain_ms: u64,
+    tls: Option<TlsKeys>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsKeys {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -543,7 +571,29 @@ impl Keys {
                 .ok()
                 .and_then(NonZeroU32::new)
                 .expect("1 to COUNT_LIMIT_MAX was checked above"),
+            connections: within("server.connections", self.server.connections, 1, CONNECTIONS_MAX)?
+                as usize,
+            client_timeout: wait("server.client_timeout_ms", self.server.client_timeout_ms)?,
             drain: wait("server.drain_ms", self.server.drain_ms)?,
+            tls: match self.server.tls {
+                None | Some(TlsKeys { cert: None, key: None }) => None,
+                Some(TlsKeys { cert: Some(cert), key: Some(key) }) => {
+                    if self.server.mode == Mode::Simple {
+                        let problem =
+                            "the mode simple has no TLS; choose another mode, or leave it out";
+                        return Err(refused("server.tls", problem.to_owned()));
+                    }
+                    Some(TlsConfig { cert, key })
+                }
+                Some(TlsKeys { key: None, .. }) => {
+                    let problem = "TLS needs the certificate's key too, as server.tls.key";
+                    return Err(refused("server.tls.cert", problem.to_owned()));
+                }
+                Some(TlsKeys { cert: None, .. }) => {
+                    let problem = "TLS needs the key's certificate too, as server.tls.cert";
+                    return Err(refused("server.tls.key", problem.to_owned()));
+                }
+            },
         };
         let rows = within("lease.rows", self.lease.rows, 0, LEASE_ROWS_MAX)?;
         let lease = LeaseConfig { rows: rows as usize };
@@ -837,6 +887,15 @@ mod tests {
         check("[server]\nlisten = 'x'", ["server.listen", "x", "socket address"]);
         check("[server]\nmode = 'jsn'", ["server.mode", "jsn", "simple"]);
         check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
+        check("[server]\nconnections = 0", ["server.connections", "0", "1 to 1048576"]);
+        check("[server]\nclient_timeout_ms = 0", ["server.client_timeout_ms", "0", "1 to 3600000"]);
+        check("[server.tls]\ncert = 'c.pem'", ["server.tls.cert", "c.pem", "server.tls.key"]);
+        check("[server.tls]\nkey = 'k.pem'", ["server.tls.key", "k.pem", "server.tls.cert"]);
+        check("[server.tls]\ncrt = 'c.pem'", ["server.tls.crt", "c.pem", "cert"]);
+        check(
+            "[server]\nmode = 'simple'\n[server.tls]\ncert = 'c.pem'\nkey = 'k.pem'",
+            ["server.tls", "simple", "another mode"],
+        );
         check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
         check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
         check("[refill]\nlow_water = 1.5", ["refill.low_water", "1.5", "up to 1"]);

@@ -22,9 +22,9 @@ use axum::routing::{MethodRouter, get};
 use axum::{Extension, Router};
 use serde::Serialize;
 
-pub(crate) use self::answer::Answer;
-use self::answer::{Refusal, json};
-pub(crate) use self::guard::{Guard, guarded};
+use self::answer::json;
+pub(crate) use self::answer::{Answer, Refusal};
+pub(crate) use self::guard::{Guard, Guarded};
 use self::health::{PoolHealth, Status};
 use self::query::Wanted;
 pub(crate) use self::quota::Account;

@@ -1,35 +1,37 @@
 //! The wiring: opens the folder, starts the tasks, serves, and ends all of it in order. Knows nothing
 //! of signals: whoever runs it says when to stop.
 
+mod accept;
 pub mod blocking;
+mod connection;
+mod tls;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tracing::{debug, info, warn};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
 
+use self::accept::Terms;
+use self::tls::Tls;
+pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::folder::{Folder, FolderError, PoolFiles};
-use crate::http::{self, Guard};
+use crate::http::{self, Guard, Guarded};
 use crate::pool::Pool;
 use crate::refill::Refiller;
 use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
 use crate::sqlite;
 
-/// How long a client may take to send a request's head, and an idle connection may stay.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
+const FILES_PER_SHARD: usize = 5;
 
-/// How long to wait when the process has no more file descriptors for connections.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// All other file descriptors of the process: ledgers, the runtime, the log; with room to spare.
+const OWN_FILES: usize = 128;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,9 @@ pub enum ServerError {
     /// The store of a rung can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The certificate or its key can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// A server that listens, with all its tasks running.
@@ -69,9 +74,7 @@ pub enum ServerError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    router: Router,
-    guard: Option<Arc<Guard>>,
-    drain: Duration,
+    terms: Terms,
     tasks: Tasks,
     /// Held until all files are closed.
     folder: Folder,
@@ -99,8 +102,9 @@ impl Server {
     /// [`ServerError`], with what to do about it.
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
-        check_door(config, false)?;
+        check_door(config)?;
         let guard = Guard::new(&config.auth, config.quota.as_ref());
+        let tls = config.server.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
@@ -110,8 +114,14 @@ impl Server {
             Mode::Sqlite => open_rung::<TableStore>(config).await?,
             Mode::Json | Mode::Simple => open_rung::<JsonStore>(config).await?,
         };
-        let drain = config.server.drain;
-        Ok(Self { listener, address, router, guard, drain, tasks, folder })
+        let terms = Terms {
+            routes: Guarded::new(router, guard),
+            tls,
+            connections: connections(config),
+            client_timeout: config.server.client_timeout,
+            drain: config.server.drain,
+        };
+        Ok(Self { listener, address, terms, tasks, folder })
     }
 
     /// The address it listens on.
@@ -120,11 +130,23 @@ impl Server {
         self.address
     }
 
+    /// What reads the certificate and its key anew, from any thread.
+    pub fn reloader(&self) -> impl Fn() + Send + 'static {
+        let tls = self.terms.tls.clone();
+        move || match tls.as_ref().map(|tls| tls.reload()) {
+            Some(Ok(())) => info!("new connections get the certificate that was read just now"),
+            Some(Err(error)) => {
+                error!(%error, "the certificate stays as it was: its files can't be used");
+            }
+            None => info!("there is nothing to reload: this server has no certificate"),
+        }
+    }
+
     /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
     /// and closes every file.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, router, guard, drain, tasks, folder, .. } = self;
-        serve(listener, router, guard, drain, shutdown).await;
+        let Self { listener, terms, tasks, folder, .. } = self;
+        accept::serve(listener, terms, shutdown).await;
         tasks.end().await;
         drop(folder);
         info!("stopped");
@@ -149,17 +171,17 @@ impl Tasks {
 }
 
 /// Refuses to listen where other machines can ask, unless it is said who may.
-fn check_door(config: &Config, encrypted: bool) -> Result<(), ServerError> {
+fn check_door(config: &Config) -> Result<(), ServerError> {
     let address = config.server.listen;
     if address.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     match config.auth {
         AuthConfig::Unsaid => return Err(ServerError::OpenDoor { address }),
-        AuthConfig::Tokens(_) if !encrypted => warn!(
+        AuthConfig::Tokens(_) if config.server.tls.is_none() => warn!(
             %address,
             "tokens and numbers cross the network in plain text, for anyone on the way to read: \
-             put a proxy that speaks TLS in front, and listen on 127.0.0.1"
+             set server.tls, or put a proxy that speaks TLS in front and listen on 127.0.0.1"
         ),
         AuthConfig::Tokens(_) | AuthConfig::Anyone => {}
     }
@@ -214,60 +236,23 @@ async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), Folder
     tokio::task::spawn_blocking(open).await.expect("opening does not panic")
 }
 
-/// Accepts and answers until `shutdown` completes, then waits for the answers in flight.
-async fn serve(
-    listener: TcpListener,
-    router: Router,
-    guard: Option<Arc<Guard>>,
-    drain: Duration,
-    shutdown: impl Future<Output = ()>,
-) {
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    let (router, guard) = (router.clone(), guard.clone());
-                    let connection = connection(stream, peer.ip(), router, guard);
-                    connections.spawn(graceful.watch(connection));
-                }
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-            () = &mut shutdown => break,
-        }
-    }
-    drop(listener);
-    let started = Instant::now();
-    info!(connections = connections.len(), "stopping: what is in flight is answered first");
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+/// How many connections there can be: as configured, or as many as the process may have open files
+/// for, beside its own.
+fn connections(config: &Config) -> usize {
+    let wanted = config.server.connections;
+    let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();
+    let own = OWN_FILES + FILES_PER_SHARD * shards;
+    let files = (wanted + own) as u64;
+    let allowed = rlimit::increase_nofile_limit(files).unwrap_or(files);
+    let possible = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(own).max(1);
+    if possible < wanted {
         warn!(
-            after_ms = started.elapsed().as_millis(),
-            connections = connections.len(),
-            "some connections are cut: they did not end in time"
+            wanted,
+            possible,
+            "fewer connections than configured: the process may open no more files (ulimit -n)"
         );
     }
-    connections.shutdown().await;
-}
-
-fn connection(
-    stream: TcpStream,
-    peer: IpAddr,
-    router: Router,
-    guard: Option<Arc<Guard>>,
-) -> impl GracefulConnection<Error = hyper::Error> + Send + 'static {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "TCP_NODELAY could not be set");
-    }
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), http::guarded(router, guard, peer))
+    wanted.min(possible)
 }
 
 async fn join(tasks: Vec<JoinHandle<()>>) {

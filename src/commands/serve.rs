@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::thread;
 
 use anyhow::anyhow;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
+use tracing::info;
 
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
 use crate::server::{Server, blocking};
@@ -32,7 +33,7 @@ pub(super) struct Flags {
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     telemetry::init(flags.log_format);
     // Listened to before anything is opened, so that a stop is never missed.
-    let signals = Signals::new([SIGTERM, SIGINT])
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
     let config = Config::load(&Overrides {
         location: flags.location,
@@ -44,7 +45,8 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
         Mode::Simple => {
             let server = blocking::Server::start(&config)?;
             greet(server.address(), &config);
-            on_shutdown(signals, server.stopper());
+            let nothing = || info!("there is nothing to reload in this mode");
+            on_signals(signals, nothing, server.stopper());
             server.run();
             Ok(())
         }
@@ -55,7 +57,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
                 let server = Server::start(&config).await?;
                 greet(server.address(), &config);
                 let (stop, stopped) = oneshot::channel();
-                on_shutdown(signals, || stop.send(()).unwrap_or(()));
+                on_signals(signals, server.reloader(), || stop.send(()).unwrap_or(()));
                 server.run(async { stopped.await.unwrap_or(()) }).await;
                 Ok(())
             })
@@ -64,6 +66,8 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
 }
 
 fn greet(address: SocketAddr, config: &Config) {
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{address}");
     let count = if config.server.mode == Mode::Sharded { "&count=5" } else { "" };
     let token = match config.auth {
         AuthConfig::Tokens(_) => "-H 'Authorization: Bearer TOKEN' ",
@@ -72,19 +76,34 @@ fn greet(address: SocketAddr, config: &Config) {
     // Nobody may be reading: that is no reason not to serve.
     let _ = writeln!(
         io::stdout(),
-        "Listening on http://{address}\nTry: curl {token}http://{address}/random\n     \
-         curl {token}'http://{address}/random?type=float{count}'\n     curl http://{address}/health"
+        "Listening on {url}\nTry: curl {token}{url}/random\n     \
+         curl {token}'{url}/random?type=float{count}'\n     curl {url}/health"
     );
 }
 
-/// Stops at the first SIGTERM or Ctrl-C; the second ends the process at once, as an abort would.
-fn on_shutdown(mut signals: Signals, stop: impl FnOnce() + Send + 'static) {
+/// Reloads at each SIGHUP. Stops at the first SIGTERM or Ctrl-C; the second ends the process at once,
+/// as an abort would.
+fn on_signals(
+    mut signals: Signals,
+    reload: impl Fn() + Send + 'static,
+    stop: impl FnOnce() + Send + 'static,
+) {
     thread::spawn(move || {
-        let mut signals = signals.forever();
-        signals.next();
-        stop();
-        signals.next();
-        eprintln!("Ended at once: numbers that were leased and not handed out are burned.");
-        std::process::exit(130);
+        let mut stop = Some(stop);
+        for signal in signals.forever() {
+            match (signal, stop.take()) {
+                (SIGHUP, kept) => {
+                    stop = kept;
+                    reload();
+                }
+                (_, Some(stop)) => stop(),
+                (_, None) => {
+                    eprintln!(
+                        "Ended at once: numbers that were leased and not handed out are burned."
+                    );
+                    std::process::exit(130);
+                }
+            }
+        }
     });
 }

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use axum::body::Body;
 use axum::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -67,6 +67,8 @@ pub(crate) enum Refusal {
     UnknownPath,
     #[error("This path does not answer to that method. Allowed are: {allowed}.")]
     WrongMethod { allowed: &'static str },
+    #[error("The body is larger than {limit} bytes. None is needed: parameters go into the URL.")]
+    BodyTooLarge { limit: usize },
 }
 
 impl Refusal {
@@ -88,6 +90,7 @@ impl Refusal {
             Self::AboveBurst { .. } => (StatusCode::BAD_REQUEST, "above_burst"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
         }
     }
 }
@@ -123,6 +126,10 @@ impl From<Refusal> for Answer {
             }
             Refusal::Unauthorized => {
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // The rest of the body would be taken for the next request.
+            Refusal::BodyTooLarge { .. } => {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Refusal::WrongMethod { allowed } => {
                 answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));

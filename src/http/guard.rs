@@ -1,18 +1,17 @@
 //! Who may ask for what. Looks at a request's head before any route does, so that none can be
 //! forgotten; does nothing itself, so that a server with a runtime and one without can use it.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::response::{IntoResponse, Response};
 use governor::clock::MonotonicClock;
 use hyper::Request;
-use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
+use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 
@@ -91,28 +90,30 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// The routes behind the guard, as a connection from this address calls them.
-pub(crate) fn guarded(
-    router: Router,
+/// The routes behind the guard, where there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Guarded {
+    routes: TowerToHyperService<Router>,
     guard: Option<Arc<Guard>>,
-    peer: IpAddr,
-) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Send {
-    let routes = TowerToHyperService::new(router);
-    service_fn(move |mut request: Request<Incoming>| {
-        let admitted = guard
-            .as_ref()
-            .map_or(Ok(None), |guard| guard.admit(request.uri().path(), request.headers(), peer));
-        let answer = admitted.map(|account| {
-            if let Some(account) = account {
-                request.extensions_mut().insert(account);
-            }
-            routes.call(request)
-        });
-        async move {
-            match answer {
-                Ok(answer) => answer.await,
-                Err(refusal) => Ok(refusal.into_response()),
+}
+
+impl Guarded {
+    pub(crate) fn new(router: Router, guard: Option<Arc<Guard>>) -> Self {
+        Self { routes: TowerToHyperService::new(router), guard }
+    }
+
+    /// Answers a request from this address.
+    pub(crate) async fn answer(&self, mut request: Request<Body>, peer: IpAddr) -> Response {
+        if let Some(guard) = &self.guard {
+            match guard.admit(request.uri().path(), request.headers(), peer) {
+                Ok(Some(account)) => drop(request.extensions_mut().insert(account)),
+                Ok(None) => {}
+                Err(refusal) => return refusal.into_response(),
             }
         }
-    })
+        match self.routes.call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        }
+    }
 }

@@ -3,6 +3,10 @@
 //!
 //! The HTTP crate below reads each connection on a thread of its own; nothing else happens there.
 //! What it read waits in one line for the thread that draws, saves and answers.
+//!
+//! What that crate does not offer: its time-out is for each read and write, so that a client who
+//! sends or reads a byte at a time keeps its connection; at the limit newcomers wait; bodies have no
+//! limit (none is kept); and of requests in a pipeline only the first is answered.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -14,13 +18,14 @@ use axum::http::{Method, Uri};
 use oxhttp::model::{Body, Request, Response};
 use tracing::{info, warn};
 
-use super::{HEADER_TIMEOUT, ServerError, check_door};
-use crate::config::Config;
+use super::{ServerError, check_door};
+use crate::config::{Config, ServerConfig};
 use crate::folder::Folder;
 use crate::http::{Account, Answer, Guard, Routes, Step, stopping};
 use crate::rungs::{JsonStore, Numbers};
 
-/// Connections at once, each with a thread: half of the file descriptors that a process usually has.
+/// The most connections at once, each with a thread: half of the file descriptors that a process
+/// usually has.
 const CONNECTIONS_MAX: usize = 512;
 
 /// A server that listens and has opened its store.
@@ -58,10 +63,10 @@ impl Server {
     /// # Errors
     /// [`ServerError`], with what to do about it.
     pub fn start(config: &Config) -> Result<Self, ServerError> {
-        check_door(config, false)?;
+        check_door(config)?;
         let guard = Guard::new(&config.auth, config.quota.as_ref());
         let (stop, line) = mpsc::channel();
-        let address = listen(config.server.listen, guard, stop.clone())
+        let address = listen(&config.server, guard, stop.clone())
             .map_err(|source| ServerError::Listen { address: config.server.listen, source })?;
         let (folder, numbers) = Numbers::open(config)?;
         let routes = Routes::new(config.pools.clone());
@@ -124,7 +129,7 @@ impl Server {
 
 /// Accepts from now on, and puts what it reads and the guard lets in into the line.
 fn listen(
-    address: SocketAddr,
+    config: &ServerConfig,
     guard: Option<Arc<Guard>>,
     line: Sender<Event>,
 ) -> std::io::Result<SocketAddr> {
@@ -145,14 +150,14 @@ fn listen(
         response(answer, head)
     };
     // The crate does not tell which port it got for port 0.
-    let address = match address.port() {
-        0 => TcpListener::bind(address)?.local_addr()?,
-        _ => address,
+    let address = match config.listen.port() {
+        0 => TcpListener::bind(config.listen)?.local_addr()?,
+        _ => config.listen,
     };
     oxhttp::Server::new(read)
         .bind(address)
-        .with_global_timeout(HEADER_TIMEOUT)
-        .with_max_concurrent_connections(CONNECTIONS_MAX)
+        .with_global_timeout(config.client_timeout)
+        .with_max_concurrent_connections(config.connections.min(CONNECTIONS_MAX))
         .spawn()?;
     Ok(address)
 }

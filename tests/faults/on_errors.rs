@@ -11,8 +11,8 @@ use crate::cuts::survive;
 use crate::disk::{Device, Disk, Fault, Plan};
 use crate::medium::Image;
 use crate::product::{
-    HandedOut, PATIENCE, PoolSetting, SHARDS, Service, Setting, check_files, clients, drain, process,
-    set_aside, take,
+    HandedOut, PATIENCE, PoolSetting, SHARDS, Service, Setting, check_files, clients, drain,
+    process, set_aside, take,
 };
 
 const POOLS: &[PoolSetting] = &[PoolSetting { name: "int", range: 150, shard_size: 30 }];

@@ -231,6 +231,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Waits until this is in what it has said on stderr.
+    pub(crate) async fn says(&self, words: &str) {
+        eventually(words, async || self.stderr.lock().unwrap().contains(words).then_some(())).await;
+    }
+
     /// Sends a signal; it is an error if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap());
@@ -340,7 +345,7 @@ impl Server {
 
     /// `127.0.0.1:PORT`, for a connection by hand.
     pub(crate) fn address(&self) -> &str {
-        self.client.url.strip_prefix("http://").unwrap()
+        self.client.url.split_once("://").unwrap().1
     }
 
     /// For a request beside others.

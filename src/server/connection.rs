@@ -1,0 +1,213 @@
+//! One connection: its handshake, its requests, and whose turn it is. Knows nothing of other
+//! connections, nor of what the routes do.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, HttpBody};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use crate::http::{Guarded, Refusal};
+
+/// A request's head, in bytes: as other servers allow, and what a connection may hold of memory.
+const HEAD_MAX: usize = 16 * 1024;
+
+/// A request's body, in bytes. No route looks at it: room for what a client sends out of habit.
+const BODY_MAX: usize = 16 * 1024;
+
+/// Whose turn it is on a connection, the client's or the server's, and since when.
+#[derive(Debug)]
+pub(super) struct Turn {
+    accepted: Instant,
+    /// Milliseconds after `accepted` at which the client's turn began, or [`Self::SERVERS`].
+    clients_since_ms: AtomicU64,
+}
+
+impl Turn {
+    const SERVERS: u64 = u64::MAX;
+
+    /// The client's, from now on.
+    pub(super) fn new() -> Self {
+        Self { accepted: Instant::now(), clients_since_ms: AtomicU64::new(0) }
+    }
+
+    /// How long the client has kept the server waiting; nothing while it is the server's turn.
+    pub(super) fn waited(&self) -> Option<Duration> {
+        match self.clients_since_ms.load(Ordering::Relaxed) {
+            Self::SERVERS => None,
+            since => Some(self.accepted.elapsed().saturating_sub(Duration::from_millis(since))),
+        }
+    }
+
+    fn servers(&self) {
+        self.clients_since_ms.store(Self::SERVERS, Ordering::Relaxed);
+    }
+
+    fn clients(&self) {
+        let since = u64::try_from(self.accepted.elapsed().as_millis());
+        self.clients_since_ms.store(since.unwrap_or(Self::SERVERS - 1), Ordering::Relaxed);
+    }
+}
+
+/// What is behind a connection, and who is before it.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) routes: Guarded,
+    pub(super) peer: IpAddr,
+    pub(super) turn: Arc<Turn>,
+}
+
+/// Serves one connection until it ends, or `stop` and its last answer.
+pub(super) async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    door: Door,
+    mut stop: watch::Receiver<bool>,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let Some(tls) = tls else {
+        return answer_all(stream, &door, stop).await;
+    };
+    let shaken = tokio::select! {
+        shaken = tls.accept(stream) => shaken,
+        () = told_to(&mut stop) => return,
+    };
+    match shaken {
+        // Boxed: a connection without TLS would be as large.
+        Ok(stream) => Box::pin(answer_all(stream, &door, stop)).await,
+        Err(error) => debug!(%error, "a TLS handshake failed"),
+    }
+}
+
+async fn answer_all(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    door: &Door,
+    mut stop: watch::Receiver<bool>,
+) {
+    let stream = TokioIo::new(Attended { stream, turn: &door.turn, stalled: false });
+    let answers = service_fn(|request| answer(door, request));
+    // Without hyper's own timer, which each request would set anew: whoever accepted it looks at the
+    // turn now and then, and that bounds the head too.
+    let connection = http1::Builder::new().max_buf_size(HEAD_MAX).serve_connection(stream, answers);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut connection => ended,
+        () = told_to(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended in the middle");
+    }
+}
+
+/// Completes when the server stops, or is gone.
+async fn told_to(stop: &mut watch::Receiver<bool>) {
+    let _stopped = stop.wait_for(|&stop| stop).await;
+}
+
+/// The body comes first: were a number drawn and the connection closed before it, the number would
+/// be lost with the answer.
+async fn answer(door: &Door, request: Request<Incoming>) -> Result<Response, axum::BoxError> {
+    let (head, body) = request.into_parts();
+    if !body.is_end_stream() {
+        if body.size_hint().lower() > BODY_MAX as u64 {
+            return Ok(too_large());
+        }
+        match Limited::new(body, BODY_MAX).collect().await {
+            Ok(_) => {}
+            Err(error) if error.is::<LengthLimitError>() => return Ok(too_large()),
+            Err(error) => return Err(error),
+        }
+    }
+    door.turn.servers();
+    let answer = door.routes.answer(Request::from_parts(head, Body::empty()), door.peer).await;
+    door.turn.clients();
+    Ok(answer)
+}
+
+fn too_large() -> Response {
+    Refusal::BodyTooLarge { limit: BODY_MAX }.into_response()
+}
+
+/// A stream that gives its client more time when it goes on reading after it had stopped.
+struct Attended<'a, S> {
+    stream: S,
+    turn: &'a Turn,
+    /// The last write had to wait.
+    stalled: bool,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Attended<'_, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S> Attended<'_, S> {
+    fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let stalled = written.is_pending();
+        // With requests in a pipeline the next answer may be in the making already.
+        if self.stalled && !stalled && self.turn.waited().is_some() {
+            self.turn.clients();
+        }
+        self.stalled = stalled;
+        written
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Attended<'_, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,390 @@
+//! What a client can do to a connection, and that it costs the others nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use support::{Config, Failure, PATIENCE, Server, Site, assert_each_once, eventually};
+
+/// How long a client may keep the server waiting here.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// The server counts whole milliseconds.
+const ROUNDING: Duration = Duration::from_millis(2);
+
+/// Between two bytes of a client that sends one at a time: far less than `LIMIT`.
+const DRIP: Duration = Duration::from_millis(20);
+
+/// Longer than any test.
+const NEVER_MS: u128 = 3_600_000;
+
+fn config(mode: &str, client_timeout_ms: u128) -> Config {
+    Config::new()
+        .pool("int", 1, 3_000, 2, 1_000)
+        .set("server.mode", format!("'{mode}'"))
+        .set("server.client_timeout_ms", client_timeout_ms)
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Everything that comes until the server closes the connection, which it has to.
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(length) => text.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("not closed after {PATIENCE:?}: {error}"),
+        }
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// Sends it all, and no more.
+fn sends(address: &str, text: &str) -> String {
+    let mut stream = connect(address);
+    stream.write_all(text.as_bytes()).unwrap();
+    read_to_end(&mut stream)
+}
+
+/// Sends a beginning, and then one byte after the other until the connection is closed.
+fn drips(address: &str, beginning: &str, byte: &[u8]) {
+    let mut stream = connect(address);
+    stream.write_all(beginning.as_bytes()).unwrap();
+    let begun = Instant::now();
+    while stream.write_all(byte).is_ok() {
+        assert!(begun.elapsed() < PATIENCE, "a byte now and then keeps a connection for ever");
+        thread::sleep(DRIP);
+    }
+}
+
+/// Asks on and on, and reads nothing.
+fn never_reads(address: &str) {
+    let mut stream = connect(address);
+    let requests = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    let error = loop {
+        if let Err(error) = stream.write_all(requests.as_bytes()) {
+            break error;
+        }
+    };
+    assert_ne!(error.kind(), ErrorKind::WouldBlock, "not closed after {PATIENCE:?}");
+}
+
+/// Reads a head, and says how it begins and how long the body is.
+fn read_head(stream: &mut TcpStream) -> (String, usize) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let length = head.split("content-length: ").nth(1).expect("a length");
+    let length = length.lines().next().unwrap().parse().unwrap();
+    (head, length)
+}
+
+fn read_answer(stream: &mut TcpStream) -> (String, String) {
+    let (head, length) = read_head(stream);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+/// A number of its own each time, whatever else is in the answer.
+fn number(body: &str) -> String {
+    let digits = body.split_once(':').unwrap().1;
+    digits.chars().take_while(char::is_ascii_digit).collect()
+}
+
+type Behaviour = (&'static str, fn(&str));
+
+/// Ways to keep a server waiting; all begin to wait at once or after one answer.
+const BEHAVIOURS: [Behaviour; 9] = [
+    ("says nothing", |address| assert_eq!(sends(address, ""), "")),
+    ("sends half a head", |address| {
+        assert_eq!(sends(address, "GET /random HTTP/1.1\r\nhost: "), "");
+    }),
+    ("sends a head byte by byte", |address| {
+        drips(address, "GET /random HTTP/1.1\r\nhost: ", b"x");
+    }),
+    ("announces a body", |address| {
+        let head = "POST /random HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n1234";
+        assert_eq!(sends(address, head), "");
+    }),
+    ("sends a body byte by byte", |address| {
+        drips(address, "POST /random HTTP/1.1\r\nhost: x\r\ncontent-length: 16000\r\n\r\n", b"x");
+    }),
+    ("sends a body in small chunks", |address| {
+        let head = "POST /random HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+        drips(address, head, b"1\r\nx\r\n");
+    }),
+    ("has had an answer", |address| {
+        let answer = sends(address, "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    }),
+    ("has had an answer and begins anew", |address| {
+        drips(address, "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\nGET /", b"x");
+    }),
+    ("reads no answer", never_reads),
+];
+
+/// Lets all of them loose, and says afterwards that each was cut, not too early.
+fn all_behave(server: &Server, behaviours: &[Behaviour]) -> Vec<JoinHandle<()>> {
+    let behave = |&(what, behave): &Behaviour| {
+        let address = server.address().to_owned();
+        let client = thread::Builder::new().name(what.to_owned());
+        let client = client.spawn(move || {
+            let begun = Instant::now();
+            behave(&address);
+            let lasted = begun.elapsed();
+            assert!(lasted + ROUNDING >= LIMIT, "cut too early, after {lasted:?}");
+        });
+        client.unwrap()
+    };
+    behaviours.iter().map(behave).collect()
+}
+
+fn join(clients: Vec<JoinHandle<()>>) {
+    let failed: Vec<_> = clients
+        .into_iter()
+        .filter_map(|client| {
+            let what = client.thread().name().unwrap().to_owned();
+            client.join().is_err().then_some(what)
+        })
+        .collect();
+    assert!(failed.is_empty(), "not as it should be, a client that {failed:?}");
+}
+
+/// Story: a handful of clients that send a byte now and then hold all connections there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_keeps_the_server_waiting_is_cut_and_honest_clients_are_served() {
+    for mode in ["sharded", "json"] {
+        let config = config(mode, LIMIT.as_millis()).pool("int", 1, 1_000_000, 2, 10_000);
+        let site = Site::new(&config);
+        let server = site.start().await;
+
+        let clients = all_behave(&server, &BEHAVIOURS);
+        let mut numbers = Vec::new();
+        while !clients.iter().all(JoinHandle::is_finished) {
+            numbers.extend(server.take("int", None).await);
+        }
+
+        join(clients);
+        support::missing(&numbers, 1..=1_000_000);
+        server.stop().await;
+    }
+}
+
+/// Story: the crate behind the mode simple has a time-out for each read and write only; what it is
+/// good for has to hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mode_simple_cuts_who_falls_silent() {
+    let site = Site::new(&config("simple", LIMIT.as_millis()));
+    let server = site.start().await;
+    let says_nothing: Behaviour = ("says nothing", |address| drop(sends(address, "")));
+    let half_a_head: Behaviour =
+        ("sends half a head", |address| drop(sends(address, "GET /random HTTP/1.1\r\nhost: ")));
+
+    join(all_behave(&server, &[says_nothing, half_a_head]));
+
+    server.get("/random").await.assert_status(200);
+    server.stop().await;
+}
+
+/// Story: a head or a body without end fills the memory; and a number that is drawn for a request
+/// which is then refused is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_and_bodies_have_a_limit_and_small_bodies_are_welcome() {
+    let site = Site::new(&config("sharded", NEVER_MS));
+    site.fill().await;
+    let server = site.start().await;
+    let address = server.address();
+    let begins = |text: &str, expected: &str| {
+        let answer = sends(address, text);
+        assert!(answer.starts_with(expected), "{answer}");
+        answer
+    };
+
+    let large = "x".repeat(20_000);
+    begins(&format!("GET /random HTTP/1.1\r\nhost: x\r\nx: {large}"), "HTTP/1.1 431");
+    begins(&format!("GET /random?{large}"), "HTTP/1.1 431");
+    let many = "x: y\r\n".repeat(101);
+    begins(&format!("GET /random HTTP/1.1\r\n{many}\r\n"), "HTTP/1.1 431");
+
+    let too_large = |answer: &str| {
+        let failure: Failure =
+            serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert_eq!(failure.code, "body_too_large");
+        assert!(failure.error.contains("16384 bytes"), "{}", failure.error);
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    };
+    let post = "POST /random HTTP/1.1\r\nhost: x\r\n";
+    too_large(&begins(&format!("{post}content-length: 16385\r\n\r\n"), "HTTP/1.1 413"));
+    let expecting = format!("{post}content-length: 16385\r\nexpect: 100-continue\r\n\r\n");
+    too_large(&begins(&expecting, "HTTP/1.1 413"));
+    let chunks = format!("{post}transfer-encoding: chunked\r\n\r\n4001\r\n{}", &large[..16_385]);
+    too_large(&begins(&chunks, "HTTP/1.1 413"));
+
+    let mut numbers = Vec::new();
+    let mut stream = connect(address);
+    for body in ["content-length: 0\r\n\r\n", "content-length: 4\r\n\r\ntype"] {
+        stream.write_all(format!("{post}{body}").as_bytes()).unwrap();
+        numbers.push(number(&read_answer(&mut stream).1));
+    }
+    // The body comes in a packet of its own, and larger than any buffer is at first.
+    stream.write_all(format!("{post}content-length: 16384\r\n\r\n").as_bytes()).unwrap();
+    stream.write_all(&large.as_bytes()[..16_384]).unwrap();
+    numbers.push(number(&read_answer(&mut stream).1));
+
+    numbers.extend(server.drain("int", 4, &[Some(100)]).await);
+    assert_each_once(&numbers, 1..=3_000);
+    server.stop().await;
+}
+
+/// Story: requests that come before the last answer was sent are mixed up, or lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_is_answered_in_order() {
+    let site = Site::new(&config("sharded", NEVER_MS));
+    site.fill().await;
+    let server = site.start().await;
+    let mut stream = connect(server.address());
+    let three = "GET /random HTTP/1.1\r\nhost: x\r\n\r\n\
+                 GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n\
+                 POST /random HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody";
+
+    stream.write_all(three.repeat(100).as_bytes()).unwrap();
+    let mut numbers = Vec::new();
+    for _ in 0..100 {
+        for expected in ["200", "404", "200"] {
+            let (head, body) = read_answer(&mut stream);
+            assert!(head.starts_with(&format!("http/1.1 {expected}")), "{head}");
+            if expected == "200" {
+                numbers.push(number(&body));
+            }
+        }
+    }
+
+    assert_eq!(support::missing(&numbers, 1..=3_000), 2_800);
+    server.stop().await;
+}
+
+/// Story: numbers that were taken for a client who is gone were given back after they had been
+/// sent, or never, and those who came next waited for them for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_vanishes_before_the_answer_takes_at_most_what_was_asked_for() {
+    for lease_rows in [0, 64] {
+        let config = config("sharded", NEVER_MS).set("lease.rows", lease_rows);
+        let site = Site::new(&config);
+        site.fill().await;
+        let server = site.start().await;
+
+        // A third is read, and is to come to nobody else.
+        let mut numbers = Vec::new();
+        let mut asked = 0;
+        for request in 0..150 {
+            let mut stream = connect(server.address());
+            let head = format!("GET /random?count={} HTTP/1.1\r\nhost: x\r\n\r\n", request % 7 + 1);
+            stream.write_all(head.as_bytes()).unwrap();
+            if request % 3 == 0 {
+                let body = read_answer(&mut stream).1;
+                let many: support::Many<'_> = serde_json::from_str(&body).unwrap();
+                numbers.extend(many.numbers.iter().map(|number| number.get().to_owned()));
+            } else {
+                asked += request % 7 + 1;
+            }
+        }
+        numbers.extend(server.drain("int", 4, &[None, Some(10)]).await);
+        let missing = support::missing(&numbers, 1..=3_000);
+        assert!(missing <= asked, "{missing} are missing, and {asked} were asked for in vain");
+        server.stop().await;
+
+        let server = site.start().await;
+        server.get("/random").await.assert_exhausted();
+        server.stop().await;
+    }
+}
+
+/// Story: idle connections took every file descriptor, and nobody else was served.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_limit_the_idle_make_room() {
+    const CONNECTIONS: usize = 40;
+    let config = config("sharded", NEVER_MS).set("server.connections", CONNECTIONS);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+
+    let mut idle: Vec<_> = (0..3 * CONNECTIONS).map(|_| connect(server.address())).collect();
+    let mut numbers = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut honest = connect(server.address());
+        honest.write_all(b"GET /random HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        numbers.push(number(&read_answer(&mut honest).1));
+    }
+
+    assert_eq!(support::missing(&numbers, 1..=3_000), 3_000 - CONNECTIONS);
+    for stream in &idle {
+        stream.set_nonblocking(true).unwrap();
+    }
+    eventually("as many ends as there were too many", async || {
+        idle.retain_mut(|stream| {
+            let read = stream.read(&mut [0]);
+            read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        });
+        (idle.len() <= CONNECTIONS).then_some(())
+    })
+    .await;
+    server.stop().await;
+}
+
+/// Story: a thousand, or ten thousand (`IDLE_CONNECTIONS=10000`), say nothing, and the others wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_leave_honest_clients_alone() {
+    let count = std::env::var("IDLE_CONNECTIONS").map_or(1_000, |count| count.parse().unwrap());
+    let allowed = rlimit::increase_nofile_limit(count as u64 + 200).unwrap();
+    assert!(allowed >= count as u64 + 200, "ulimit -n allows {allowed} files");
+    let site = Site::new(&config("sharded", NEVER_MS));
+    site.fill().await;
+    let server = site.start().await;
+
+    let idle: Vec<_> = (0..count).map(|_| connect(server.address())).collect();
+    let numbers = server.drain("int", 4, &[None, Some(3)]).await;
+
+    assert_each_once(&numbers, 1..=3_000);
+    for stream in &idle {
+        stream.set_nonblocking(true).unwrap();
+        let error = (&*stream).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "an idle connection was cut too early");
+    }
+    server.stop().await;
+}
+
+/// Story: a server that stops waits for those who have nothing to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_the_silent() {
+    let config = config("sharded", NEVER_MS).set("server.drain_ms", NEVER_MS);
+    let site = Site::new(&config);
+    let server = site.start().await;
+    let mut silent = connect(server.address());
+    let mut idle = connect(server.address());
+    idle.write_all(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    read_answer(&mut idle);
+    server.get("/health").await;
+
+    server.stop().await;
+
+    assert_eq!(read_to_end(&mut silent), "");
+    assert_eq!(read_to_end(&mut idle), "");
+}
