@@ -1,6 +1,8 @@
 //! What the console does: one module a command.
 
+mod backup;
 mod serve;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -18,6 +20,10 @@ pub struct Arguments {
 enum Command {
     /// Serves numbers, as tombola does without a command
     Serve(serve::Flags),
+    /// Copies a data folder, also while its server runs
+    Backup(backup::Flags),
+    /// Checks that a folder is whole and no number can come twice; its server must not run
+    Verify(verify::Flags),
 }
 
 impl Arguments {
@@ -28,6 +34,8 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(flags) => serve::run(flags),
+            Command::Backup(flags) => backup::run(flags),
+            Command::Verify(flags) => verify::run(flags),
         }
     }
 }
