@@ -1,7 +1,9 @@
 //! What the console does: one module a command.
 
+mod backup;
 mod serve;
 mod token;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +24,10 @@ enum Command {
     /// Makes tokens, with which callers show who they are
     #[command(subcommand)]
     Token(token::Command),
+    /// Copies a data folder, also while its server runs
+    Backup(backup::Flags),
+    /// Checks that a folder is whole and no number can come twice; its server must not run
+    Verify(verify::Flags),
 }
 
 impl Arguments {
@@ -33,6 +39,8 @@ impl Arguments {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(flags) => serve::run(flags),
             Command::Token(command) => token::run(&command),
+            Command::Backup(flags) => backup::run(flags),
+            Command::Verify(flags) => verify::run(flags),
         }
     }
 }

@@ -6,12 +6,12 @@
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The file whose lock says that a process uses the folder.
-const LOCK: &str = "LOCK";
+pub const LOCK: &str = "LOCK";
 
 /// Data is for the user who runs the process: numbers still to be issued are in it.
 const FILE_MODE: u32 = 0o600;
@@ -67,12 +67,14 @@ pub fn lock(folder: &Path) -> Result<Lock, LockError> {
 
 /// Creates the folder where it is missing, and makes its name durable: a folder that vanished with
 /// its ledger would look like a new number space.
-fn create_folder(folder: &Path) -> Result<(), FileError> {
-    let parent = match folder.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        Some(_) => Path::new("."),
-        None => return Ok(()),
-    };
+///
+/// # Errors
+/// What the operating system refused.
+pub fn create_folder(folder: &Path) -> Result<(), FileError> {
+    if folder.parent().is_none() {
+        return Ok(());
+    }
+    let parent = parent(folder);
     if length_bytes(folder)?.is_some() {
         // The process that created it may have been killed before it could sync it. Where the
         // parent may not be read, whoever made the folder answers for its name.
@@ -84,6 +86,35 @@ fn create_folder(folder: &Path) -> Result<(), FileError> {
         .create_folder(folder)
         .map_err(|error| failed("create the folder", folder, error))?;
     sync_folder(parent)
+}
+
+/// The folder that a path lies in.
+#[must_use]
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes a folder and all that is in it.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
+    std::fs::remove_dir_all(folder).map_err(|error| failed("remove", folder, error))
+}
+
+/// Which file the name stands for, whatever is written to it; nothing where there is none.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("look at", path, error)),
+    }
 }
 
 /// Creates an empty file for this user alone, replacing what stood there.

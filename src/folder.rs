@@ -5,6 +5,7 @@
 //! that is being built. A `.tmp` becomes a standby only if the ledger has its batch; a file that the
 //! ledger does not expect where it lies is never served.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 use crate::batch::{Batch, Generation, ShardIndex};
 use crate::config::{Mode, PoolConfig, PoolName};
 use crate::files::{self, FileError, Lock, LockError};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, RESTORE};
 use crate::shard::{self, Label, ShardError};
 
 /// The one file of the modes simple and json.
@@ -48,7 +49,7 @@ pub enum FolderError {
         mode: Mode,
     },
     /// The ledger can't be used.
-    #[error("{0}. {RESTORE}")]
+    #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// There are shards and no ledger.
     #[error("the ledger {ledger} is missing, but its shards are here ({shard}). {RESTORE}")]
@@ -75,11 +76,6 @@ pub enum FolderError {
         source: ShardError,
     },
 }
-
-/// What to do about a ledger that is lost.
-const RESTORE: &str = "Without its ledger nobody can tell which numbers were issued, so nothing is \
-    served: restore the ledger from a backup together with the shards of the same time, or move \
-    this pool's shards away and start a new number space under another pool name";
 
 /// A data folder, held by this process until dropped.
 #[derive(Debug)]
@@ -151,7 +147,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError`] when a file is there that could lead to a repeat.
     pub fn open_pool(&self, config: &PoolConfig) -> Result<PoolFiles, FolderError> {
-        let paths = PoolPaths { folder: self.path.clone(), pool: config.name.clone() };
+        let paths = PoolPaths::new(&self.path, &config.name);
         let found: Vec<ShardIndex> = files::list(&self.path)?
             .iter()
             .filter_map(|name| shard_of_file(&config.name, name))
@@ -169,10 +165,56 @@ impl Folder {
     }
 }
 
+/// What the names in a folder say, before any file is opened.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Each pool that has a ledger or a shard, with the shards that have a file.
+    pub pools: BTreeMap<PoolName, BTreeSet<ShardIndex>>,
+    /// The store of a mode below sharded.
+    pub store: Option<String>,
+    /// Files that were set aside as damaged.
+    pub set_aside: Vec<String>,
+    /// Files that are no data of ours.
+    pub others: Vec<String>,
+}
+
+/// Sorts the files of a folder by their names.
+///
+/// # Errors
+/// [`FileError`].
+pub fn survey(folder: &Path) -> Result<Survey, FileError> {
+    let mut survey = Survey::default();
+    for name in files::list(folder)? {
+        // What belongs to a file beside it.
+        if name == files::LOCK || name.ends_with("-wal") || name.ends_with("-shm") {
+            continue;
+        }
+        let ledger = name.strip_prefix("used_numbers_").and_then(|rest| rest.split_once('.'));
+        let shard = name.split_once("_shard_").and_then(|(pool, _)| PoolName::new(pool));
+        if name.contains(".damaged-") {
+            survey.set_aside.push(name);
+        } else if name == JSON_STORE || name == TABLE_STORE {
+            survey.store = Some(name);
+        } else if let Some((pool, "db")) = ledger
+            && let Some(pool) = PoolName::new(pool)
+        {
+            survey.pools.entry(pool).or_default();
+        } else if let Some(pool) = shard
+            && let Some(index) = shard_of_file(&pool, &name)
+        {
+            survey.pools.entry(pool).or_default().insert(index);
+        } else {
+            survey.others.push(name);
+        }
+    }
+    Ok(survey)
+}
+
 impl PoolPaths {
-    #[cfg(test)]
-    pub(crate) fn for_test(pool: &PoolName) -> Self {
-        Self { folder: PathBuf::from("nowhere"), pool: pool.clone() }
+    /// Those of a pool in a folder.
+    #[must_use]
+    pub fn new(folder: &Path, pool: &PoolName) -> Self {
+        Self { folder: folder.to_owned(), pool: pool.clone() }
     }
 
     /// The pool.
@@ -457,7 +499,11 @@ fn expected(ledger: &Ledger, label: &Label) -> Result<Result<Batch, String>, Led
     Ok(Ok(batch))
 }
 
-fn refuse_unexpected(
+/// Refuses a file that the ledger does not expect where it lies.
+///
+/// # Errors
+/// [`FolderError::Unexpected`], with what to do.
+pub fn refuse_unexpected(
     paths: &PoolPaths,
     ledger: &Ledger,
     index: ShardIndex,
@@ -483,7 +529,10 @@ fn refuse_unexpected(
 
 /// A live file is the newest generation, or the newest lies beside it as a standby. If it is
 /// neither, the file was replaced before, and this is a copy from then.
-fn refuse_stale(
+///
+/// # Errors
+/// [`FolderError::Unexpected`], with what to do.
+pub fn refuse_stale(
     paths: &PoolPaths,
     ledger: &Ledger,
     live: &Label,

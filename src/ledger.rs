@@ -6,6 +6,7 @@
 //! and costs the same however many values the ledger has. Nobody outside can tell strata apart: the
 //! key is secret, and the values of a stratum are uniform over the range.
 
+mod audit;
 mod draw;
 mod strata;
 
@@ -14,18 +15,21 @@ use std::path::{Path, PathBuf};
 use rand::SeedableRng;
 use rand::rngs::SysRng;
 use rand_chacha::ChaCha20Rng;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::types::Type;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
+pub use self::audit::Drawn;
 pub use self::draw::Draw;
-use self::strata::{Strata, StratumKey};
+use self::strata::{OpenStrata, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
 use crate::space::{Space, Value};
 use crate::sqlite::{self, Checkpoint, Format, rusqlite};
 
 /// "TBLG", and the version of the tables below.
-const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 1 };
+const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 2 };
 
 /// A log that is longer is checkpointed before the next draw, 4 MB.
 const LOG_BYTES_MAX: u64 = 4096 * sqlite::LOG_PAGES_MAX as u64;
@@ -39,11 +43,14 @@ const CREATE: &str = "
         decimals   INTEGER NOT NULL,
         count      INTEGER NOT NULL, -- rows of used_numbers
         burned     INTEGER NOT NULL, -- numbers lost to crashes and damage, at most
-        created_at TEXT    NOT NULL
+        created_at TEXT    NOT NULL,
+        checksum   INTEGER NOT NULL  -- of the id, the key and the range
     ) STRICT;
     CREATE TABLE strata (             -- where this ledger may draw
         stratum    INTEGER PRIMARY KEY,
-        opened_at  TEXT    NOT NULL
+        opened_at  TEXT    NOT NULL,
+        count      INTEGER NOT NULL, -- of its values in used_numbers
+        digest     INTEGER NOT NULL  -- the sum of their hashes, modulo 2^64
     ) STRICT;
     CREATE TABLE batches (            -- which build drew what, and when
         id         INTEGER PRIMARY KEY,
@@ -62,15 +69,27 @@ const CREATE: &str = "
     ) STRICT, WITHOUT ROWID;";
 
 const INSERT_LEDGER: &str = "INSERT INTO ledger
-    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, strftime('%FT%TZ', 'now'))";
-const SELECT_LEDGER: &str = "SELECT id, hash_key, min, max, decimals, count, burned FROM ledger";
-const UPDATE_RANGE: &str = "UPDATE ledger SET min = ?1, max = ?2";
+    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, strftime('%FT%TZ', 'now'), ?6)";
+const SELECT_LEDGER: &str =
+    "SELECT id, hash_key, min, max, decimals, count, burned, checksum FROM ledger";
+const UPDATE_RANGE: &str = "UPDATE ledger SET min = ?1, max = ?2, checksum = ?3";
 const ADD_BURNED: &str = "UPDATE ledger SET burned = burned + ?1";
 const SELECT_BATCHES: &str = "SELECT id, generation, count FROM batches
     WHERE shard = ?1 AND retired_at IS NULL ORDER BY generation";
 const SELECT_BATCH: &str = "SELECT shard, generation, count FROM batches WHERE id = ?1";
 const RETIRE_BATCHES: &str = "UPDATE batches SET retired_at = strftime('%FT%TZ', 'now')
     WHERE shard = ?1 AND retired_at IS NULL AND generation IS NOT ?2";
+
+/// What to do about a ledger that is lost.
+pub const RESTORE: &str = "Without its ledger nobody can tell which numbers were issued: restore it \
+    from a backup together with the shards of the same time, or move this pool's shards away and start \
+    a new number space under another pool name";
+
+const REINSTATE_BATCH: &str =
+    "UPDATE batches SET retired_at = NULL WHERE shard = ?1 AND generation = ?2";
+const SELECT_SHARDS: &str = "SELECT DISTINCT shard FROM batches ORDER BY shard";
+const SELECT_LATER: &str =
+    "SELECT coalesce(sum(count), 0) FROM batches WHERE shard = ?1 AND generation > ?2";
 
 /// Why a ledger could not be opened or drawn from.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +106,7 @@ pub enum LedgerError {
     #[error(transparent)]
     File(#[from] files::FileError),
     /// The file is not a ledger of this version, or not whole.
-    #[error("ledger {path} is damaged: {problem}")]
+    #[error("ledger {path} is damaged: {problem}. {RESTORE}")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -128,7 +147,7 @@ struct State {
     space: Space,
     count: u64,
     burned: u64,
-    open: Strata,
+    open: OpenStrata,
     rng: ChaCha20Rng,
 }
 
@@ -155,22 +174,14 @@ impl Ledger {
     /// [`LedgerError::Damaged`] when it is not a whole ledger, [`LedgerError::OtherRange`] when it
     /// holds numbers that the range does not have.
     pub fn open(path: &Path, space: &Space) -> Result<Self, LedgerError> {
-        let sqlite = |source| match source {
-            rusqlite::Error::SqliteFailure(..) if sqlite::is_transient(&source) => {
-                LedgerError::Sqlite { path: path.to_owned(), source }
-            }
-            other => LedgerError::Damaged { path: path.to_owned(), problem: other.to_string() },
-        };
         // Invariant: what is read from the ledger is on the disk. A batch whose sync failed, served and
         // gone after the next power loss, would be drawn again.
-        sqlite::secure_log(path)?
-            .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
-        let mut connection = sqlite::open(path).map_err(sqlite)?;
+        sqlite::secure_log(path)?.map_err(|problem| damaged(path, problem))?;
+        let failed = |source| not_opened(path, source);
+        let mut connection = sqlite::open(path).map_err(failed)?;
         // After a failure the log is read anew, sum by sum, and not put into the file unseen.
-        sqlite::keep_log(&connection, true).map_err(sqlite)?;
-        sqlite::check_format(path, &connection, &LEDGER_FILE)
-            .map_err(|problem| LedgerError::Damaged { path: path.to_owned(), problem })?;
-        let mut state = read_state(path, &connection).map_err(sqlite)?;
+        sqlite::keep_log(&connection, true).map_err(failed)?;
+        let mut state = read_state(path, &connection)?;
         if state.space != *space {
             if !space.covers(&state.space) {
                 return Err(LedgerError::OtherRange {
@@ -179,14 +190,36 @@ impl Ledger {
                     configured: space.to_string(),
                 });
             }
+            let checksum = checksum(state.id, state.key, space);
             connection
-                .execute(UPDATE_RANGE, [space.min().0, space.max().0])
+                .execute(UPDATE_RANGE, [space.min().0, space.max().0, checksum])
                 .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
             state.space = *space;
         }
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
         // SQLite syncs the name of a log that it creates, but ignores that this failed.
         files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
+        Ok(Self { connection, state })
+    }
+
+    /// Opens a ledger for the range that it has.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn open_as_it_is(path: &Path) -> Result<Self, LedgerError> {
+        let space = *Self::open_to_look(path)?.space();
+        Self::open(path, &space)
+    }
+
+    /// Opens a ledger of this process's locked folder to read it, for the range that it has. It can't
+    /// be drawn from.
+    ///
+    /// # Errors
+    /// [`LedgerError::Damaged`] when it is not a whole ledger.
+    pub fn open_to_look(path: &Path) -> Result<Self, LedgerError> {
+        sqlite::check_log(path)?.map_err(|problem| damaged(path, problem))?;
+        let connection = sqlite::open_to_look(path).map_err(|source| not_opened(path, source))?;
+        let state = read_state(path, &connection)?;
         Ok(Self { connection, state })
     }
 
@@ -297,6 +330,41 @@ impl Ledger {
         retire(&self.connection, shard, live).map_err(|source| self.state.failed(source))
     }
 
+    /// The shards that were ever filled.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn shards(&self) -> Result<Vec<ShardIndex>, LedgerError> {
+        self.connection
+            .prepare(SELECT_SHARDS)
+            .and_then(|mut select| {
+                select.query_map([], |row| row.get(0).map(ShardIndex))?.collect()
+            })
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Of a shard's generations, allows the files of these and forbids all others: what a copy of the
+    /// shard has, and not what became of it before the ledger was copied. Answers with how many values
+    /// later generations have.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn keep_only(
+        &mut self,
+        shard: ShardIndex,
+        generations: &[Generation],
+    ) -> Result<u64, LedgerError> {
+        let newest = generations.iter().max().map_or(0, |generation| generation.0);
+        retire(&self.connection, shard, None)
+            .and_then(|()| {
+                for generation in generations {
+                    self.connection.execute(REINSTATE_BATCH, params![shard.0, generation.0])?;
+                }
+                self.connection.query_row(SELECT_LATER, params![shard.0, newest], |row| row.get(0))
+            })
+            .map_err(|source| self.state.failed(source))
+    }
+
     /// Notes that up to `count` numbers were lost.
     ///
     /// # Errors
@@ -334,12 +402,37 @@ impl Ledger {
 
 impl State {
     fn failed(&self, source: rusqlite::Error) -> LedgerError {
-        LedgerError::Sqlite { path: self.path.clone(), source }
+        LedgerError::from_sqlite(&self.path, source)
+    }
+
+    fn damaged(&self, problem: String) -> LedgerError {
+        LedgerError::Damaged { path: self.path.clone(), problem }
     }
 }
 
+impl LedgerError {
+    /// What an error of an open ledger means for the file.
+    fn from_sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => {
+                Self::Damaged { path, problem: source.to_string() }
+            }
+            Some(_) => Self::Sqlite { path, source },
+        }
+    }
+}
+
+/// SipHash-1-3 of what a ledger says of itself. With another key or range, nothing else would be what
+/// it is.
+fn checksum(id: Uuid, key: StratumKey, space: &Space) -> i64 {
+    let range = [space.min().0, space.max().0, space.decimals().into()].map(i64::to_le_bytes);
+    let bytes = [id.as_bytes(), &key.to_bytes(), range.as_flattened()].concat();
+    SipHasher13::new().hash(&bytes).cast_signed()
+}
+
 fn fill_empty(connection: &mut Connection, space: &Space) -> Result<(), rusqlite::Error> {
-    let key = StratumKey::random();
+    let (id, key) = (Uuid::new_v4(), StratumKey::random());
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
     transaction.execute_batch(&view_for_people(space.decimals()))?;
@@ -347,11 +440,12 @@ fn fill_empty(connection: &mut Connection, space: &Space) -> Result<(), rusqlite
     transaction.execute(
         INSERT_LEDGER,
         params![
-            Uuid::new_v4().to_string(),
+            id.to_string(),
             key.to_bytes(),
             space.min().0,
             space.max().0,
-            space.decimals()
+            space.decimals(),
+            checksum(id, key, space)
         ],
     )?;
     transaction.commit()
@@ -365,17 +459,43 @@ fn view_for_people(decimals: u8) -> String {
     )
 }
 
-fn read_state(path: &Path, connection: &Connection) -> Result<State, rusqlite::Error> {
-    let (id, key, space, count, burned) = connection.query_row(SELECT_LEDGER, [], |row| {
-        let id: String = row.get(0)?;
-        let id = Uuid::parse_str(&id).map_err(|error| {
-            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
-        })?;
-        let key = StratumKey::from_bytes(row.get(1)?);
-        let space = Space::from_values(Value(row.get(2)?), Value(row.get(3)?), row.get(4)?);
-        Ok((id, key, space, row.get(5)?, row.get(6)?))
-    })?;
-    let open = Strata::read(connection)?;
+fn damaged(path: &Path, problem: String) -> LedgerError {
+    LedgerError::Damaged { path: path.to_owned(), problem }
+}
+
+/// What an error of a file that is being opened means.
+fn not_opened(path: &Path, source: rusqlite::Error) -> LedgerError {
+    let path = path.to_owned();
+    match source {
+        rusqlite::Error::SqliteFailure(..) if sqlite::is_transient(&source) => {
+            LedgerError::Sqlite { path, source }
+        }
+        other => LedgerError::Damaged { path, problem: other.to_string() },
+    }
+}
+
+fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError> {
+    let damaged = |problem| damaged(path, problem);
+    let failed = |source| not_opened(path, source);
+    sqlite::check_format(path, connection, &LEDGER_FILE).map_err(damaged)?;
+    let (id, key, space, count, burned, sum) = connection
+        .query_row(SELECT_LEDGER, [], |row| {
+            let id: Uuid = row.get::<_, String>(0)?.parse().map_err(|error: uuid::Error| {
+                rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
+            })?;
+            let key = StratumKey::from_bytes(row.get(1)?);
+            let space = Space::from_values(Value(row.get(2)?), Value(row.get(3)?), row.get(4)?);
+            Ok((id, key, space, row.get(5)?, row.get(6)?, row.get::<_, i64>(7)?))
+        })
+        .map_err(failed)?;
+    if sum != checksum(id, key, &space) {
+        return Err(damaged("its id, key or range is not what it was created with".to_owned()));
+    }
+    let open = OpenStrata::read(connection).map_err(failed)?.map_err(damaged)?;
+    if open.count() != count {
+        let strata = open.count();
+        return Err(damaged(format!("it has {count} values, and its strata have {strata}")));
+    }
     let rng = ChaCha20Rng::try_from_rng(&mut SysRng).expect("the operating system has randomness");
     Ok(State { path: path.to_owned(), id, key, space, count, burned, open, rng })
 }

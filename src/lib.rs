@@ -22,6 +22,7 @@
 //! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
 //! - [`http`]: who may ask, routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
+//! - [`verify`]: whether a folder is what it should be; [`backup`]: a copy of one, whoever uses it
 //! - [`commands`]: what the console does
 //!
 //! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
@@ -48,6 +49,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod backup;
 pub mod batch;
 pub mod commands;
 pub mod config;
@@ -63,3 +65,4 @@ pub mod shard;
 pub mod space;
 pub mod sqlite;
 pub mod telemetry;
+pub mod verify;

@@ -4,6 +4,8 @@
 //! Rows lie in random order, in blocks of 256, about a page each. A lease takes rows of random
 //! blocks, so any unused row of the file is as likely as any other to be next.
 
+mod audit;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -18,6 +20,8 @@ use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
 use crate::sqlite::{self, Checkpoint, rusqlite};
+
+pub use self::audit::{Audit, audit, each_value, twice};
 
 /// Marks a SQLite file as a shard: "TBSH".
 const APPLICATION_ID: i32 = 0x5442_5348;
@@ -240,6 +244,19 @@ pub fn end_use(path: &Path) -> Result<(), ShardError> {
     let connection = sqlite::open(path)?;
     connection.execute(UPDATE_IN_USE, [false])?;
     connection.close().map_err(|(_, error)| error.into())
+}
+
+/// Makes a copy of a live file one that nobody uses. Answers with its label, and how many numbers were
+/// leased from the original and not handed out at that moment, at most: the copy does not have them.
+///
+/// # Errors
+/// [`ShardError`].
+pub fn end_copy(path: &Path) -> Result<(Label, u64), ShardError> {
+    let connection = sqlite::open(path)?;
+    let Header { label, open_rows, .. } = read_header(&connection)?;
+    connection.execute(UPDATE_IN_USE, [false])?;
+    connection.close().map_err(|(_, error)| error)?;
+    Ok((label, open_rows))
 }
 
 /// How many rows of a file can still be leased.

@@ -3,15 +3,20 @@
 
 mod log;
 
+use std::ffi::{OsString, c_int};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use deadpool_sqlite::rusqlite::backup::{Backup, StepResult};
 use deadpool_sqlite::rusqlite::config::DbConfig;
 use deadpool_sqlite::rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
 
 pub use deadpool_sqlite::rusqlite;
 
-pub use self::log::secure_log;
+pub use self::log::{check_log, secure_log};
 
 use crate::files;
 
@@ -141,6 +146,93 @@ pub fn check_format(path: &Path, connection: &Connection, format: &Format) -> Re
 pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(path, flags)
+}
+
+/// Opens a file of this process's locked folder to read it with its log, and changes neither: what the
+/// last process left there is evidence for the next start.
+///
+/// # Errors
+/// SQLite's error.
+pub fn open_to_look(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    if files::length_bytes(&wal_of(path)).is_ok_and(|length| length.unwrap_or(0) == 0) {
+        // Without this, SQLite would create a log.
+        let uri = immutable_uri(path);
+        return Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI);
+    }
+    // The folder's lock is the only one that is needed, and the log's index is made in memory.
+    let connection = Connection::open_with_flags_and_vfs(path, flags, c"unix-none")?;
+    connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
+    Ok(connection)
+}
+
+/// <https://sqlite.org/uri.html>
+fn immutable_uri(path: &Path) -> PathBuf {
+    let mut uri = b"file:".to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' | b'?' | b'#' => uri.extend(format!("%{byte:02x}").bytes()),
+            _ => uri.push(byte),
+        }
+    }
+    uri.extend(b"?immutable=1");
+    PathBuf::from(OsString::from_vec(uri))
+}
+
+/// Opens a file that another process has open, to read it beside that process.
+///
+/// # Errors
+/// SQLite's error.
+pub fn open_beside(path: &Path) -> Result<Connection, Error> {
+    let connection = open_to_read(path)?;
+    connection.execute_batch("PRAGMA busy_timeout = 5000")?;
+    Ok(connection)
+}
+
+/// What SQLite finds wrong with the file, up to `limit` sentences; none when it is whole.
+///
+/// # Errors
+/// SQLite's error.
+pub fn problems(connection: &Connection, limit: usize) -> Result<Vec<String>, Error> {
+    let mut check = connection.prepare(&format!("PRAGMA integrity_check({limit})"))?;
+    let mut found: Vec<String> =
+        check.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    found.retain(|problem| problem != "ok");
+    Ok(found)
+}
+
+/// Pages that are copied between two looks whether to go on: 16 MB.
+const COPY_PAGES: c_int = 4096;
+
+/// Before a page that someone else has locked is tried again.
+const COPY_RETRY: Duration = Duration::from_millis(10);
+
+/// Keeps the connection on what is committed now, whatever others write.
+///
+/// # Errors
+/// SQLite's error.
+pub fn begin_snapshot(connection: &Connection) -> Result<(), Error> {
+    connection.execute_batch("BEGIN")?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
+}
+
+/// Copies the [snapshot](begin_snapshot) page by page to an empty file, which the caller syncs. Answers
+/// whether it is complete: not when `go_on` said no.
+///
+/// # Errors
+/// SQLite's error.
+pub fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
+    let mut to = open_for_build(to)?;
+    let copy = Backup::new(from, &mut to)?;
+    // One snapshot throughout: without it, each commit of others would begin the copy anew.
+    while go_on() {
+        match copy.step(COPY_PAGES)? {
+            StepResult::Done => return Ok(true),
+            StepResult::More => {}
+            _ => thread::sleep(COPY_RETRY),
+        }
+    }
+    Ok(false)
 }
 
 /// Frames of a log that is long enough for a checkpoint, 4 MB: SQLite's own measure.

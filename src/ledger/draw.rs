@@ -5,9 +5,9 @@ use rand::distr::Uniform;
 use rand::seq::SliceRandom;
 use rusqlite::{Connection, Transaction, params};
 
-use super::strata::{STRATA, Strata};
+use super::strata::{OpenStrata, STRATA, Strata, stratum_of};
 use super::{LedgerError, State, retire};
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Tally};
 use crate::space::Value;
 use crate::sqlite::rusqlite;
 
@@ -35,6 +35,7 @@ const STEP: usize = 1 << 14;
 const INSERT_VALUE: &str = "INSERT OR IGNORE INTO used_numbers VALUES (?1, ?2, ?3)";
 const SELECT_VALUES: &str =
     "SELECT value FROM used_numbers WHERE stratum = ?1 AND value BETWEEN ?2 AND ?3";
+const SELECT_STRATUM: &str = "SELECT value FROM used_numbers WHERE stratum = ?1 ORDER BY value";
 const SELECT_NEXT: &str = "SELECT
     (SELECT coalesce(max(id), 0) + 1 FROM batches),
     (SELECT coalesce(max(generation), 0) + 1 FROM batches WHERE shard = ?1)";
@@ -48,7 +49,7 @@ const UPDATE_COUNT: &str = "UPDATE ledger SET count = ?1";
 pub struct Draw<'l> {
     transaction: Transaction<'l>,
     state: &'l mut State,
-    open: Strata,
+    open: OpenStrata,
     batch: Batch,
     values: Vec<Value>,
 }
@@ -62,7 +63,8 @@ impl<'l> Draw<'l> {
         count: u64,
         step: Step<'_>,
     ) -> Result<Self, LedgerError> {
-        let failed = |source| LedgerError::Sqlite { path: state.path.clone(), source };
+        let path = state.path.clone();
+        let failed = |source| LedgerError::from_sqlite(&path, source);
         let transaction = connection.transaction().map_err(failed)?;
         let (id, generation) = transaction
             .query_row(SELECT_NEXT, [shard.0], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -119,6 +121,7 @@ impl<'l> Draw<'l> {
 
     fn write_batch(&self, live: Option<Generation>) -> Result<(), rusqlite::Error> {
         let Batch { id, shard, generation, count } = self.batch;
+        self.open.save(&self.state.open, &self.transaction)?;
         retire(&self.transaction, shard, live)?;
         self.transaction.execute(INSERT_BATCH, params![id.0, shard.0, generation.0, count])?;
         self.transaction.execute(UPDATE_COUNT, [self.state.count + count]).map(drop)
@@ -129,7 +132,7 @@ impl<'l> Draw<'l> {
 struct Search<'s, 'c> {
     connection: &'c Connection,
     state: &'s mut State,
-    open: Strata,
+    open: OpenStrata,
     batch: BatchId,
     fresh: Vec<Value>,
     step: Step<'s>,
@@ -192,7 +195,7 @@ impl Search<'_, '_> {
                 candidates.push((stratum, value));
             }
         }
-        self.insert_fresh(candidates)
+        self.insert_fresh(&part, candidates)
     }
 
     /// Takes values at random from the exact set of free values of a random part of the strata,
@@ -204,11 +207,20 @@ impl Search<'_, '_> {
         let part_size = (share + share / 4 + 16).min(STRATA as u64) as usize;
         let part = self.open.part(part_size, &mut self.state.rng);
         let mut found = self.free_values(&part)?;
+        let part_is_all = part.members().len() == STRATA;
         let wanted = usize::try_from(wanted).expect("a shard fits in memory");
         let (taken, _) = found.partial_shuffle(&mut self.state.rng, wanted);
+        let taken_count = taken.len() as u64;
         let candidates = taken.iter().map(|&value| (self.state.key.stratum(value), value));
         let candidates = candidates.collect();
-        self.insert_fresh(candidates).map(drop)
+        let inserted = self.insert_fresh(&part, candidates)?;
+        // Bound: each round adds all that it took, or ends the draw.
+        if inserted < taken_count || (part_is_all && taken_count == 0) {
+            return Err(self
+                .state
+                .damaged(format!("it has not the {free} free values that it counts")));
+        }
+        Ok(())
     }
 
     /// Every value of these strata that the ledger does not have.
@@ -248,15 +260,24 @@ impl Search<'_, '_> {
         for &stratum in part.members() {
             let mut rows = select.query(params![stratum, start, end])?;
             while let Some(row) = rows.next()? {
-                used[(row.get::<_, i64>(0)? - start) as usize] = true;
+                // One that is elsewhere is damage, which the check before the insert finds.
+                let offset = row.get::<_, i64>(0)?.wrapping_sub(start);
+                if let Some(used) = used.get_mut(offset as usize) {
+                    *used = true;
+                }
             }
         }
         Ok(())
     }
 
     /// Inserts the candidates in the ledger's order and keeps those that were not there.
-    fn insert_fresh(&mut self, mut candidates: Vec<(u16, Value)>) -> Result<u64, LedgerError> {
+    fn insert_fresh(
+        &mut self,
+        part: &Strata,
+        mut candidates: Vec<(u16, Value)>,
+    ) -> Result<u64, LedgerError> {
         candidates.sort_unstable();
+        self.check(part, &mut candidates)?;
         let before = self.fresh.len();
         for chunk in candidates.chunks(STEP) {
             let start = self.fresh.len();
@@ -266,12 +287,86 @@ impl Search<'_, '_> {
         Ok((self.fresh.len() - before) as u64)
     }
 
+    /// Reads each stratum of the part that this process has not read before, holds it against its
+    /// tally, and drops the candidates that it has.
+    ///
+    /// Invariant: before anything is drawn from a stratum, all its rows are seen to be what was drawn.
+    /// A row that changed on the disk would be drawn again; or, standing out of order, hide others from
+    /// an insert. So as long as not every stratum was seen, what a stratum has is found here, by reading
+    /// it in order, and not by a search that may pass rows of strata not yet seen. Those come first in a
+    /// [part](OpenStrata::part), so that none is drawn from again before all were read.
+    fn check(
+        &mut self,
+        part: &Strata,
+        candidates: &mut Vec<(u16, Value)>,
+    ) -> Result<(), LedgerError> {
+        let mut used = vec![false; candidates.len()];
+        for &stratum in part.members() {
+            if self.open.is_checked(stratum) {
+                continue;
+            }
+            self.report(0)?;
+            let start = candidates.partition_point(|&(other, _)| other < stratum);
+            let found = self
+                .check_stratum(stratum, &candidates[start..], &mut used[start..])
+                .map_err(|source| self.state.failed(source))?;
+            if let Err(problem) = found {
+                return Err(self.state.damaged(problem));
+            }
+        }
+        for &stratum in part.members() {
+            self.open.set_checked(stratum);
+        }
+        let mut used = used.into_iter();
+        candidates.retain(|_| used.next() == Some(false));
+        Ok(())
+    }
+
+    /// Marks which of the candidates, sorted from the stratum on, it has.
+    fn check_stratum(
+        &self,
+        stratum: u16,
+        candidates: &[(u16, Value)],
+        used: &mut [bool],
+    ) -> Result<Result<(), String>, rusqlite::Error> {
+        let mut next = 0;
+        let mut last = None;
+        let mut found = Tally::default();
+        let mut select = self.connection.prepare_cached(SELECT_STRATUM)?;
+        let mut rows = select.query([stratum])?;
+        while let Some(row) = rows.next()? {
+            let value = Value(row.get(0)?);
+            let hash = self.state.key.hash(value);
+            if stratum_of(hash) != stratum || last >= Some(value) {
+                let at = self.state.space.number(value);
+                return Ok(Err(format!("{at} is not where it belongs")));
+            }
+            last = Some(value);
+            found.add(hash);
+            while candidates.get(next).is_some_and(|&candidate| candidate < (stratum, value)) {
+                next += 1;
+            }
+            if candidates.get(next) == Some(&(stratum, value)) {
+                used[next] = true;
+            }
+        }
+        let drawn = self.open.tally(stratum);
+        if found != drawn {
+            return Ok(Err(format!(
+                "of the {} values that were drawn from stratum {stratum}, it has {} and not all of them",
+                drawn.count, found.count
+            )));
+        }
+        Ok(Ok(()))
+    }
+
     fn insert_chunk(&mut self, chunk: &[(u16, Value)]) -> Result<(), rusqlite::Error> {
         let mut insert = self.connection.prepare_cached(INSERT_VALUE)?;
         for &(stratum, value) in chunk {
             // Invariant: a value is fresh only if this insert put it into the ledger.
             if insert.execute(params![stratum, value.0, self.batch.0])? == 1 {
                 self.fresh.push(value);
+                self.open.add(self.state.key.hash(value));
             }
         }
         Ok(())

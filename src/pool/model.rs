@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -81,7 +82,7 @@ impl Model {
             shards: SHARDS,
             shard_size: SHARD_SIZE,
         };
-        let paths = PoolPaths::for_test(&config.name);
+        let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
         // Strict, or a few leases a generation.
         let lease = LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } };
         let shards: Vec<_> = (0..SHARDS)

@@ -24,8 +24,8 @@ const FRAME_HEADER: usize = 24;
 /// In both headers: the one version of the formats.
 const VERSION: u32 = 3_007_000;
 
-/// Compares the log of a file that nobody has open with its index, and makes the log durable. SQLite
-/// rebuilds the index when it opens the file: come before.
+/// Checks the log of a file that nobody has open, and makes it durable. Comes before SQLite opens the
+/// file, as [`check_log`] does.
 ///
 /// The log may have commits whose sync failed, in this process or one before. SQLite would read them,
 /// write what follows them, and put them into the file; after a power loss the log would end where its
@@ -41,7 +41,12 @@ pub fn secure_log(path: &Path) -> Result<Result<(), String>, FileError> {
     Ok(checked)
 }
 
-fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
+/// Compares the log of a file that nobody has open with its index. SQLite rebuilds the index when it
+/// opens the file: ask before.
+///
+/// # Errors
+/// The file system refused, or (inside) what the log lacks.
+pub fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
     let Some(mut file) = files::open_to_read(&files::beside(path, "-shm"))? else {
         return Ok(Ok(()));
     };

@@ -132,16 +132,22 @@ impl Site {
 
     /// The server's command line for this site, free of what the surroundings would set.
     pub(crate) fn tombola(&self) -> Command {
-        self.command(env!("CARGO_BIN_EXE_tombola"))
+        self.console(&[])
+    }
+
+    /// The same for a command of its console: the words that come first.
+    pub(crate) fn console(&self, words: &[&str]) -> Command {
+        self.command(env!("CARGO_BIN_EXE_tombola"), words)
     }
 
     /// The same for `init-shards`.
     pub(crate) fn init_shards(&self) -> Command {
-        self.command(env!("CARGO_BIN_EXE_init-shards"))
+        self.command(env!("CARGO_BIN_EXE_init-shards"), &[])
     }
 
-    fn command(&self, binary: &str) -> Command {
+    fn command(&self, binary: &str, words: &[&str]) -> Command {
         let mut command = Command::new(binary);
+        command.args(words);
         command.current_dir(self.folder.path());
         command.args(["--config", "config.toml"]);
         for (name, _) in std::env::vars_os() {

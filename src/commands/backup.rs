@@ -1,0 +1,68 @@
+//! `tombola backup`: copies a folder, whether or not a server uses it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{anyhow, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::backup::{self, Summary};
+use crate::config::{Config, Location, Overrides};
+use crate::{files, sqlite};
+
+/// What a restored copy can't know.
+const WARNING: &str = "A server on this copy does not know the numbers that are issued from now on: \
+    restored, it can hand them out again.";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    location: Location,
+    /// The copy: a folder that does not exist yet, or is empty
+    #[arg(value_name = "DIR")]
+    to: PathBuf,
+}
+
+pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
+    sqlite::check_version().map_err(anyhow::Error::msg)?;
+    let overrides = Overrides { location: flags.location, ..Overrides::default() };
+    let dir = Config::load(&overrides)?.dir;
+    if files::length_bytes(&dir)?.is_none() {
+        bail!("there is no folder {}: name another with --data-dir", dir.display());
+    }
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stopped))
+            .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
+    }
+    let summary = backup::run(&dir, &flags.to, &|| !stopped.load(Ordering::Relaxed))?;
+    Ok(print(&summary, &flags.to)?)
+}
+
+fn print(summary: &Summary, to: &Path) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for (name, bytes) in &summary.files {
+        writeln!(out, "{name:<32} {:>10.2} MB", *bytes as f64 / 1e6)?;
+    }
+    for sum in &summary.findings.pools {
+        writeln!(out, "{sum}")?;
+    }
+    for (pool, burned) in &summary.burned {
+        writeln!(
+            out,
+            "{pool}: at most {burned} of the numbers not yet handed out never come from here"
+        )?;
+    }
+    let bytes: u64 = summary.files.iter().map(|(_, bytes)| bytes).sum();
+    writeln!(
+        out,
+        "{}: {} files, {:.2} MB, whole, after {:.1} s\n{WARNING}",
+        to.display(),
+        summary.files.len(),
+        bytes as f64 / 1e6,
+        summary.took.as_secs_f64()
+    )?;
+    out.flush()
+}

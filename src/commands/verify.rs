@@ -1,0 +1,56 @@
+//! `tombola verify`: reads a folder and says what is wrong with it.
+
+use std::io::{self, Write};
+
+use anyhow::bail;
+
+use crate::config::{Config, Location, Overrides};
+use crate::files::{self, LockError};
+use crate::sqlite;
+use crate::verify::{self, Findings};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    location: Location,
+}
+
+pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
+    sqlite::check_version().map_err(anyhow::Error::msg)?;
+    let overrides = Overrides { location: flags.location, ..Overrides::default() };
+    let dir = Config::load(&overrides)?.dir;
+    if files::length_bytes(&dir)?.is_none() {
+        bail!("there is no folder {}: name another with --data-dir", dir.display());
+    }
+    let _lock = files::lock(&dir).map_err(|error| match error {
+        LockError::Held { .. } => anyhow::anyhow!(
+            "{error}. A folder in use changes while one looks: stop the server, or verify a backup \
+             (tombola backup DIR, tombola verify --data-dir DIR)"
+        ),
+        other => other.into(),
+    })?;
+    let findings = verify::check(&dir)?;
+    print(&findings)?;
+    let count = findings.violation_count();
+    if count > 0 {
+        bail!("{} is not what it should be: violations: {count}", dir.display());
+    }
+    if findings.pools.is_empty() {
+        bail!("there is no ledger in {}: nothing was verified", dir.display());
+    }
+    Ok(())
+}
+
+fn print(findings: &Findings) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for sum in &findings.pools {
+        writeln!(out, "{sum}")?;
+    }
+    for note in &findings.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    for line in findings.violation_lines() {
+        writeln!(out, "violation: {line}")?;
+    }
+    out.flush()
+}

@@ -1,0 +1,133 @@
+//! Reading all of a shard file, to see whether it is what it should be. Changes nothing.
+
+use rusqlite::Connection;
+
+use super::{Header, Label, ShardError, checksum, read_header};
+use crate::batch::{Report, Tally};
+use crate::space::Value;
+use crate::sqlite::{self, rusqlite};
+
+const SELECT_ALL: &str = "SELECT id, value, used FROM numbers ORDER BY id";
+const SELECT_BLOCKS: &str = "SELECT block, unused, checksum FROM blocks ORDER BY block";
+const SELECT_TWICE: &str =
+    "SELECT value FROM numbers GROUP BY value HAVING count(*) > 1 ORDER BY value LIMIT ?1";
+
+/// SQLite's own sentences about a file, at most.
+const PROBLEMS_MAX: usize = 10;
+
+/// What a full reading of a shard found.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// What the file says of itself.
+    pub label: Label,
+    /// Rows that can still be leased.
+    pub unused: u64,
+    /// Rows that were leased and not handed out, at most.
+    pub open_rows: u64,
+    /// All values, used or not.
+    pub tally: Tally,
+}
+
+/// One block as its rows have it.
+struct Block {
+    values: Vec<Value>,
+    unused: u64,
+}
+
+/// Reads every row, reports what is not as it should be, and answers with what the file holds.
+///
+/// # Errors
+/// [`ShardError`] when it is not a shard, or can't be read to its end.
+pub fn audit(
+    connection: &Connection,
+    hash: impl Fn(Value) -> u64,
+    report: Report<'_>,
+) -> Result<Audit, ShardError> {
+    let Header { label, block_rows, open_rows, .. } = read_header(connection)?;
+    for problem in sqlite::problems(connection, PROBLEMS_MAX)? {
+        report("SQLite finds it damaged", problem);
+    }
+    let mut blocks = connection.prepare(SELECT_BLOCKS)?;
+    let mut blocks = blocks.query([])?;
+    let mut select = connection.prepare(SELECT_ALL)?;
+    let mut rows = select.query([])?;
+    let (mut tally, mut unused, mut index) = (Tally::default(), 0, 0);
+    loop {
+        let mut block = Block { values: Vec::with_capacity(block_rows as usize), unused: 0 };
+        while block.values.len() < block_rows as usize
+            && let Some(row) = rows.next()?
+        {
+            let (id, value, used): (i64, _, i64) = (row.get(0)?, Value(row.get(1)?), row.get(2)?);
+            if id.cast_unsigned() != tally.count {
+                report("a row that is not the next", format!("row {id} stands at {}", tally.count));
+            }
+            match used {
+                0 => block.unused += 1,
+                1 => {}
+                _ => report("a mark that is none", format!("row {id} is marked {used}")),
+            }
+            tally.add(hash(value));
+            block.values.push(value);
+        }
+        unused += block.unused;
+        let noted = match blocks.next()? {
+            Some(row) => Some((row.get(0)?, row.get(1)?, row.get(2)?)),
+            None => None,
+        };
+        if block.values.is_empty() && noted.is_none() {
+            break;
+        }
+        check_block(&label, index, &block, noted, report);
+        index += 1;
+    }
+    if tally.count != label.rows {
+        let what = format!("it has {} rows, and was built with {}", tally.count, label.rows);
+        report("rows that are missing or too many", what);
+    }
+    Ok(Audit { label, unused, open_rows, tally })
+}
+
+/// Holds a block's rows against what is noted of it: its number, its unused rows and its checksum.
+fn check_block(
+    label: &Label,
+    index: u32,
+    block: &Block,
+    noted: Option<(i64, u64, i64)>,
+    report: Report<'_>,
+) {
+    let Some((number, unused, sum)) = noted.filter(|noted| noted.0 == i64::from(index)) else {
+        report("a block without a record", format!("of block {index} nothing is noted"));
+        return;
+    };
+    if sum != checksum(label.batch, index, &block.values) {
+        let what = format!("the values of block {number} are not those that it was built with");
+        report("a block with other values", what);
+    }
+    if unused != block.unused {
+        let what = format!("block {number} has {} unused rows, noted are {unused}", block.unused);
+        report("a block whose count is wrong", what);
+    }
+}
+
+/// Calls `with` for each value of the file.
+///
+/// # Errors
+/// [`ShardError`].
+pub fn each_value(connection: &Connection, mut with: impl FnMut(Value)) -> Result<(), ShardError> {
+    let mut select = connection.prepare(SELECT_ALL)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        with(Value(row.get(1)?));
+    }
+    Ok(())
+}
+
+/// Values that stand in more than one row, up to `limit`.
+///
+/// # Errors
+/// [`ShardError`].
+pub fn twice(connection: &Connection, limit: usize) -> Result<Vec<Value>, ShardError> {
+    let mut select = connection.prepare(SELECT_TWICE)?;
+    let values = select.query_map([limit], |row| row.get(0).map(Value))?;
+    Ok(values.collect::<Result<_, _>>()?)
+}

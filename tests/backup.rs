@@ -1,0 +1,277 @@
+//! `tombola backup`: a copy of a folder in use, or not in use, that can be served.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use support::{
+    Config, Finished, Process, Server, Site, column, eventually, integers, missing, run,
+};
+use tokio::task::JoinSet;
+
+const LAST: i64 = 59_999;
+
+fn config() -> Config {
+    Config::new().pool("int", 0, LAST, 2, 5_000).set("lease.rows", 64)
+}
+
+/// Stages of a backup.
+const BEFORE: u64 = 0;
+const DURING: u64 = 1;
+const AFTER: u64 = 2;
+const OVER: u64 = 3;
+
+async fn backup(site: &Site, to: &Path) -> Finished {
+    run(site.console(&["backup", to.to_str().unwrap()])).await
+}
+
+/// A site whose data are the backup.
+fn restored(backup: &Path, config: &Config) -> Site {
+    let site = Site::new(config);
+    fs::rename(backup, site.data()).unwrap();
+    site
+}
+
+async fn assert_whole(site: &Site) {
+    let finished = run(site.console(&["verify"])).await;
+    assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
+}
+
+/// What a backup says it burned of a pool.
+fn burned(said: &str) -> usize {
+    let line = said.lines().find(|line| line.contains("never come from here")).unwrap();
+    line.split(' ').find_map(|word| word.parse().ok()).unwrap()
+}
+
+fn set(numbers: &[String]) -> BTreeSet<i64> {
+    integers(numbers).into_iter().collect()
+}
+
+/// The promise after a restore: what was issued before the backup began never comes again; what was
+/// issued after it ended comes again, all of it but what the backup says is burned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_repeats_exactly_what_was_issued_since() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    // Each number with what the backup was at when it was asked for, and when it came.
+    let stage = Arc::new(AtomicU64::new(BEFORE));
+    let count = Arc::new(AtomicU64::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..64 {
+        let (client, stage, count) = (server.client(), Arc::clone(&stage), Arc::clone(&count));
+        clients.spawn(async move {
+            let mut taken = Vec::new();
+            loop {
+                let asked = stage.load(Ordering::SeqCst);
+                if asked == OVER {
+                    return taken;
+                }
+                let answer = client.send(Method::GET, "/random").await.unwrap();
+                if answer.status == 200 {
+                    let came = stage.load(Ordering::SeqCst);
+                    taken.push((asked, came, integers(&answer.numbers())[0]));
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+    }
+    let reach = async |more: u64| {
+        let enough = count.load(Ordering::SeqCst) + more;
+        let reached = async || (count.load(Ordering::SeqCst) >= enough).then_some(());
+        eventually("numbers", reached).await;
+    };
+    reach(9_000).await;
+    let to = site.folder().join("copy");
+    stage.store(DURING, Ordering::SeqCst);
+    let finished = backup(&site, &to).await;
+    assert!(finished.status.success(), "{}", finished.stderr);
+    stage.store(AFTER, Ordering::SeqCst);
+    reach(9_000).await;
+    stage.store(OVER, Ordering::SeqCst);
+    let taken = clients.join_all().await;
+    server.kill().await;
+    let (mut issued_before, mut issued_after, mut issued) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (asked, came, number) in taken.into_iter().flatten() {
+        assert!(issued.insert(number), "{number} came twice before");
+        if came == BEFORE {
+            issued_before.insert(number);
+        }
+        if asked >= AFTER {
+            issued_after.insert(number);
+        }
+    }
+    assert!(issued_before.len() > 8_000 && issued_after.len() > 8_000);
+
+    let copy = restored(&to, &config());
+    assert_whole(&copy).await;
+    let server = copy.start().await;
+    let numbers = server.drain("int", 4, &[Some(300), None]).await;
+    server.stop().await;
+    missing(&numbers, 0..=LAST);
+    let again = set(&numbers);
+    let repeats: Vec<_> = issued_before.intersection(&again).collect();
+    assert!(repeats.is_empty(), "issued before the backup, and again: {repeats:?}");
+
+    let burned = burned(&finished.stdout);
+    let since_and_not_again = issued_after.difference(&again).count();
+    let never = (0..=LAST).filter(|n| !issued.contains(n) && !again.contains(n)).count();
+    assert!(since_and_not_again + never <= burned, "{since_and_not_again} + {never} > {burned}");
+    assert!(issued_after.intersection(&again).count() > 0, "a copy knows nothing of later");
+    assert_whole(&copy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_folder_that_nobody_uses_is_private_and_complete() {
+    let site = Site::new(&config());
+    let taken = site.stop_with_standby(5_000).await;
+    let to = site.folder().join("copy");
+    let before: Vec<_> = site.files("").iter().map(|f| fs::read(site.file(f)).unwrap()).collect();
+    let finished = backup(&site, &to).await;
+    assert!(finished.status.success(), "{}", finished.stderr);
+    assert!(finished.stdout.contains("does not know the numbers"), "{}", finished.stdout);
+    assert_eq!(burned(&finished.stdout), 0);
+    let after: Vec<_> = site.files("").iter().map(|f| fs::read(site.file(f)).unwrap()).collect();
+    // The lock names the process.
+    assert!(before[1..] == after[1..], "a file was changed");
+
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&to), 0o700);
+    for entry in fs::read_dir(&to).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        assert!(!path.to_string_lossy().ends_with("-wal"), "{}", path.display());
+    }
+    // What is there is not touched.
+    let again = backup(&site, &to).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(again.stderr.contains("is there already and not empty"), "{}", again.stderr);
+
+    let copy = restored(&to, &config());
+    assert_whole(&copy).await;
+    let server = copy.start().await;
+    let mut numbers = server.drain("int", 2, &[Some(300)]).await;
+    server.stop().await;
+    numbers.extend(taken);
+    assert_eq!(missing(&numbers, 0..=LAST), 0);
+}
+
+/// A killed server's folder has leases that only its logs know, and they stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_killed_folder_has_its_logs() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let mut numbers = server.take("int", Some(2_000)).await;
+    server.kill().await;
+    let to = site.folder().join("copy");
+    let finished = backup(&site, &to).await;
+    assert!(finished.status.success(), "{}", finished.stderr);
+    assert!(!site.files("-wal").is_empty());
+    let burned = burned(&finished.stdout);
+    assert!(burned <= 2 * 2 * 64, "{burned}");
+    assert_whole(&site).await;
+
+    let copy = restored(&to, &config());
+    let server = copy.start().await;
+    numbers.extend(server.drain("int", 2, &[Some(300)]).await);
+    server.stop().await;
+    assert!(missing(&numbers, 0..=LAST) <= burned);
+    let noted: i64 = column(&copy.file("used_numbers_int.db"), "SELECT burned FROM ledger")[0];
+    assert_eq!(noted, i64::try_from(burned).unwrap());
+}
+
+/// Shards that are replaced every few milliseconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_in_the_midst_of_a_backup_does_not_hurt() {
+    let config = Config::new().pool("int", 0, 199_999, 2, 400).set("lease.rows", 16);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+    let mut load = server.load("int", 2, &[None]);
+    for round in 0..10 {
+        load.reach(300 * (round + 1)).await;
+        let to = site.folder().join(format!("copy{round}"));
+        let finished = backup(&site, &to).await;
+        assert!(finished.status.success(), "{}", finished.stderr);
+        let copy = restored(&to, &config);
+        assert_whole(&copy).await;
+        Server::start(copy.tombola()).await.stop().await;
+        assert!(copy.files(".damaged-").is_empty());
+    }
+    server.kill().await;
+    load.join_numbers().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_or_stopped_leaves_nothing() {
+    let site = Site::new(&config());
+    let to = site.folder().join("copy");
+    let finished = backup(&site, &to).await;
+    assert!(finished.stderr.contains("there is no folder"), "{}", finished.stderr);
+    fs::create_dir(site.data()).unwrap();
+    let finished = backup(&site, &to).await;
+    assert!(finished.stderr.contains("there is nothing to back up"), "{}", finished.stderr);
+    site.fill().await;
+
+    // Each ending leaves the same: no copy, and no part of one.
+    let mut process = Process::spawn(site.console(&["backup", to.to_str().unwrap()]));
+    process.signal(Signal::SIGTERM);
+    let finished = process.finish().await;
+    if !finished.status.success() {
+        assert!(!to.exists());
+    }
+    assert!(!site.folder().join("copy.partial").exists());
+    let _ = fs::remove_dir_all(&to);
+
+    // A ledger that lacks a number of a shard is no state to go back to.
+    let ledger = site.file("used_numbers_int.db");
+    let connection = deadpool_sqlite::rusqlite::Connection::open(&ledger).unwrap();
+    let sql = "DELETE FROM used_numbers WHERE value = (SELECT value FROM used_numbers LIMIT 1)";
+    connection.execute_batch(sql).unwrap();
+    drop(connection);
+    let finished = backup(&site, &to).await;
+    assert_eq!(finished.status.code(), Some(1));
+    assert!(finished.stderr.contains("is not in the ledger"), "{}", finished.stderr);
+    assert!(!to.exists() && !site.folder().join("copy.partial").exists());
+
+    fs::create_dir(site.folder().join("copy.partial")).unwrap();
+    let finished = backup(&site, &to).await;
+    assert!(finished.stderr.contains("if none runs, delete it"), "{}", finished.stderr);
+}
+
+/// The modes below sharded have one file.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stores_of_the_other_modes_are_copied_too() {
+    for mode in ["json", "sqlite"] {
+        let config =
+            Config::new().pool("int", 0, 99, 1, 10).set("server.mode", format!("'{mode}'"));
+        let site = Site::new(&config);
+        let server = site.start().await;
+        let mut numbers = Vec::new();
+        for _ in 0..20 {
+            numbers.extend(server.take("int", None).await);
+        }
+        let to = site.folder().join("copy");
+        let finished = backup(&site, &to).await;
+        assert!(finished.status.success(), "{}", finished.stderr);
+        server.stop().await;
+        let copy = restored(&to, &config);
+        let server = copy.start().await;
+        for _ in 0..20 {
+            numbers.extend(server.take("int", None).await);
+        }
+        server.stop().await;
+        assert_eq!(missing(&numbers, 0..=99), 60, "{mode}");
+    }
+}
