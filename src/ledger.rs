@@ -26,7 +26,7 @@ use self::strata::{OpenStrata, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Checkpoint, Format, rusqlite};
+use crate::sqlite::{self, Checkpoint, Format, FormatError, rusqlite};
 
 /// "TBLG", and the version of the tables below.
 const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 2 };
@@ -112,6 +112,17 @@ pub enum LedgerError {
         path: PathBuf,
         /// What was found.
         problem: String,
+    },
+    /// Another version of tombola wrote it.
+    #[error(
+        "ledger {path} is of another version: {problem}. Start that version, or use another folder \
+         with --data-dir and another range: a new ledger does not know which numbers were issued"
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// Which versions these are.
+        problem: FormatError,
     },
     /// The ledger holds numbers that the configured range does not have.
     #[error(
@@ -477,7 +488,12 @@ fn not_opened(path: &Path, source: rusqlite::Error) -> LedgerError {
 fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError> {
     let damaged = |problem| damaged(path, problem);
     let failed = |source| not_opened(path, source);
-    sqlite::check_format(path, connection, &LEDGER_FILE).map_err(damaged)?;
+    sqlite::check_format(path, connection, &LEDGER_FILE).map_err(|problem| match problem {
+        FormatError::OtherVersion { .. } => {
+            LedgerError::OtherVersion { path: path.to_owned(), problem }
+        }
+        FormatError::Damaged(problem) => damaged(problem),
+    })?;
     let (id, key, space, count, burned, sum) = connection
         .query_row(SELECT_LEDGER, [], |row| {
             let id: Uuid = row.get::<_, String>(0)?.parse().map_err(|error: uuid::Error| {

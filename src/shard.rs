@@ -19,7 +19,7 @@ use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
-use crate::sqlite::{self, Checkpoint, rusqlite};
+use crate::sqlite::{self, Checkpoint, FormatError, rusqlite};
 
 pub use self::audit::{Audit, audit, each_value, twice};
 
@@ -543,8 +543,8 @@ fn read_header(connection: &Connection) -> Result<Header, ShardError> {
     }
     let format = pragma("user_version")?;
     if format != FORMAT {
-        let problem = format!("it has format {format}, this program knows {FORMAT}");
-        return Err(ShardError::Damaged(problem));
+        let problem = FormatError::OtherVersion { found: format.into(), known: FORMAT };
+        return Err(ShardError::Damaged(problem.to_string()));
     }
     connection.query_row(SELECT_SHARD, [], |row| {
         let ledger_id: String = row.get(0)?;

@@ -111,30 +111,55 @@ pub fn mark_format(connection: &Connection, format: &Format) -> Result<(), Error
     connection.pragma_update(None, "user_version", format.version)
 }
 
+/// Why a file is not of a [`Format`].
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// It is ours, and of another version.
+    #[error(
+        "it has format {found}, this program knows {known}: another version of tombola wrote it, and \
+         only that version can use it"
+    )]
+    OtherVersion {
+        /// The file's.
+        found: i64,
+        /// This program's.
+        known: i32,
+    },
+    /// It is of another kind, or not whole.
+    #[error("{0}")]
+    Damaged(String),
+}
+
 /// Refuses a file of another kind or version, and one that was cut off.
 ///
 /// # Errors
-/// What is wrong with it, for people.
-pub fn check_format(path: &Path, connection: &Connection, format: &Format) -> Result<(), String> {
+/// [`FormatError`].
+pub fn check_format(
+    path: &Path,
+    connection: &Connection,
+    format: &Format,
+) -> Result<(), FormatError> {
     let pragma = |name| {
         connection
             .pragma_query_value(None, name, |row| row.get::<_, i64>(0))
-            .map_err(|error| error.to_string())
+            .map_err(|error| FormatError::Damaged(error.to_string()))
     };
     if pragma("application_id")? != i64::from(format.application_id) {
-        return Err(format!("it is not {}", format.name));
+        return Err(FormatError::Damaged(format!("it is not {}", format.name)));
     }
-    let version = pragma("user_version")?;
-    if version != i64::from(format.version) {
-        return Err(format!("it has format {version}, this program knows {}", format.version));
+    let found = pragma("user_version")?;
+    if found != i64::from(format.version) {
+        return Err(FormatError::OtherVersion { found, known: format.version });
     }
     let whole = pragma("page_count")? * pragma("page_size")?;
-    let length = |path: &Path| files::length_bytes(path).map_err(|error| error.to_string());
+    let length = |path: &Path| {
+        files::length_bytes(path).map_err(|error| FormatError::Damaged(error.to_string()))
+    };
     let found = length(path)?.unwrap_or(0);
     // A page that is still in the WAL may lie beyond the end of the file.
     let in_wal = length(&wal_of(path))?.is_some_and(|bytes| bytes > 0);
     if !in_wal && found < whole.unsigned_abs() {
-        return Err(format!("it should have {whole} bytes and has {found}"));
+        return Err(FormatError::Damaged(format!("it should have {whole} bytes and has {found}")));
     }
     Ok(())
 }

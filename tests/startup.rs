@@ -13,7 +13,7 @@ use std::path::Path;
 use deadpool_sqlite::rusqlite::Connection;
 use nix::sys::signal::Signal;
 use support::{
-    Config, Finished, Server, Site, assert_each_once, eventually, missing, refusal, run,
+    Config, Finished, Server, Site, assert_each_once, column, eventually, missing, refusal, run,
 };
 
 const LEDGER: &str = "used_numbers_int.db";
@@ -128,6 +128,27 @@ async fn a_damaged_ledger_is_refused() {
     fs::write(&ledger, &kept).unwrap();
     numbers.extend(drain(&site).await);
     assert_each_once(&numbers, 1..=2_000);
+}
+
+/// Story: after an update the server called a ledger damaged that was only older, and said to restore it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_another_version_is_refused_and_no_damage() {
+    let site = Site::new(&small());
+    site.fill().await;
+    let set_version = |version: i32| {
+        let connection = Connection::open(site.file(LEDGER)).unwrap();
+        connection.pragma_update(None, "user_version", version).unwrap();
+    };
+    let this = column::<i32>(&site.file(LEDGER), "PRAGMA user_version")[0];
+    for other in [this - 1, this + 1] {
+        set_version(other);
+        let message = site.refusal().await;
+        let (found, known) = (format!("has format {other}"), format!("knows {this}"));
+        assert_says(&message, &[LEDGER, &found, &known, "Start that version"]);
+        assert!(!message.contains("damaged"), "{message}");
+    }
+    set_version(this);
+    assert_each_once(&drain(&site).await, 1..=2_000);
 }
 
 /// Story: a shard is copied from another machine to save the filling. Its numbers are not in

@@ -62,8 +62,9 @@ impl Store for TableStore {
             .map_err(|problem| OpenError::Damaged { path: path.clone(), problem })?;
         // Without a write, so that a file that is not ours stays as it is.
         let connection = sqlite::open_to_read(&path).map_err(sqlite)?;
-        sqlite::check_format(&path, &connection, &TABLE_FILE)
-            .map_err(|problem| OpenError::Damaged { path: path.clone(), problem })?;
+        sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| {
+            OpenError::Damaged { path: path.clone(), problem: problem.to_string() }
+        })?;
         drop(connection);
 
         let mut connection = sqlite::open(&path).map_err(sqlite)?;
