@@ -20,7 +20,8 @@ use crate::config::QuotaConfig;
 /// Callers that are told apart, about 40 bytes each. A bucket is forgotten once it is full again.
 const KEYS_MAX: usize = 100_000;
 
-/// Requests between two looks for full buckets: a look at [`KEYS_MAX`] takes about a millisecond.
+/// Requests between two looks for full buckets: a look goes through all of them, up to [`KEYS_MAX`],
+/// while others wait, so that a request pays for ten.
 const SWEEP_EVERY: u64 = 10_000;
 
 /// Whose bucket it is.
