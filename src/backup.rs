@@ -31,6 +31,17 @@ pub enum BackupError {
     /// There is something where it should come to be.
     #[error("{0} is there already and not empty: name a folder that does not exist")]
     Exists(PathBuf),
+    /// What befalls the folder would befall its copy.
+    #[error(
+        "{to} lies in the data folder {from}, and would be lost with it: name a folder elsewhere, \
+         best on another disk"
+    )]
+    Inside {
+        /// The copy.
+        to: PathBuf,
+        /// The data folder.
+        from: PathBuf,
+    },
     /// Someone else's, or a process that was killed.
     #[error(
         "{0} is there already: another backup is being written, or one was cut off; if none runs, \
@@ -100,6 +111,9 @@ pub struct Summary {
 /// [`BackupError`]; nothing is left at `to`.
 pub fn run(from: &Path, to: &Path, go_on: &dyn Fn() -> bool) -> Result<Summary, BackupError> {
     let started = Instant::now();
+    if files::lies_in(to, from)? {
+        return Err(BackupError::Inside { to: to.to_owned(), from: from.to_owned() });
+    }
     if files::length_bytes(to)?.is_some() && !files::list(to)?.is_empty() {
         return Err(BackupError::Exists(to.to_owned()));
     }

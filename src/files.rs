@@ -97,6 +97,25 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Whether a path lies in a folder, or is it, by whatever names; it need not be there yet.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
+    let real = |path: &Path| std::fs::canonicalize(path);
+    let folder = real(folder).map_err(|error| failed("look at", folder, error))?;
+    let absolute = std::path::absolute(path).map_err(|error| failed("look at", path, error))?;
+    for there in absolute.ancestors() {
+        match real(there) {
+            Ok(there) => return Ok(there.starts_with(&folder)),
+            // It will come to lie where the nearest folder above it does.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("look at", there, error)),
+        }
+    }
+    Ok(false)
+}
+
 /// Removes a folder and all that is in it.
 ///
 /// # Errors

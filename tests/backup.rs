@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use deadpool_sqlite::rusqlite::Connection;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use support::{
@@ -172,7 +173,11 @@ async fn a_backup_of_a_killed_folder_has_its_logs() {
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
-    let mut numbers = server.take("int", Some(2_000)).await;
+    let mut numbers = Vec::new();
+    // Each fits a lease: a larger one would burn more when killed before the next is noted.
+    for _ in 0..40 {
+        numbers.extend(server.take("int", Some(50)).await);
+    }
     server.kill().await;
     let to = site.folder().join("copy");
     let finished = backup(&site, &to).await;
@@ -224,19 +229,22 @@ async fn what_is_refused_or_stopped_leaves_nothing() {
     assert!(finished.stderr.contains("there is nothing to back up"), "{}", finished.stderr);
     site.fill().await;
 
-    // Each ending leaves the same: no copy, and no part of one.
-    let mut process = Process::spawn(site.console(&["backup", to.to_str().unwrap()]));
-    process.signal(Signal::SIGTERM);
-    let finished = process.finish().await;
-    if !finished.status.success() {
-        assert!(!to.exists());
+    // In the data folder, by whatever name, a copy would share its fate.
+    let link = site.folder().join("link");
+    std::os::unix::fs::symlink(site.data(), &link).unwrap();
+    let before = site.files("");
+    for inside in [site.data(), site.file("a/copy"), link.join("copy"), link.join("../data/copy")] {
+        let finished = backup(&site, &inside).await;
+        assert_eq!(finished.status.code(), Some(1));
+        assert!(finished.stderr.contains("lies in the data folder"), "{}", finished.stderr);
     }
-    assert!(!site.folder().join("copy.partial").exists());
-    let _ = fs::remove_dir_all(&to);
+    assert_eq!(site.files(""), before);
+    let beside = backup(&site, &site.data().join("../data-copy")).await;
+    assert!(beside.status.success(), "{}", beside.stderr);
 
     // A ledger that lacks a number of a shard is no state to go back to.
     let ledger = site.file("used_numbers_int.db");
-    let connection = deadpool_sqlite::rusqlite::Connection::open(&ledger).unwrap();
+    let connection = Connection::open(&ledger).unwrap();
     let sql = "DELETE FROM used_numbers WHERE value = (SELECT value FROM used_numbers LIMIT 1)";
     connection.execute_batch(sql).unwrap();
     drop(connection);
@@ -248,6 +256,33 @@ async fn what_is_refused_or_stopped_leaves_nothing() {
     fs::create_dir(site.folder().join("copy.partial")).unwrap();
     let finished = backup(&site, &to).await;
     assert!(finished.stderr.contains("if none runs, delete it"), "{}", finished.stderr);
+}
+
+/// Story: a backup that was interrupted left half a copy, which looked like a whole one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_in_the_midst_leaves_nothing() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let site = Site::new(&config());
+        site.fill().await;
+        let to = site.folder().join("copy");
+        let partial = site.folder().join("copy.partial");
+        // As if a server used the folder, which keeps the ledger, the last file, to itself just now.
+        let lock = fs::File::create(site.file("LOCK")).unwrap();
+        lock.lock().unwrap();
+        let ledger = Connection::open(site.file("used_numbers_int.db")).unwrap();
+        ledger.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+
+        let mut process = Process::spawn(site.console(&["backup", to.to_str().unwrap()]));
+        let copied = partial.join("int_shard_1.db");
+        eventually("the copy of a shard", async || copied.exists().then_some(())).await;
+        process.signal(signal);
+        drop(ledger);
+        let finished = process.finish().await;
+
+        assert_eq!(finished.status.code(), Some(1));
+        assert!(finished.stderr.contains("nothing of the backup is left"), "{}", finished.stderr);
+        assert!(!to.exists() && !partial.exists());
+    }
 }
 
 /// The modes below sharded have one file.
