@@ -649,6 +649,24 @@ fn a_second_interrupt_quits_at_once() {
 }
 
 #[test]
+fn a_token_goes_with_every_request_and_nowhere_else() {
+    let server = Server::start(|request| match request.authorization.as_deref() {
+        Some("Bearer tombola_0123") => healthy(request),
+        _ => Reply::Status(401, "", "{}"),
+    });
+    let folder = folder();
+    std::fs::write(folder.path().join("token"), "tombola_0123\n").expect("a file");
+    let args = ["-n", "20", "--token-file", "token", "--log", "log.txt"];
+    let run = stress_in(&folder, &server, &args);
+    run.assert_exit(0);
+    let log = read(&folder.path().join("log.txt"));
+    for said in [&log, &run.stdout, &run.stderr] {
+        assert!(!said.contains("tombola_0123"), "{said}");
+    }
+    stress(&server, &["-n", "20"]).assert_exit(1);
+}
+
+#[test]
 fn bad_arguments_are_refused_before_anything_is_asked() {
     let server = Server::start(healthy);
     for (args, words) in [
@@ -663,6 +681,8 @@ fn bad_arguments_are_refused_before_anything_is_asked() {
         (&["--type", "in t"], "a pool is named by"),
         (&["--type", ""], "a pool is named by"),
         (&["--count", "0"], "--count"),
+        (&["--token-file", "no/such/file"], "can't be read"),
+        (&["--token-file", "/dev/null"], "holds no token"),
         (&["--duration", "soon"], "--duration"),
         (&["--timeout", "0"], "--timeout"),
         (&["--retry=-1"], "--retry"),

@@ -18,6 +18,8 @@ pub(crate) struct Request {
     pub(crate) place: u64,
     /// Path and query.
     pub(crate) path: String,
+    /// The value of `Authorization`.
+    pub(crate) authorization: Option<String>,
 }
 
 impl Request {
@@ -111,8 +113,9 @@ fn serve(stream: &TcpStream, requests: &AtomicU64, reply: &dyn Fn(&Request) -> R
     let _ = stream.set_nodelay(true);
     let _ = stream.set_read_timeout(Some(READ_LIMIT));
     let mut reader = BufReader::new(stream);
-    while let Some(path) = read_path(&mut reader) {
-        let request = Request { place: requests.fetch_add(1, Ordering::SeqCst), path };
+    while let Some((path, authorization)) = read_head(&mut reader) {
+        let place = requests.fetch_add(1, Ordering::SeqCst);
+        let request = Request { place, path, authorization };
         let (bytes, then) = match reply(&request) {
             Reply::Json(body) => (http(200, "", &body), Then::Next),
             Reply::Status(status, headers, body) => (http(status, headers, body), Then::Next),
@@ -141,16 +144,21 @@ enum Then {
     Hang,
 }
 
-/// Reads one request; none when the client has left.
-fn read_path(reader: &mut impl BufRead) -> Option<String> {
-    let mut path = None;
+/// Reads one request, its path and its `Authorization`; none when the client has left.
+fn read_head(reader: &mut impl BufRead) -> Option<(String, Option<String>)> {
+    let (mut path, mut authorization) = (None, None);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
             return None;
         }
         if line == "\r\n" {
-            return path;
+            return Some((path?, authorization));
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("authorization")
+        {
+            authorization = Some(value.trim().to_owned());
         }
         path = path.or_else(|| line.split(' ').nth(1).map(str::to_owned));
     }

@@ -1,5 +1,5 @@
 //! The command line: parsed and refused at the edge, so that everything behind it is known to be
-//! good. Opens nothing.
+//! good. Opens nothing but the file of a token.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -45,6 +45,10 @@ pub(crate) struct Args {
     /// The server, http:// only. /random is asked unless a path is given
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     pub(crate) url: Target,
+
+    /// Send the token that FILE holds, as `tombola token new` printed it
+    #[arg(long = "token-file", value_name = "FILE", value_parser = read_token)]
+    pub(crate) authorization: Option<HeaderValue>,
 
     /// How many requests to make
     #[arg(short = 'n', long, default_value_t = 1600, conflicts_with = "duration",
@@ -232,6 +236,19 @@ impl fmt::Display for Target {
         let authority = self.authority.to_str().unwrap_or(&self.host);
         write!(f, "http://{authority}{}", self.path)
     }
+}
+
+/// What proves a token, from its file: arguments can be read by all on the machine.
+fn read_token(path: &str) -> Result<HeaderValue, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("can't be read: {error}"))?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("holds no token: one word, as `tombola token new` printed it".to_owned());
+    }
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+        .expect("printable ASCII was checked above");
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// `30s`, `1m 30s`, or a bare number of seconds.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http_body_util::Empty;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::http::Uri;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
@@ -88,6 +88,7 @@ pub(crate) async fn run(
 struct Load {
     address: SocketAddr,
     host: HeaderValue,
+    authorization: Option<HeaderValue>,
     /// What to ask, by pool.
     questions: Vec<Uri>,
     pools: Pools,
@@ -105,6 +106,7 @@ impl Load {
         Self {
             address,
             host: args.url.authority().clone(),
+            authorization: args.authorization.clone(),
             questions: args.pools.names().iter().map(question).collect(),
             pools: args.pools.clone(),
             timeout: args.timeout,
@@ -232,7 +234,11 @@ impl Load {
     fn question(&self, pool: PoolIndex) -> Question {
         let mut question = Question::new(Empty::new());
         *question.uri_mut() = self.questions[usize::from(pool.0)].clone();
-        question.headers_mut().insert(HOST, self.host.clone());
+        let headers = question.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         question
     }
 
