@@ -218,6 +218,34 @@ async fn a_swap_in_the_midst_of_a_backup_does_not_hurt() {
     load.join_numbers().await;
 }
 
+/// Story: a shard was swapped after its live file had been copied, and before its standby was looked for:
+/// the copy had the one used up and lacked the one that took its place, and burned it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_between_the_files_of_a_shard_burns_no_generation() {
+    let site = Site::new(&config());
+    site.stop_with_standby(5_000).await;
+    let standby = site.file(&site.files(".db.next")[0]);
+    let live = standby.with_extension("");
+    let to = site.folder().join("copy");
+    let begun = site.folder().join("copy.partial").join(live.file_name().unwrap());
+    // It is asked before each piece that is copied: here, of the live file.
+    let swap = || {
+        if begun.exists() && standby.exists() {
+            fs::rename(&standby, &live).unwrap();
+        }
+        true
+    };
+    let summary = tombola::backup::run(&site.data(), &to, &swap).unwrap();
+    assert!(!standby.exists(), "it was not swapped");
+    assert_eq!(summary.burned[0].1, 0);
+    let unused = |folder: &Path| {
+        let shard = folder.join(live.file_name().unwrap());
+        column::<i64>(&shard, "SELECT count(*) FROM numbers WHERE NOT used")
+    };
+    assert_eq!(unused(&to), [5_000]);
+    assert_whole(&restored(&to, &config())).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_or_stopped_leaves_nothing() {
     let site = Site::new(&config());
