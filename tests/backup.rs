@@ -328,6 +328,7 @@ async fn the_stores_of_the_other_modes_are_copied_too() {
         let to = site.folder().join("copy");
         let finished = backup(&site, &to).await;
         assert!(finished.status.success(), "{}", finished.stderr);
+        assert!(finished.stdout.contains("was not looked at"), "{}", finished.stdout);
         server.stop().await;
         let copy = restored(&to, &config);
         let server = copy.start().await;

@@ -49,6 +49,9 @@ fn print(summary: &Summary, to: &Path) -> io::Result<()> {
     for sum in &summary.findings.pools {
         writeln!(out, "{sum}")?;
     }
+    for note in &summary.findings.notes {
+        writeln!(out, "note: {note}")?;
+    }
     for (pool, burned) in &summary.burned {
         writeln!(
             out,
@@ -58,7 +61,7 @@ fn print(summary: &Summary, to: &Path) -> io::Result<()> {
     let bytes: u64 = summary.files.iter().map(|(_, bytes)| bytes).sum();
     writeln!(
         out,
-        "{}: {} files, {:.2} MB, whole, after {:.1} s\n{WARNING}",
+        "{}: whole, files: {}, {:.2} MB, after {:.1} s\n{WARNING}",
         to.display(),
         summary.files.len(),
         bytes as f64 / 1e6,
