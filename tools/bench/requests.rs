@@ -1,0 +1,214 @@
+//! Requests under load: against a constant answer, in batches, and for long.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::Plan;
+use crate::drive::{Load, Outcome, ask, drive};
+use crate::report::{Budget, Report, median, short};
+use crate::side::{Side, Site};
+
+const ONE: &[&str] = &["/random"];
+const FLOAT: &[&str] = &["/random?type=float"];
+const MIXED: &[&str] = &["/random", "/random?type=float"];
+
+/// Shards so small that some are always being built.
+const ALWAYS_REFILLED: &str =
+    "[pools.int]\nshard_size = 200_000\n[pools.float]\nshard_size = 200_000\n";
+const STRICT: &str = "[lease]\nrows = 0\n";
+/// Shards that last for all runs of a row, so that none is built meanwhile.
+const NEVER_REFILLED: &str = "[refill]\nlow_water = 0.001\n\
+     [pools.int]\nshard_size = 12_000_000\n[pools.float]\nenabled = false\n";
+
+/// One run under load, with what it cost the server.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    outcome: Outcome,
+    /// Server CPU per request, in microseconds.
+    cpu: f64,
+}
+
+fn run(side: &Side, load: Load<'_>) -> anyhow::Result<Run> {
+    let before = side.cpu_seconds()?;
+    let outcome = drive(side.address, load)?;
+    let cpu = (side.cpu_seconds()? - before) * 1e6 / outcome.requests as f64;
+    Ok(Run { outcome, cpu })
+}
+
+/// Waits until all pools of the server have all their shards.
+fn wait_until_full(side: &Side) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(120) {
+        let health: serde_json::Value = serde_json::from_slice(&ask(side.address, "/health")?)?;
+        let pools = health["pools"].as_object().context("/health names the pools")?;
+        if pools.values().all(|pool| pool["shards"] == pool["shards_in_rotation"]) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("the shards are not full after two minutes")
+}
+
+/// Requests/s and CPU per request, in pairs with a constant answer of the same length.
+pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let least = Some(Budget::AtLeast(1.0));
+    let budget_at = |connections| if connections == 64 { least } else { None };
+    let site = Site::new(&plan.dir, "requests", "")?;
+    site.fill()?;
+    let side = site.serve()?;
+    for connections in [1, 16, 64, 256] {
+        pairs(plan, report, &side, "int", ONE, connections, budget_at(connections))?;
+    }
+    pairs(plan, report, &side, "float", FLOAT, 64, least)?;
+    pairs(plan, report, &side, "int and float in turn", MIXED, 64, least)?;
+    let peak = side.peak_memory()? as f64;
+    report.figure(
+        "peak memory under load, 10M numbers",
+        "MB",
+        &[peak / 1e6],
+        Some(Budget::AtMost(150.0)),
+        "",
+    );
+    side.stop()?;
+
+    let site = Site::new(&plan.dir, "refilled", ALWAYS_REFILLED)?;
+    site.fill()?;
+    let side = site.serve()?;
+    pairs(plan, report, &side, "int, shards always being refilled", ONE, 64, least)?;
+    side.stop()?;
+
+    let site = Site::new(&plan.dir, "strict", STRICT)?;
+    site.fill()?;
+    let side = site.serve()?;
+    for connections in [1, 16, 64, 256] {
+        let budget = (connections == 256).then_some(Budget::AtLeast(0.7));
+        pairs(plan, report, &side, "int, strict", ONE, connections, budget)?;
+    }
+    side.stop()
+}
+
+fn pairs(
+    plan: &Plan,
+    report: &mut Report,
+    product: &Side,
+    what: &str,
+    paths: &[&str],
+    connections: usize,
+    budget: Option<Budget>,
+) -> anyhow::Result<()> {
+    let length = ask(product.address, paths[0])?.len();
+    let control = Side::constant(length)?;
+    let load = Load { paths, connections, length: plan.run() };
+    let asked_of_control = Load { paths: &[ONE[0]; 2][..paths.len()], ..load };
+    let mut runs = Vec::new();
+    for _ in 0..plan.pairs {
+        runs.push((run(product, load)?, run(&control, asked_of_control)?));
+    }
+    let refused: u64 = runs.iter().map(|(product, _)| product.outcome.refused).sum();
+    let asked: u64 = runs.iter().map(|(product, _)| product.outcome.requests).sum();
+    if runs.iter().any(|(_, control)| control.outcome.refused > 0) || refused * 100 > asked {
+        bail!("{what}, {connections} connections: {refused} of {asked} answers were refusals");
+    }
+    let rate: Vec<_> =
+        runs.iter().map(|(p, c)| (p.outcome.per_second(), c.outcome.per_second())).collect();
+    let cpu: Vec<_> = runs.iter().map(|(p, c)| (p.cpu, c.cpu)).collect();
+    let of = |pick: fn(&Outcome) -> u64| {
+        let product =
+            median(&mut runs.iter().map(|(p, _)| pick(&p.outcome) as f64).collect::<Vec<_>>());
+        let control =
+            median(&mut runs.iter().map(|(_, c)| pick(&c.outcome) as f64).collect::<Vec<_>>());
+        format!("{product} ({control})")
+    };
+    let notes = format!(
+        "p50 {}, p99 {}, p99.9 {} µs (control); {refused} refused",
+        of(|outcome| outcome.p50),
+        of(|outcome| outcome.p99),
+        of(|outcome| outcome.p999),
+    );
+    let s = if connections == 1 { "" } else { "s" };
+    report.compare(
+        format!("{what}, {connections} connection{s}"),
+        "requests/s",
+        &rate,
+        budget,
+        notes,
+    );
+    let budget = (budget.is_some() && !what.contains("strict")).then_some(Budget::AtMost(1.0));
+    report.compare("the same, server CPU per request", "µs", &cpu, budget, "");
+    Ok(())
+}
+
+/// Numbers/s with `?count=N`.
+pub(crate) fn batches(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let sites =
+        [("full shards", NEVER_REFILLED, 1.5e6), ("always being refilled", ALWAYS_REFILLED, 0.4e6)];
+    for (what, settings, least) in sites {
+        let site = Site::new(&plan.dir, "batches", settings)?;
+        site.fill()?;
+        let side = site.serve()?;
+        for count in [100, 1000, 10_000] {
+            let path = format!("/random?count={count}");
+            let load = Load { paths: &[&path], connections: 16, length: Duration::from_secs(1) };
+            let mut rates = Vec::new();
+            let (mut refused, mut asked) = (0, 0);
+            for _ in 0..plan.pairs {
+                wait_until_full(&side)?;
+                let outcome = drive(side.address, load)?;
+                refused += outcome.refused;
+                asked += outcome.requests;
+                let served = (outcome.requests - outcome.refused) * count;
+                rates.push(served as f64 / outcome.seconds);
+            }
+            let budget = (count == 1000).then_some(Budget::AtLeast(least));
+            let notes = format!("{refused} of {asked} requests refused");
+            report.figure(format!("count={count}, {what}"), "numbers/s", &rates, budget, notes);
+        }
+        side.stop()?;
+    }
+    Ok(())
+}
+
+/// Full load without a pause on the default settings: what is answered 503, and how the rate while
+/// shards are built compares with the rate while none is.
+pub(crate) fn dry(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let site = Site::new(&plan.dir, "dry", "")?;
+    site.fill()?;
+    let side = site.serve()?;
+    let load = Load { paths: MIXED, connections: 64, length: Duration::from_secs_f64(plan.long) };
+    let outcome = drive(side.address, load)?;
+    let percent = 100.0 * outcome.refused as f64 / outcome.requests as f64;
+    let rate = outcome.per_second();
+    let notes = format!(
+        "{} s at {} requests/s, p99 {} µs, p99.9 {} µs",
+        plan.long,
+        short(rate),
+        outcome.p99,
+        outcome.p999
+    );
+    report.figure(
+        "503 at full load, default settings",
+        "%",
+        &[percent],
+        Some(Budget::AtMost(0.01)),
+        notes,
+    );
+    side.stop()?;
+    drop(site);
+
+    let rested = Site::new(&plan.dir, "rested", "[refill]\nlow_water = 0.001\n")?;
+    let refilled = Site::new(&plan.dir, "refilled", ALWAYS_REFILLED)?;
+    rested.fill()?;
+    refilled.fill()?;
+    let (rested, refilled) = (rested.serve()?, refilled.serve()?);
+    let load = Load { length: plan.run(), ..load };
+    let mut pairs = Vec::new();
+    for _ in 0..plan.pairs {
+        let pair = (drive(refilled.address, load)?, drive(rested.address, load)?);
+        pairs.push((pair.0.per_second(), pair.1.per_second()));
+    }
+    let what = "rate while shards are always being refilled, against none being refilled";
+    report.compare(what, "requests/s", &pairs, Some(Budget::AtLeast(0.8)), "");
+    refilled.stop()?;
+    rested.stop()
+}

@@ -1,0 +1,140 @@
+//! The processes that are measured: started, asked what they used, and ended.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Clock ticks of `/proc/PID/stat` in a second: `USER_HZ`, 100 on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A server under measurement. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Side {
+    process: Child,
+    pub(crate) address: SocketAddr,
+}
+
+/// The settings of a product run that differ from the defaults.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) dir: PathBuf,
+    settings: PathBuf,
+}
+
+impl Site {
+    /// An empty folder with these settings.
+    pub(crate) fn new(bench: &Path, name: &str, settings: &str) -> anyhow::Result<Self> {
+        let dir = bench.join(name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("can't empty {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir)?;
+        let file = bench.join(format!("{name}.toml"));
+        fs::write(&file, settings)?;
+        Ok(Self { dir, settings: file })
+    }
+
+    /// Fills all shards. Says how long that took, and the process's peak memory in bytes.
+    pub(crate) fn fill(&self) -> anyhow::Result<(Duration, u64)> {
+        let started = Instant::now();
+        let mut process =
+            self.command(env!("CARGO_BIN_EXE_init-shards")).stderr(Stdio::null()).spawn()?;
+        let mut peak = 0;
+        let status = loop {
+            if let Some(status) = process.try_wait()? {
+                break status;
+            }
+            peak = peak.max(peak_memory(process.id()).unwrap_or(0));
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        ensure!(status.success(), "init-shards failed: {status}");
+        Ok((started.elapsed(), peak))
+    }
+
+    /// Starts a server on the folder.
+    pub(crate) fn serve(&self) -> anyhow::Result<Side> {
+        let mut command = self.command(env!("CARGO_BIN_EXE_tombola"));
+        command.args(["--listen", "127.0.0.1:0"]).env("RUST_LOG", "warn");
+        Side::start(&mut command)
+    }
+
+    /// Empties the folder.
+    pub(crate) fn clear(&self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.dir)?;
+        Ok(fs::create_dir_all(&self.dir)?)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&self.settings).arg("--data-dir").arg(&self.dir);
+        command.stdout(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Gigabytes that nobody looks at again.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Side {
+    /// Starts a server that says on its first line of output where it listens.
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut process = command.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().expect("it is piped")).read_line(&mut line)?;
+        let address = line.trim().rsplit_once('/').and_then(|(_, address)| address.parse().ok());
+        let address = address.with_context(|| format!("no address in {line:?}"))?;
+        Ok(Self { process, address })
+    }
+
+    /// Starts this program's own constant answer of that many bytes.
+    pub(crate) fn constant(length: usize) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?;
+        Self::start(Command::new(program).arg("constant").arg(length.to_string()))
+    }
+
+    /// User and system time that the process used so far, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.
+        let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
+        let ticks: Vec<f64> =
+            rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+    }
+
+    /// The most memory that the process had so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+        peak_memory(self.process.id()).context("/proc/PID/status has no VmHWM")
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
