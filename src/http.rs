@@ -14,23 +14,34 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use axum::body::Body;
+use std::net::IpAddr;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get};
-use axum::{Extension, Router};
+use axum::routing::{MethodRouter, get, head};
+use http_body_util::{Either, Full};
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 
 use self::answer::json;
 pub(crate) use self::answer::{Answer, Refusal};
-pub(crate) use self::guard::{Guard, Guarded};
+pub(crate) use self::guard::Guard;
 use self::health::{PoolHealth, Status};
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
-pub(crate) use self::rung::{Routes, Step, rung_router, stopping};
+use self::rung::rung_router;
+pub(crate) use self::rung::{Routes, Step, stopping};
+use crate::config::PoolConfig;
 use crate::pool::{Health, Pool, TakeError};
+use crate::rungs::Desk;
 use crate::space::Number;
+
+/// Where numbers are.
+const RANDOM: &str = "/random";
 
 /// What `/random` answers to.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
@@ -51,15 +62,90 @@ impl App {
         let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query)?;
         Ok((&self.pools[pool], count))
     }
+
+    async fn random(
+        &self,
+        query: Option<&str>,
+        account: Option<&Account>,
+    ) -> Result<Answer, Refusal> {
+        let (pool, count) = self.wanted(query)?;
+        quota::charge(account, count)?;
+        match count {
+            None => one(pool).await,
+            Some(count) => many(pool, count).await,
+        }
+    }
 }
 
-/// The pool server's routes over these pools.
-pub fn router(pools: Vec<Arc<Pool>>, count_limit: NonZeroU32) -> Router {
-    Router::new()
-        .route("/random", only(get(random).head(probe).post(random), RANDOM_METHODS))
-        .route("/health", only(get(health), HEALTH_METHODS))
-        .fallback(async || Refusal::UnknownPath)
-        .with_state(Arc::new(App { pools, count_limit }))
+/// An answer on its way to a connection: made here, or by axum.
+pub(crate) type Reply = Response<Either<Full<Bytes>, Body>>;
+
+/// All routes of a server, and the guard before them.
+#[derive(Clone, Debug)]
+pub(crate) struct Front {
+    guard: Option<Arc<Guard>>,
+    /// What hands out numbers in the mode sharded. Before the router, which would cost as much as all
+    /// the rest of an answer.
+    app: Option<Arc<App>>,
+    router: TowerToHyperService<Router>,
+}
+
+impl Front {
+    /// Of the pool server, over these pools.
+    pub(crate) fn of_pools(
+        pools: Vec<Arc<Pool>>,
+        count_limit: NonZeroU32,
+        guard: Option<Arc<Guard>>,
+    ) -> Self {
+        let app = Arc::new(App { pools, count_limit });
+        let router = Router::new()
+            .route(RANDOM, only(head(probe), RANDOM_METHODS))
+            .route("/health", only(get(health), HEALTH_METHODS))
+            .fallback(async || Refusal::UnknownPath)
+            .with_state(Arc::clone(&app));
+        Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
+    }
+
+    /// Of a rung below it. The desk is gone with the front.
+    pub(crate) fn of_rung(pools: Vec<PoolConfig>, desk: Desk, guard: Option<Arc<Guard>>) -> Self {
+        let router = TowerToHyperService::new(rung_router(pools, desk));
+        Self { guard, app: None, router }
+    }
+
+    /// Answers a request from this address.
+    pub(crate) async fn answer(&self, mut request: Request<Body>, peer: IpAddr) -> Reply {
+        let mut account = None;
+        if let Some(guard) = &self.guard {
+            match guard.admit(request.uri().path(), request.headers(), peer) {
+                Ok(admitted) => account = admitted,
+                Err(refusal) => return refusal.into(),
+            }
+        }
+        if let Some(app) = &self.app
+            && request.uri().path() == RANDOM
+            && matches!(*request.method(), Method::GET | Method::POST)
+        {
+            let answer = app.random(request.uri().query(), account.as_ref()).await;
+            return answer.map_or_else(Reply::from, reply);
+        }
+        if let Some(account) = account {
+            request.extensions_mut().insert(account);
+        }
+        match self.router.call(request).await {
+            Ok(answer) => answer.map(Either::Right),
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        reply(refusal.into())
+    }
+}
+
+fn reply(answer: Answer) -> Reply {
+    answer.map(|body| Either::Left(Full::new(Bytes::from(body))))
 }
 
 /// What a query asks for, as the pool's place among `pools` and the count; or the reason why not. For
@@ -92,20 +178,6 @@ struct Many<'a> {
     count: usize,
     numbers: Vec<Number>,
     shards: BTreeMap<&'a str, usize>,
-}
-
-async fn random(
-    State(app): State<Arc<App>>,
-    account: Option<Extension<Account>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
-    let (pool, count) = app.wanted(query.as_deref())?;
-    quota::charge(account.as_deref(), count)?;
-    let answer = match count {
-        None => one(pool).await,
-        Some(count) => many(pool, count).await,
-    };
-    answer.map(|answer| answer.map(Body::from))
 }
 
 async fn one(pool: &Pool) -> Result<Answer, Refusal> {

@@ -10,7 +10,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,7 +20,7 @@ use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::folder::{Folder, FolderError, PoolFiles};
-use crate::http::{self, Guard, Guarded};
+use crate::http::{Front, Guard};
 use crate::pool::Pool;
 use crate::refill::Refiller;
 use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
@@ -109,13 +108,13 @@ impl Server {
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
-        let (folder, router, tasks) = match config.server.mode {
-            Mode::Sharded => open_pools(config).await?,
-            Mode::Sqlite => open_rung::<TableStore>(config).await?,
-            Mode::Json | Mode::Simple => open_rung::<JsonStore>(config).await?,
+        let (folder, front, tasks) = match config.server.mode {
+            Mode::Sharded => open_pools(config, guard).await?,
+            Mode::Sqlite => open_rung::<TableStore>(config, guard).await?,
+            Mode::Json | Mode::Simple => open_rung::<JsonStore>(config, guard).await?,
         };
         let terms = Terms {
-            routes: Guarded::new(router, guard),
+            front,
             tls,
             connections: connections(config),
             client_timeout: config.server.client_timeout,
@@ -188,7 +187,10 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
     Ok(())
 }
 
-async fn open_pools(config: &Config) -> Result<(Folder, Router, Tasks), ServerError> {
+async fn open_pools(
+    config: &Config,
+    guard: Option<Arc<Guard>>,
+) -> Result<(Folder, Front, Tasks), ServerError> {
     let (folder, found) = open_folder(config).await?;
     let (stop_refillers, stop) = watch::channel(false);
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
@@ -208,19 +210,22 @@ async fn open_pools(config: &Config) -> Result<(Folder, Router, Tasks), ServerEr
         workers.extend(tasks);
         pools.push(pool);
     }
-    let router = http::router(pools.clone(), config.server.count_limit);
-    Ok((folder, router, Tasks::Pools { pools, workers, refillers, stop_refillers }))
+    let front = Front::of_pools(pools.clone(), config.server.count_limit, guard);
+    Ok((folder, front, Tasks::Pools { pools, workers, refillers, stop_refillers }))
 }
 
-async fn open_rung<S: Store>(config: &Config) -> Result<(Folder, Router, Tasks), ServerError> {
+async fn open_rung<S: Store>(
+    config: &Config,
+    guard: Option<Arc<Guard>>,
+) -> Result<(Folder, Front, Tasks), ServerError> {
     let opening = config.clone();
     let (folder, numbers) = tokio::task::spawn_blocking(move || Numbers::<S>::open(&opening))
         .await
         .expect("opening does not panic")?;
     let (desk, queue) = Desk::new(&numbers);
-    let router = http::rung_router(config.pools.clone(), desk);
+    let front = Front::of_rung(config.pools.clone(), desk, guard);
     let tasks = Tasks::Numbers(tokio::task::spawn_blocking(move || numbers.run(queue)));
-    Ok((folder, router, tasks))
+    Ok((folder, front, tasks))
 }
 
 async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), FolderError> {

@@ -4,15 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use axum::response::{IntoResponse, Response};
 use governor::clock::MonotonicClock;
-use hyper::Request;
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 
 use super::answer::Refusal;
@@ -88,32 +82,4 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     };
     let (scheme, token) = value.as_bytes().split_at_checked("bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
-/// The routes behind the guard, where there is one.
-#[derive(Clone, Debug)]
-pub(crate) struct Guarded {
-    routes: TowerToHyperService<Router>,
-    guard: Option<Arc<Guard>>,
-}
-
-impl Guarded {
-    pub(crate) fn new(router: Router, guard: Option<Arc<Guard>>) -> Self {
-        Self { routes: TowerToHyperService::new(router), guard }
-    }
-
-    /// Answers a request from this address.
-    pub(crate) async fn answer(&self, mut request: Request<Body>, peer: IpAddr) -> Response {
-        if let Some(guard) = &self.guard {
-            match guard.admit(request.uri().path(), request.headers(), peer) {
-                Ok(Some(account)) => drop(request.extensions_mut().insert(account)),
-                Ok(None) => {}
-                Err(refusal) => return refusal.into_response(),
-            }
-        }
-        match self.routes.call(request).await {
-            Ok(answer) => answer,
-            Err(never) => match never {},
-        }
-    }
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::connection::{self, Door, Turn};
 use super::tls::Tls;
-use crate::http::Guarded;
+use crate::http::Front;
 
 /// How long to wait for a connection to end when there can be no more.
 const FULL_RETRY: Duration = Duration::from_millis(10);
@@ -29,7 +29,7 @@ const LOOKS: usize = 32;
 /// What every connection is served with.
 #[derive(Debug)]
 pub(super) struct Terms {
-    pub(super) routes: Guarded,
+    pub(super) front: Front,
     pub(super) tls: Option<Arc<Tls>>,
     /// The most connections at once.
     pub(super) connections: usize,
@@ -104,7 +104,7 @@ impl Crowd {
     ) {
         let turn = Arc::new(Turn::new());
         let acceptor = terms.tls.as_ref().map(|tls| tls.acceptor());
-        let door = Door { routes: terms.routes.clone(), peer, turn: Arc::clone(&turn) };
+        let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn) };
         let serving = connection::serve(stream, acceptor, door, stop);
         let connection = self.connections.spawn(serving);
         self.line.push_back(Place { turn, connection });

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
-use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -23,7 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{Guarded, Refusal};
+use crate::http::{Front, Refusal, Reply};
 
 /// A request's head, in bytes: as other servers allow, and what a connection may hold of memory.
 const HEAD_MAX: usize = 16 * 1024;
@@ -68,7 +67,7 @@ impl Turn {
 /// What is behind a connection, and who is before it.
 #[derive(Debug)]
 pub(super) struct Door {
-    pub(super) routes: Guarded,
+    pub(super) front: Front,
     pub(super) peer: IpAddr,
     pub(super) turn: Arc<Turn>,
 }
@@ -128,7 +127,7 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 
 /// The body comes first: were a number drawn and the connection closed before it, the number would
 /// be lost with the answer.
-async fn answer(door: &Door, request: Request<Incoming>) -> Result<Response, axum::BoxError> {
+async fn answer(door: &Door, request: Request<Incoming>) -> Result<Reply, axum::BoxError> {
     let (head, body) = request.into_parts();
     if !body.is_end_stream() {
         if body.size_hint().lower() > BODY_MAX as u64 {
@@ -141,13 +140,13 @@ async fn answer(door: &Door, request: Request<Incoming>) -> Result<Response, axu
         }
     }
     door.turn.servers();
-    let answer = door.routes.answer(Request::from_parts(head, Body::empty()), door.peer).await;
+    let answer = door.front.answer(Request::from_parts(head, Body::empty()), door.peer).await;
     door.turn.clients();
     Ok(answer)
 }
 
-fn too_large() -> Response {
-    Refusal::BodyTooLarge { limit: BODY_MAX }.into_response()
+fn too_large() -> Reply {
+    Refusal::BodyTooLarge { limit: BODY_MAX }.into()
 }
 
 /// A stream that gives its client more time when it goes on reading after it had stopped.
