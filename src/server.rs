@@ -4,6 +4,7 @@
 mod accept;
 pub mod blocking;
 mod connection;
+mod lanes;
 mod tls;
 
 use std::io;
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use self::accept::Terms;
+use self::lanes::Lanes;
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
@@ -63,6 +65,9 @@ pub enum ServerError {
     /// The store of a rung can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The threads that answer can't be started.
+    #[error("can't start the threads that answer: {0}")]
+    Threads(io::Error),
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -74,6 +79,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     terms: Terms,
+    lanes: Lanes,
     tasks: Tasks,
     /// Held until all files are closed.
     folder: Folder,
@@ -120,7 +126,8 @@ impl Server {
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
-        Ok(Self { listener, address, terms, tasks, folder })
+        let lanes = Lanes::start().map_err(ServerError::Threads)?;
+        Ok(Self { listener, address, terms, lanes, tasks, folder })
     }
 
     /// The address it listens on.
@@ -144,8 +151,8 @@ impl Server {
     /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
     /// and closes every file.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, terms, tasks, folder, .. } = self;
-        accept::serve(listener, terms, shutdown).await;
+        let Self { listener, terms, lanes, tasks, folder, .. } = self;
+        accept::serve(listener, terms, lanes, shutdown).await;
         tasks.end().await;
         drop(folder);
         info!("stopped");

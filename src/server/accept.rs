@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
 use super::connection::{self, Door, Turn};
+use super::lanes::Lanes;
 use super::tls::Tls;
 use crate::http::Front;
 
@@ -38,7 +40,12 @@ pub(super) struct Terms {
 }
 
 /// Accepts and answers until `shutdown` completes, then waits for the answers in flight.
-pub(super) async fn serve(listener: TcpListener, terms: Terms, shutdown: impl Future<Output = ()>) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    terms: Terms,
+    mut lanes: Lanes,
+    shutdown: impl Future<Output = ()>,
+) {
     let mut crowd = Crowd::default();
     let (stop, stopped) = watch::channel(false);
     let mut shutdown = std::pin::pin!(shutdown);
@@ -53,7 +60,7 @@ pub(super) async fn serve(listener: TcpListener, terms: Terms, shutdown: impl Fu
                         // All may be busy with answers just now: then look again soon.
                         let _ = tokio::time::timeout(FULL_RETRY, crowd.ended()).await;
                     }
-                    crowd.admit(stream, peer.ip(), &terms, stopped.clone());
+                    crowd.admit(stream, peer.ip(), &terms, lanes.next(), stopped.clone());
                 }
                 // Most likely the process has no file descriptor left.
                 Err(error) => {
@@ -100,13 +107,21 @@ impl Crowd {
         stream: TcpStream,
         peer: IpAddr,
         terms: &Terms,
+        lane: &Handle,
         stop: watch::Receiver<bool>,
     ) {
         let turn = Arc::new(Turn::new());
         let acceptor = terms.tls.as_ref().map(|tls| tls.acceptor());
         let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn) };
-        let serving = connection::serve(stream, acceptor, door, stop);
-        let connection = self.connections.spawn(serving);
+        let moved = stream.into_std();
+        let serving = async move {
+            // The socket becomes the lane's, which wakes the task when it is ready.
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => connection::serve(stream, acceptor, door, stop).await,
+                Err(error) => warn!(%error, "a connection could not be handed to its thread"),
+            }
+        };
+        let connection = self.connections.spawn_on(serving, lane);
         self.line.push_back(Place { turn, connection });
         // Those that ended are cleared away now and then: a constant cost for each connection.
         if self.line.len() > 2 * self.connections.len() + LOOKS {
