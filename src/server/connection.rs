@@ -1,6 +1,7 @@
 //! One connection: its handshake, its requests, and whose turn it is. Knows nothing of other
 //! connections, nor of what the routes do.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -105,14 +106,31 @@ async fn answer_all(
     let answers = service_fn(|request| answer(door, request));
     // Without hyper's own timer, which each request would set anew: whoever accepted it looks at the
     // turn now and then, and that bounds the head too.
-    let connection = http1::Builder::new().max_buf_size(HEAD_MAX).serve_connection(stream, answers);
+    let connection = http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        // One piece: to gather head and body costs the kernel more than to copy a body of this size.
+        .writev(false)
+        .serve_connection(stream, answers);
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => ended,
-        () = told_to(&mut stop) => {
+    let told = stop.clone();
+    let mut stopped = std::pin::pin!(told_to(&mut stop));
+    let mut listening = false;
+    let ended = poll_fn(|context| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+            return Poll::Ready(Some(ended));
+        }
+        // Once is enough to be woken by it: to ask each time would cost every request a lock.
+        if listening && told.has_changed().is_ok_and(|changed| !changed) {
+            return Poll::Pending;
+        }
+        listening = true;
+        stopped.as_mut().poll(context).map(|()| None)
+    });
+    let ended = match ended.await {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
+            connection.await
         }
     };
     if let Err(error) = ended {
