@@ -71,7 +71,7 @@ const SELECT_SHARD: &str = "SELECT ledger_id, pool, idx, generation, batch, rows
     decimals, in_use, open_rows FROM shard";
 const UPDATE_IN_USE: &str = "UPDATE shard SET in_use = ?1, open_rows = 0";
 const UPDATE_OPEN_ROWS: &str = "UPDATE shard SET open_rows = ?1";
-const INSERT_NUMBER: &str = "INSERT INTO numbers (id, value) VALUES (?1, ?2)";
+const INSERT_NUMBERS: &str = "INSERT INTO numbers (id, value) VALUES";
 const SELECT_NUMBERS: &str =
     "SELECT id, value, used FROM numbers WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
 const UPDATE_USED: &str =
@@ -504,10 +504,12 @@ fn write_numbers(
     values: &[Value],
     step: Step<'_>,
 ) -> Result<(), ShardError> {
-    let mut insert = transaction.prepare(INSERT_NUMBER)?;
-    for (chunk_index, chunk) in values.chunks(STEP).enumerate() {
-        for (offset, value) in chunk.iter().enumerate() {
-            insert.execute(params![chunk_index * STEP + offset, value.0])?;
+    let mut ids = 0_i64..;
+    for chunk in values.chunks(STEP) {
+        for values in chunk.chunks(sqlite::ROWS_AT_ONCE) {
+            let rows: Vec<_> =
+                values.iter().zip(&mut ids).map(|(value, id)| [id, value.0]).collect();
+            sqlite::insert(transaction, INSERT_NUMBERS, &rows)?;
         }
         if let ControlFlow::Break(()) = step(chunk.len() as u64) {
             return Err(ShardError::Cancelled);

@@ -3,13 +3,13 @@
 use rand::RngExt;
 use rand::distr::Uniform;
 use rand::seq::SliceRandom;
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, ErrorCode, Transaction, params};
 
 use super::strata::{OpenStrata, STRATA, Strata, stratum_of};
 use super::{LedgerError, State, retire};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Tally};
 use crate::space::Value;
-use crate::sqlite::rusqlite;
+use crate::sqlite::{self, rusqlite};
 
 /// Open strata of a new ledger: 1/8 of all. Each halving doubles the draws, about 10 ns each.
 const STRATA_OPEN_MIN: usize = STRATA / 8;
@@ -20,6 +20,11 @@ const STRATA_PART_MIN: usize = STRATA / 64;
 
 /// Values that a round looks for: 16 MB of candidates.
 const ROUND: u64 = 1 << 20;
+
+/// How much larger the part of the strata that a round draws from is than the round beside the ledger.
+/// A larger part costs fewer draws and touches more pages. Measured with a ledger of 10 million values: 1.20 s for a million with 1, 0.97 s with 4, 0.96 s
+/// with 16; of 50 million: 1.79, 1.80 and 2.00 s.
+const PART_FACTOR: u64 = 4;
 
 /// A random try costs a draw and a hash, and hits a given free value in one part of 64; looking at
 /// every value of the range costs a hash each. So the exact way is the cheaper one as soon as the
@@ -32,6 +37,7 @@ const WINDOW: i64 = 1 << 23;
 /// Values between two calls of the [`Step`].
 const STEP: usize = 1 << 14;
 
+const INSERT_VALUES: &str = "INSERT INTO used_numbers VALUES";
 const INSERT_VALUE: &str = "INSERT OR IGNORE INTO used_numbers VALUES (?1, ?2, ?3)";
 const SELECT_VALUES: &str =
     "SELECT value FROM used_numbers WHERE stratum = ?1 AND value BETWEEN ?2 AND ?3";
@@ -170,7 +176,7 @@ impl Search<'_, '_> {
     /// what the ledger does not have. Says how many it found.
     fn try_at_random(&mut self, wanted: u64, used: u64) -> Result<u64, LedgerError> {
         // The larger the ledger beside the round, the smaller the part that the round touches.
-        let share = self.open.len() as u64 * wanted / used.max(1);
+        let share = self.open.len() as u64 * wanted * PART_FACTOR / used.max(1);
         let least = STRATA_PART_MIN.min(self.open.len());
         let part_size = (share as usize).clamp(least, self.open.len());
         let part = self.open.part(part_size, &mut self.state.rng);
@@ -361,18 +367,40 @@ impl Search<'_, '_> {
     }
 
     fn insert_chunk(&mut self, chunk: &[(u16, Value)]) -> Result<(), rusqlite::Error> {
-        let mut insert = self.connection.prepare_cached(INSERT_VALUE)?;
-        for &(stratum, value) in chunk {
+        for candidates in chunk.chunks(sqlite::ROWS_AT_ONCE) {
+            let row = |&(stratum, value): &(u16, Value)| [stratum.into(), value.0, self.batch.0];
+            let rows: Vec<[i64; 3]> = candidates.iter().map(row).collect();
             // Invariant: a value is fresh only if this insert put it into the ledger.
-            if insert.execute(params![stratum, value.0, self.batch.0])? == 1 {
-                self.fresh.push(value);
-                self.open.add(self.state.key.hash(value));
+            match sqlite::insert(self.connection, INSERT_VALUES, &rows) {
+                Ok(()) => candidates.iter().for_each(|&(_, value)| self.is_fresh(value)),
+                Err(error) if is_taken(&error) => self.insert_one_by_one(candidates)?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
+    fn insert_one_by_one(&mut self, candidates: &[(u16, Value)]) -> Result<(), rusqlite::Error> {
+        let mut insert = self.connection.prepare_cached(INSERT_VALUE)?;
+        for &(stratum, value) in candidates {
+            if insert.execute(params![stratum, value.0, self.batch.0])? == 1 {
+                self.is_fresh(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_fresh(&mut self, value: Value) {
+        self.fresh.push(value);
+        self.open.add(self.state.key.hash(value));
+    }
+
     fn report(&mut self, done: u64) -> Result<(), LedgerError> {
         if (self.step)(done).is_break() { Err(LedgerError::Cancelled) } else { Ok(()) }
     }
+}
+
+/// Whether a row was there already.
+fn is_taken(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }

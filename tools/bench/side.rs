@@ -29,13 +29,12 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// An empty folder with these settings.
+    /// A folder that is not there yet, and its settings.
     pub(crate) fn new(bench: &Path, name: &str, settings: &str) -> anyhow::Result<Self> {
         let dir = bench.join(name);
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("can't empty {}", dir.display()))?;
         }
-        fs::create_dir_all(&dir)?;
         let file = bench.join(format!("{name}.toml"));
         fs::write(&file, settings)?;
         Ok(Self { dir, settings: file })
@@ -65,10 +64,12 @@ impl Site {
         Side::start(&mut command)
     }
 
-    /// Empties the folder.
+    /// Removes the folder: whoever writes into it makes it.
     pub(crate) fn clear(&self) -> anyhow::Result<()> {
-        fs::remove_dir_all(&self.dir)?;
-        Ok(fs::create_dir_all(&self.dir)?)
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)?;
+        }
+        Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
