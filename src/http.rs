@@ -27,8 +27,8 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 
-use self::answer::json;
 pub(crate) use self::answer::{Answer, Refusal};
+use self::answer::{json, json_text};
 pub(crate) use self::guard::Guard;
 use self::health::{PoolHealth, Status};
 use self::query::Wanted;
@@ -165,13 +165,6 @@ fn only(methods: MethodRouter<Arc<App>>, allowed: &'static str) -> MethodRouter<
     methods.fallback(async move || Refusal::WrongMethod { allowed })
 }
 
-/// One number.
-#[derive(Serialize)]
-struct One<'a> {
-    number: Number,
-    shard: &'a str,
-}
-
 /// `count` numbers, and how many of them each shard gave.
 #[derive(Serialize)]
 struct Many<'a> {
@@ -182,12 +175,20 @@ struct Many<'a> {
 
 async fn one(pool: &Pool) -> Result<Answer, Refusal> {
     if let Some((shard, value)) = pool.try_take_one() {
-        return Ok(json(StatusCode::OK, &One { number: pool.space().number(value), shard }));
+        return Ok(one_of(pool.space().number(value), shard));
     }
     let taken = pool.take(NonZeroU32::MIN).await.map_err(|error| refusal(error, 1))?;
     let (shard, values) = &taken.parts[0];
     let number = pool.space().number(values[0]);
-    Ok(json(StatusCode::OK, &One { number, shard: pool.shard_name(*shard) }))
+    Ok(one_of(number, pool.shard_name(*shard)))
+}
+
+/// One number. The names of shards need no escaping. With a serialiser an answer cost 3 % more CPU time.
+fn one_of(number: Number, shard: &str) -> Answer {
+    json_text(
+        StatusCode::OK,
+        ["{\"number\":", number.as_str(), ",\"shard\":\"", shard, "\"}"].concat(),
+    )
 }
 
 async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {

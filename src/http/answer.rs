@@ -148,8 +148,13 @@ impl IntoResponse for Refusal {
 
 /// An answer with this body.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-    let body = serde_json::to_vec(body).expect("the wire types have no maps with odd keys");
-    let mut answer = Answer::new(body);
+    let body = serde_json::to_string(body).expect("the wire types have no maps with odd keys");
+    json_text(status, body)
+}
+
+/// An answer with this body, which is JSON.
+pub(super) fn json_text(status: StatusCode, body: String) -> Answer {
+    let mut answer = Answer::new(body.into_bytes());
     *answer.status_mut() = status;
     answer.headers_mut().clone_from(&HEADER_MAP);
     answer
