@@ -40,10 +40,13 @@ fn run(side: &Side, load: Load<'_>) -> anyhow::Result<Run> {
 fn wait_until_full(side: &Side) -> anyhow::Result<()> {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(120) {
-        let health: serde_json::Value = serde_json::from_slice(&ask(side.address, "/health")?)?;
-        let pools = health["pools"].as_object().context("/health names the pools")?;
-        if pools.values().all(|pool| pool["shards"] == pool["shards_in_rotation"]) {
-            return Ok(());
+        // Refused as long as a pool has no shard at all.
+        if let Ok(answer) = ask(side.address, "/health") {
+            let health: serde_json::Value = serde_json::from_slice(&answer)?;
+            let pools = health["pools"].as_object().context("/health names the pools")?;
+            if pools.values().all(|pool| pool["shards"] == pool["shards_in_rotation"]) {
+                return Ok(());
+            }
         }
         std::thread::sleep(Duration::from_millis(20));
     }
