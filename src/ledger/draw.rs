@@ -14,17 +14,20 @@ use crate::sqlite::{self, rusqlite};
 /// Open strata of a new ledger: 1/8 of all. Each halving doubles the draws, about 10 ns each.
 const STRATA_OPEN_MIN: usize = STRATA / 8;
 
-/// The smallest part of the strata that a round draws from: 1/64 of all. A round of a million then
-/// lands in 1/64 of the ledger's pages, for 64 draws a value.
+/// Values in a stratum, on the average, from which on more are opened. The fewer values each has, the
+/// fewer pages a draw touches: with twice the strata, a part of as many has half the pages. A small
+/// ledger leaves what it does not need to others.
+const STRATUM_VALUES: u64 = 1 << 14;
+
+/// The smallest part of the strata that a round draws from: 1/64 of all, for 64 tries a value.
 const STRATA_PART_MIN: usize = STRATA / 64;
 
-/// Values that a round looks for: 16 MB of candidates.
-const ROUND: u64 = 1 << 20;
+/// To insert into a page costs about as much as this many tries for each row that it has: 10 µs for
+/// 200 rows, beside 13 ns for a try.
+const ROW_TRIES: u64 = 4;
 
-/// How much larger the part of the strata that a round draws from is than the round beside the ledger.
-/// A larger part costs fewer draws and touches more pages. Measured with a ledger of 10 million values: 1.20 s for a million with 1, 0.97 s with 4, 0.96 s
-/// with 16; of 50 million: 1.79, 1.80 and 2.00 s.
-const PART_FACTOR: u64 = 4;
+/// Values that a round looks for: 32 MB of candidates.
+const ROUND: u64 = 1 << 22;
 
 /// A random try costs a draw and a hash, and hits a given free value in one part of 64; looking at
 /// every value of the range costs a hash each. So the exact way is the cheaper one as soon as the
@@ -153,7 +156,8 @@ impl Search<'_, '_> {
             let used = self.state.count + self.fresh.len() as u64;
             let all_open = self.open.len() == STRATA;
             let in_open = u128::from(size) * self.open.len() as u128 / STRATA as u128;
-            if !all_open && u128::from(used + missing) > in_open / 2 {
+            let crowded = (used + missing) / self.open.len().max(1) as u64 > STRATUM_VALUES;
+            if !all_open && (crowded || u128::from(used + missing) > in_open / 2) {
                 self.open_more()?;
             } else if all_open && size - used <= EXACT_BELOW.saturating_mul(missing) {
                 self.take_from_all_free(missing)?;
@@ -175,33 +179,27 @@ impl Search<'_, '_> {
     /// Draws uniform values, keeps those of a random part of the open strata, and keeps of these
     /// what the ledger does not have. Says how many it found.
     fn try_at_random(&mut self, wanted: u64, used: u64) -> Result<u64, LedgerError> {
-        // The larger the ledger beside the round, the smaller the part that the round touches.
-        let share = self.open.len() as u64 * wanted * PART_FACTOR / used.max(1);
-        let least = STRATA_PART_MIN.min(self.open.len());
-        let part_size = (share as usize).clamp(least, self.open.len());
+        let part_size = part_size(wanted, used, self.open.len());
         let part = self.open.part(part_size, &mut self.state.rng);
 
         let space = self.state.space;
         let range = Uniform::new_inclusive(space.min().0, space.max().0)
             .expect("Space::new refuses an empty range");
         let key = self.state.key;
-        let mut candidates: Vec<(u16, Value)> = Vec::with_capacity(wanted as usize);
+        let mut candidates = Candidates::new(part, wanted);
         // On average; a part whose strata hold nothing must not keep the round for ever.
         let tries = wanted * (STRATA / part_size) as u64 * 2 + STRATA as u64;
         for tried in 0..tries {
-            if candidates.len() as u64 == wanted {
+            if candidates.count == wanted {
                 break;
             }
             if tried % (STEP as u64 * 64) == 0 {
                 self.report(0)?;
             }
             let value = Value(self.state.rng.sample(range));
-            let stratum = key.stratum(value);
-            if part.contains(stratum) {
-                candidates.push((stratum, value));
-            }
+            candidates.offer(key.stratum(value), value);
         }
-        self.insert_fresh(&part, candidates)
+        self.insert_fresh(candidates)
     }
 
     /// Takes values at random from the exact set of free values of a random part of the strata,
@@ -217,9 +215,11 @@ impl Search<'_, '_> {
         let wanted = usize::try_from(wanted).expect("a shard fits in memory");
         let (taken, _) = found.partial_shuffle(&mut self.state.rng, wanted);
         let taken_count = taken.len() as u64;
-        let candidates = taken.iter().map(|&value| (self.state.key.stratum(value), value));
-        let candidates = candidates.collect();
-        let inserted = self.insert_fresh(&part, candidates)?;
+        let mut candidates = Candidates::new(part, taken_count);
+        for &value in taken.iter() {
+            candidates.offer(self.state.key.stratum(value), value);
+        }
+        let inserted = self.insert_fresh(candidates)?;
         // Bound: each round adds all that it took, or ends the draw.
         if inserted < taken_count || (part_is_all && taken_count == 0) {
             return Err(self
@@ -277,17 +277,16 @@ impl Search<'_, '_> {
     }
 
     /// Inserts the candidates in the ledger's order and keeps those that were not there.
-    fn insert_fresh(
-        &mut self,
-        part: &Strata,
-        mut candidates: Vec<(u16, Value)>,
-    ) -> Result<u64, LedgerError> {
-        candidates.sort_unstable();
-        self.check(part, &mut candidates)?;
+    fn insert_fresh(&mut self, mut candidates: Candidates) -> Result<u64, LedgerError> {
+        self.check(&mut candidates)?;
         let before = self.fresh.len();
-        for chunk in candidates.chunks(STEP) {
+        let mut rows = Vec::with_capacity(STEP);
+        let mut sorted = candidates.sorted().peekable();
+        while sorted.peek().is_some() {
+            rows.clear();
+            rows.extend(sorted.by_ref().take(STEP));
             let start = self.fresh.len();
-            self.insert_chunk(chunk).map_err(|source| self.state.failed(source))?;
+            self.insert_chunk(&rows).map_err(|source| self.state.failed(source))?;
             self.report((self.fresh.len() - start) as u64)?;
         }
         Ok((self.fresh.len() - before) as u64)
@@ -301,40 +300,32 @@ impl Search<'_, '_> {
     /// an insert. So as long as not every stratum was seen, what a stratum has is found here, by reading
     /// it in order, and not by a search that may pass rows of strata not yet seen. Those come first in a
     /// [part](OpenStrata::part), so that none is drawn from again before all were read.
-    fn check(
-        &mut self,
-        part: &Strata,
-        candidates: &mut Vec<(u16, Value)>,
-    ) -> Result<(), LedgerError> {
-        let mut used = vec![false; candidates.len()];
-        for &stratum in part.members() {
+    fn check(&mut self, candidates: &mut Candidates) -> Result<(), LedgerError> {
+        for (&stratum, values) in candidates.part.members().iter().zip(&mut candidates.values) {
+            values.sort_unstable();
             if self.open.is_checked(stratum) {
                 continue;
             }
             self.report(0)?;
-            let start = candidates.partition_point(|&(other, _)| other < stratum);
-            let found = self
-                .check_stratum(stratum, &candidates[start..], &mut used[start..])
-                .map_err(|source| self.state.failed(source))?;
+            let found =
+                self.check_stratum(stratum, values).map_err(|source| self.state.failed(source))?;
             if let Err(problem) = found {
                 return Err(self.state.damaged(problem));
             }
         }
-        for &stratum in part.members() {
+        for &stratum in candidates.part.members() {
             self.open.set_checked(stratum);
         }
-        let mut used = used.into_iter();
-        candidates.retain(|_| used.next() == Some(false));
         Ok(())
     }
 
-    /// Marks which of the candidates, sorted from the stratum on, it has.
+    /// Drops those of the sorted values that the stratum has.
     fn check_stratum(
         &self,
         stratum: u16,
-        candidates: &[(u16, Value)],
-        used: &mut [bool],
+        values: &mut Vec<Value>,
     ) -> Result<Result<(), String>, rusqlite::Error> {
+        let mut used = vec![false; values.len()];
         let mut next = 0;
         let mut last = None;
         let mut found = Tally::default();
@@ -349,11 +340,12 @@ impl Search<'_, '_> {
             }
             last = Some(value);
             found.add(hash);
-            while candidates.get(next).is_some_and(|&candidate| candidate < (stratum, value)) {
+            while values.get(next).is_some_and(|&candidate| candidate < value) {
                 next += 1;
             }
-            if candidates.get(next) == Some(&(stratum, value)) {
+            while values.get(next) == Some(&value) {
                 used[next] = true;
+                next += 1;
             }
         }
         let drawn = self.open.tally(stratum);
@@ -363,6 +355,8 @@ impl Search<'_, '_> {
                 drawn.count, found.count
             )));
         }
+        let mut used = used.into_iter();
+        values.retain(|_| used.next() == Some(false));
         Ok(Ok(()))
     }
 
@@ -400,7 +394,70 @@ impl Search<'_, '_> {
     }
 }
 
+/// Values of a part of the strata that a ledger may have already, each with those of its stratum.
+struct Candidates {
+    part: Strata,
+    /// In the order of the part's members.
+    values: Vec<Vec<Value>>,
+    count: u64,
+}
+
+impl Candidates {
+    /// None yet, with room for about `wanted`.
+    fn new(part: Strata, wanted: u64) -> Self {
+        let each = wanted as usize / part.members().len().max(1);
+        let values =
+            part.members().iter().map(|_| Vec::with_capacity(each + each / 8 + 8)).collect();
+        Self { part, values, count: 0 }
+    }
+
+    /// Keeps the value if its stratum is in the part.
+    fn offer(&mut self, stratum: u16, value: Value) {
+        if let Some(place) = self.part.place(stratum) {
+            self.values[place].push(value);
+            self.count += 1;
+        }
+    }
+
+    /// In the ledger's order, when those of each stratum are.
+    fn sorted(self) -> impl Iterator<Item = (u16, Value)> {
+        let strata = self.part.into_members().into_iter().zip(self.values);
+        strata.flat_map(|(stratum, values)| values.into_iter().map(move |value| (stratum, value)))
+    }
+}
+
+/// How many of the open strata a round of `wanted` values draws from, into a ledger of `used`.
+///
+/// A part of p strata costs `STRATA / p` tries for each value wanted, and the pages of p strata. The sum
+/// is least where both are the same.
+fn part_size(wanted: u64, used: u64, open: usize) -> usize {
+    let rows_per_stratum = used as f64 / open as f64;
+    let tries = wanted as f64 * STRATA as f64;
+    let part = (tries / (rows_per_stratum * ROW_TRIES as f64)).sqrt();
+    (part as usize).clamp(STRATA_PART_MIN.min(open), open)
+}
+
 /// Whether a row was there already.
 fn is_taken(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part_size;
+
+    #[test]
+    fn the_part_shrinks_as_the_ledger_outgrows_the_round() {
+        let check = |wanted, used, open, expected| {
+            assert_eq!(part_size(wanted, used, open), expected, "{wanted} into {used}");
+        };
+        check(1_000_000, 0, 512, 512);
+        check(1_000_000, 1_000_000, 512, 512);
+        check(1_000_000, 10_000_000, 1024, 323);
+        check(1_000_000, 200_000_000, 4096, 144);
+        check(2_500_000, 200_000_000, 4096, 228);
+        check(1_000_000, 1_000_000_000, 4096, 64);
+        check(10, 1_000_000_000, 4096, 64);
+        check(10, 1_000_000, 7, 7);
+    }
 }

@@ -60,24 +60,42 @@ impl std::fmt::Debug for StratumKey {
 #[derive(Clone, Debug)]
 pub(super) struct Strata {
     members: Vec<u16>,
-    contains: Box<[bool; STRATA]>,
+    /// Of each stratum its place among the members, or [`NOT_A_MEMBER`].
+    places: Box<[u16; STRATA]>,
 }
+
+const NOT_A_MEMBER: u16 = u16::MAX;
 
 impl Strata {
     pub(super) fn new(members: Vec<u16>) -> Self {
-        let mut contains = Box::new([false; STRATA]);
-        for &stratum in &members {
-            contains[usize::from(stratum)] = true;
+        let mut places = Box::new([NOT_A_MEMBER; STRATA]);
+        for (&stratum, place) in members.iter().zip(0..) {
+            places[usize::from(stratum)] = place;
         }
-        Self { members, contains }
+        Self { members, places }
     }
 
     pub(super) fn contains(&self, stratum: u16) -> bool {
-        self.contains[usize::from(stratum)]
+        self.place(stratum).is_some()
+    }
+
+    /// Where it is among the members.
+    pub(super) fn place(&self, stratum: u16) -> Option<usize> {
+        let place = self.places[usize::from(stratum)];
+        (place != NOT_A_MEMBER).then_some(place.into())
     }
 
     pub(super) fn members(&self) -> &[u16] {
         &self.members
+    }
+
+    pub(super) fn into_members(self) -> Vec<u16> {
+        self.members
+    }
+
+    fn insert(&mut self, stratum: u16) {
+        self.places[usize::from(stratum)] = self.members.len() as u16;
+        self.members.push(stratum);
     }
 }
 
@@ -167,8 +185,7 @@ impl OpenStrata {
         let mut insert = connection.prepare_cached(INSERT)?;
         for &mut stratum in opened {
             insert.execute([stratum])?;
-            self.strata.members.push(stratum);
-            self.strata.contains[usize::from(stratum)] = true;
+            self.strata.insert(stratum);
         }
         Ok(())
     }

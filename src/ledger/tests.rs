@@ -122,6 +122,23 @@ fn a_large_range_is_drawn_from_an_eighth_of_its_strata_at_first() {
     assert_eq!(ledger.state.open.len(), 512);
 }
 
+/// A ledger that has outgrown its strata opens more, so that a draw touches a smaller share of it.
+#[test]
+fn a_ledger_that_grows_opens_more_strata() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
+    draw(&mut ledger, 0, 100);
+    let mut check = |count: u64, expected: usize| {
+        // As if it had drawn them.
+        ledger.state.count = count;
+        draw(&mut ledger, 0, 100);
+        assert_eq!(ledger.state.open.len(), expected, "{count} values");
+    };
+    check(8_000_000, 512);
+    check(10_000_000, 1024);
+    check(50_000_000, 4096);
+}
+
 /// A row that changed on the disk is not drawn again: the draw finds it before.
 #[test]
 fn a_row_that_changed_ends_the_draws() {
