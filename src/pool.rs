@@ -19,7 +19,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use tokio::sync::Notify;
+use tokio::sync::{MutexGuard, Notify};
 use tokio::task::JoinHandle;
 
 use self::buffer::Buffer;
@@ -212,14 +212,21 @@ impl Pool {
                 return Ok(Taken { parts: vec![loan.settle()] });
             }
         }
-        if count == 1 { Err(self.turn_away(1)) } else { self.gather(count, &order).await }
+        if count > 1 {
+            return self.gather(count, &order).await;
+        }
+        let alone = match self.exhausted.load(Ordering::Acquire) {
+            true => Some(self.gather.lock().await),
+            false => None,
+        };
+        Err(self.turn_away(1, alone))
     }
 
     /// Collects from all shards in turn. A shard that has fewer numbers than anyone asks for would
     /// never be used up: so where its next generation lies ready, what it has is taken for good, and
     /// the shard is asked again.
     async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
-        let _alone = self.gather.lock().await;
+        let alone = self.gather.lock().await;
         let mut held = Held { pool: self, parts: self.take_leftovers(count) };
         let mut loans: Vec<Loan> = Vec::new();
         for _pass in 0..2 {
@@ -245,7 +252,7 @@ impl Pool {
         }
         // All or none: the loans go back, what is held is for the next request.
         drop((loans, held));
-        Err(self.turn_away(count as u64))
+        Err(self.turn_away(count as u64, Some(alone)))
     }
 
     /// Up to `count` numbers that an earlier request held and could not use.
@@ -275,8 +282,11 @@ impl Pool {
     }
 
     /// Says why `count` numbers did not come, and sees to it that they will.
-    fn turn_away(&self, count: u64) -> TakeError {
-        let why = self.nothing_left(count);
+    ///
+    /// Invariant: that nothing is left is said only when nobody else collects: what they hold is in no
+    /// shard, and comes back when they vanish.
+    fn turn_away(&self, count: u64, alone: Option<MutexGuard<'_, ()>>) -> TakeError {
+        let why = alone.map_or(TakeError::Refilling, |_alone| self.nothing_left(count));
         if why == TakeError::Refilling {
             self.starved.store(true, Ordering::Release);
             self.refill_wanted.notify_one();

@@ -54,6 +54,8 @@ struct Model {
     /// Rows that were built.
     built: AtomicU32,
     stopping: AtomicBool,
+    /// Somebody was told that nothing is left.
+    ended: AtomicBool,
 }
 
 type Mutex<T> = std::sync::Mutex<T>;
@@ -94,6 +96,7 @@ impl Model {
             handed_out: Mutex::default(),
             built: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         };
         (Arc::new(model), workers)
     }
@@ -131,14 +134,19 @@ impl Model {
 
     /// Takes `count` numbers as `GET /random` does.
     async fn take(&self, count: u32) -> Result<(), TakeError> {
+        let ended = self.ended.load(Ordering::SeqCst);
         let one = if count == 1 { self.pool.try_take_one() } else { None };
         let values = match one {
             Some((_, value)) => vec![value],
             None => {
-                let taken = self.pool.take(NonZeroU32::new(count).unwrap()).await?;
-                taken.parts.into_iter().flat_map(|(_, values)| values).collect()
+                let taken = self.pool.take(NonZeroU32::new(count).unwrap()).await;
+                if matches!(taken, Err(TakeError::Exhausted { left: 0 })) {
+                    self.ended.store(true, Ordering::SeqCst);
+                }
+                taken?.parts.into_iter().flat_map(|(_, values)| values).collect()
             }
         };
+        assert!(!ended, "there were more after the last");
         assert_eq!(values.len(), count as usize);
         let mut handed_out = self.handed_out.lock().unwrap();
         for value in values {
@@ -188,11 +196,7 @@ impl Model {
 #[test]
 fn every_number_comes_and_none_twice_whoever_waits_and_vanishes() {
     schedules(|| {
-        let model = Model::run(|model| async move {
-            Arc::clone(&model).callers().await;
-            // What those who vanished gave back.
-            Arc::clone(&model).take_all(1).await;
-        });
+        let model = Model::run(Model::callers);
         assert_eq!(model.handed_out.lock().unwrap().len(), RANGE as usize);
     });
 }
