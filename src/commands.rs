@@ -5,7 +5,13 @@ mod serve;
 mod token;
 mod verify;
 
+use std::path::PathBuf;
+
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+
+use crate::config::{Config, Location, Overrides};
+use crate::{files, sqlite};
 
 /// Hands out unique random numbers over HTTP, and never the same one twice.
 #[derive(Debug, Parser)]
@@ -43,4 +49,14 @@ impl Arguments {
             Command::Verify(flags) => verify::run(flags),
         }
     }
+}
+
+/// The data folder of a command that works on one that is there.
+fn existing_folder(location: Location) -> anyhow::Result<PathBuf> {
+    sqlite::check_version().map_err(anyhow::Error::msg)?;
+    let dir = Config::load(&Overrides { location, ..Overrides::default() })?.dir;
+    if files::length_bytes(&dir)?.is_none() {
+        bail!("there is no folder {}: name another with --data-dir", dir.display());
+    }
+    Ok(dir)
 }
