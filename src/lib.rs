@@ -23,6 +23,7 @@
 //! - [`http`]: who may ask, routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
 //! - [`verify`]: whether a folder is what it should be; [`backup`]: a copy of one, whoever uses it
+//! - [`figures`]: counts and times as people read them
 //! - [`commands`]: what the console does
 //!
 //! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
@@ -53,6 +54,7 @@ pub mod backup;
 pub mod batch;
 pub mod commands;
 pub mod config;
+pub mod figures;
 pub mod files;
 pub mod folder;
 pub mod http;

@@ -9,7 +9,7 @@
 //! - [`seen`]: the numbers that ever came, as exact text.
 //! - [`judge`]: what each ask came to; the only place that counts.
 //! - [`journal`]: the console, the progress bar and the log.
-//! - [`summary`]: the closing page, in [`figures`] for people.
+//! - [`summary`]: the closing page, in [`tombola::figures`] for people.
 //!
 //! [`interrupts`] ends it early.
 //!
@@ -25,8 +25,6 @@ mod answer;
 mod args;
 #[path = "stress_test/client.rs"]
 mod client;
-#[path = "stress_test/figures.rs"]
-mod figures;
 #[path = "stress_test/interrupts.rs"]
 mod interrupts;
 #[path = "stress_test/journal.rs"]
