@@ -5,6 +5,7 @@
 //! variables, flags.
 
 mod auth;
+mod origins;
 mod pools;
 mod quota;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use serde::Deserialize;
 
 use self::auth::{AUTH_ALLOWED, AuthKeys, may_be_secret};
 pub use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
+pub use self::origins::{Origin, Setting};
 use self::pools::PoolKeys;
 pub use self::pools::{PoolConfig, PoolName};
 pub use self::quota::QuotaConfig;
@@ -33,8 +35,18 @@ use self::quota::QuotaKeys;
 /// Every default, with comments: the `config.toml` at the top of the repository.
 pub const DEFAULTS: &str = include_str!("../config.toml");
 
+/// What `server.listen` may be.
+const LISTEN_ALLOWED: &str = "no socket address; allowed are an IP address and a port, such as \
+     127.0.0.1:8000 or [::1]:8000; a name is not looked up";
+
 /// The user's file when `--config` names none, if it is there.
 const USER_FILE: &str = "config.toml";
+
+/// What the name of an environment variable begins with that is a setting.
+const VARIABLE_PREFIX: &str = "TOMBOLA";
+
+/// Holds a token for the commands that ask a server. No setting.
+pub const TOKEN_VARIABLE: &str = "TOMBOLA_TOKEN";
 
 /// Rows of a lease: what a crash can burn, and 16 bytes of memory each.
 const LEASE_ROWS_MAX: u64 = 1_000_000;
@@ -221,58 +233,186 @@ pub struct Overrides {
     pub shard_size: Option<u64>,
 }
 
+impl Overrides {
+    /// The flag that sets this, if it was given.
+    fn flag(&self, path: &[String]) -> Option<&'static str> {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let (set, flag) = match *path {
+            ["storage", "dir"] => (self.location.dir.is_some(), "--data-dir"),
+            ["server", "listen"] => (self.listen.is_some(), "--listen"),
+            ["server", "mode"] => (self.mode.is_some(), "--mode"),
+            ["pools", pool] => (self.pool.as_deref() == Some(pool), "--pool"),
+            ["pools", _, "shards"] => (self.shards.is_some(), "--shards"),
+            ["pools", _, "shard_size"] => (self.shard_size.is_some(), "--size"),
+            _ => return None,
+        };
+        set.then_some(flag)
+    }
+}
+
 impl Config {
     /// Reads all layers and validates what they give together.
     ///
     /// # Errors
     /// [`ConfigError`] with the key, the value, where it came from, and what is allowed.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        Self::load_with(overrides, Environment::with_prefix("TOMBOLA"))
+        Self::load_with(overrides, variables()?)
     }
 
-    fn load_with(overrides: &Overrides, environment: Environment) -> Result<Self, ConfigError> {
+    fn load_with(
+        overrides: &Overrides,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        Layers::read(overrides, variables)?.parse(overrides.pool.as_deref())
+    }
+
+    /// The same, with every setting in effect and where it comes from.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as [`load`](Self::load) gives it.
+    pub fn explain(overrides: &Overrides) -> Result<(Self, Vec<Setting>), ConfigError> {
+        let layers = Layers::read(overrides, variables()?)?;
+        let config = layers.parse(overrides.pool.as_deref())?;
+        let settings = origins::settings(&layers, &config);
+        Ok((config, settings))
+    }
+}
+
+/// What all layers give together, not yet validated, and what they were.
+struct Layers {
+    merged: ::config::Config,
+    file: UserFile,
+    variables: BTreeMap<String, String>,
+    overrides: Overrides,
+}
+
+impl Layers {
+    fn read(
+        overrides: &Overrides,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
         let unreadable = |error: ::config::ConfigError| ConfigError::Unreadable(error.to_string());
+        let file = UserFile::read(overrides.location.file.as_deref())?;
+        let source = variables.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
+        let environment = Environment::with_prefix(VARIABLE_PREFIX)
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(source));
         let builder = ::config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-            .add_source(user_file(overrides.location.file.as_deref())?)
-            .add_source(environment.prefix_separator("_").separator("__").try_parsing(true));
+            .add_source(file.source())
+            .add_source(environment);
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
-        // A mode that is none is refused below, with all other keys.
+        // A mode that is none is refused later, with all other keys.
         let mode = overrides.mode.or_else(|| layers.get("server.mode").ok());
         let listen = mode.unwrap_or(Mode::Sharded).listen_default();
-        let layers = builder
+        let merged = builder
             .set_default("server.listen", listen)
             .and_then(|builder| override_by_flags(builder, overrides, pools.keys()))
             .and_then(ConfigBuilder::<DefaultState>::build)
             .map_err(unreadable)?;
+        Ok(Self { merged, file, variables, overrides: overrides.clone() })
+    }
 
-        let keys: Keys = serde_path_to_error::deserialize(layers.clone()).map_err(|error| {
-            let key = error.path().to_string();
-            let problem = match error.inner() {
-                _ if may_be_secret(&key) => AUTH_ALLOWED.to_owned(),
-                ::config::ConfigError::At { error, .. } => error.to_string(),
-                other => other.to_string(),
-            };
-            refused(&layers, &key, problem)
-        })?;
-        keys.validate(overrides.pool.as_deref(), |key, problem| refused(&layers, key, problem))
+    fn parse(&self, only: Option<&str>) -> Result<Config, ConfigError> {
+        let keys: Keys =
+            serde_path_to_error::deserialize(self.merged.clone()).map_err(|error| {
+                let key = error.path().to_string();
+                let problem = match error.inner() {
+                    _ if may_be_secret(&key) => AUTH_ALLOWED.to_owned(),
+                    ::config::ConfigError::At { error, .. } => error.to_string(),
+                    other => other.to_string(),
+                };
+                // Key and origin are said already.
+                let problem = problem.split(" for key `").next().unwrap_or_default().to_owned();
+                self.refused(&key, problem)
+            })?;
+        keys.validate(only, |key, problem| self.refused(key, problem))
+    }
+
+    fn refused(&self, key: &str, problem: String) -> ConfigError {
+        let secret = may_be_secret(key);
+        // The nearest that has no index, and so can be looked up.
+        let known = key.split_once('[').map_or(key, |(list, _)| list);
+        let path: Vec<String> = known.split('.').map(str::to_owned).collect();
+        let value = path.iter().try_fold(self.merged.cache.clone(), |value, level| {
+            value.into_table().ok()?.remove(level)
+        });
+        let value = value.filter(|_| !secret && known == key);
+        ConfigError::Refused {
+            key: key.to_owned(),
+            value: value.map(|value| format!(" = {value}")).unwrap_or_default(),
+            origin: match self.origin(&path) {
+                Origin::Default => String::new(),
+                origin => format!(" (in {origin})"),
+            },
+            problem,
+        }
+    }
+
+    fn origin(&self, path: &[String]) -> Origin {
+        if let Some(flag) = self.overrides.flag(path) {
+            return Origin::Flag(flag);
+        }
+        let wanted = format!("{VARIABLE_PREFIX}_{}", path.join("__"));
+        if let Some(name) = self.variables.keys().find(|name| name.eq_ignore_ascii_case(&wanted)) {
+            return Origin::Variable(name.clone());
+        }
+        match origins::line(&self.file.text, path) {
+            Some(line) => Origin::File { path: self.file.path.display().to_string(), line },
+            None => Origin::Default,
+        }
     }
 }
 
-/// The user's file, after a look whether it is TOML at all: the parser below names no line.
-fn user_file(
-    path: Option<&Path>,
-) -> Result<File<::config::FileSourceFile, FileFormat>, ConfigError> {
-    let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
-    let unreadable =
-        |problem: &dyn Display| ConfigError::Unreadable(format!("{}: {problem}", path.display()));
-    match std::fs::read_to_string(path) {
-        Ok(text) => drop(text.parse::<toml::Table>().map_err(|error| unreadable(&error))?),
-        Err(error) if !required && error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(unreadable(&error)),
+/// The environment variables that are settings.
+fn variables() -> Result<BTreeMap<String, String>, ConfigError> {
+    let named =
+        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
+    let ours = |name: &str| {
+        let (prefix, rest) = name.split_once('_').unwrap_or_default();
+        prefix.eq_ignore_ascii_case(VARIABLE_PREFIX) && !rest.is_empty() && name != TOKEN_VARIABLE
+    };
+    named
+        .filter(|(name, _)| ours(name))
+        .map(|(name, text)| match text.into_string() {
+            Ok(text) => Ok((name, text)),
+            Err(_) => {
+                let problem = format!("the environment variable {name} is not UTF-8");
+                Err(ConfigError::Unreadable(problem))
+            }
+        })
+        .collect()
+}
+
+/// The user's file as it was read, or empty where there is none.
+struct UserFile {
+    path: PathBuf,
+    text: String,
+    required: bool,
+}
+
+impl UserFile {
+    /// Reads it, with a look whether it is TOML at all: the parser of the layers names no line.
+    fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
+        let unreadable = |problem: &dyn Display| {
+            ConfigError::Unreadable(format!("{}: {problem}", path.display()))
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if !required && error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        drop(text.parse::<toml::Table>().map_err(|error| unreadable(&error))?);
+        Ok(Self { path: path.to_owned(), text, required })
     }
-    Ok(File::new(&path.to_string_lossy(), FileFormat::Toml).required(required))
+
+    fn source(&self) -> File<::config::FileSourceFile, FileFormat> {
+        File::new(&self.path.to_string_lossy(), FileFormat::Toml).required(self.required)
+    }
 }
 
 fn override_by_flags<'a>(
@@ -295,26 +435,6 @@ fn override_by_flags<'a>(
     Ok(builder)
 }
 
-fn refused(layers: &::config::Config, key: &str, problem: String) -> ConfigError {
-    let secret = may_be_secret(key);
-    // The nearest that has no index, and so can be looked up.
-    let known = key.split_once('[').map_or(key, |(list, _)| list);
-    let found = known
-        .split('.')
-        .try_fold(layers.cache.clone(), |value, level| value.into_table().ok()?.remove(level));
-    let origin = found.as_ref().and_then(::config::Value::origin);
-    ConfigError::Refused {
-        key: key.to_owned(),
-        value: found
-            .as_ref()
-            .filter(|_| !secret && known == key)
-            .map(|value| format!(" = {value}"))
-            .unwrap_or_default(),
-        origin: origin.map(|origin| format!(" (in {origin})")).unwrap_or_default(),
-        problem,
-    }
-}
-
 /// The keys as they stand in a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -333,7 +453,7 @@ struct Keys {
 #[serde(deny_unknown_fields)]
 struct ServerKeys {
     mode: Mode,
-    listen: SocketAddr,
+    listen: String,
     count_limit: u64,
     connections: u64,
     client_timeout_ms: u64,
@@ -387,7 +507,11 @@ impl Keys {
             within("server.count_limit", self.server.count_limit, 1, COUNT_LIMIT_MAX)?;
         let server = ServerConfig {
             mode: self.server.mode,
-            listen: self.server.listen,
+            listen: self
+                .server
+                .listen
+                .parse()
+                .map_err(|_| refused("server.listen", LISTEN_ALLOWED.to_owned()))?,
             count_limit: u32::try_from(count_limit)
                 .ok()
                 .and_then(NonZeroU32::new)

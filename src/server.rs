@@ -176,6 +176,16 @@ impl Tasks {
     }
 }
 
+/// Whether a server would start with these settings, as far as they alone can tell.
+///
+/// # Errors
+/// [`ServerError::OpenDoor`] and [`ServerError::Tls`].
+pub fn check(config: &Config) -> Result<(), ServerError> {
+    check_door(config)?;
+    config.server.tls.clone().map(Tls::open).transpose()?;
+    Ok(())
+}
+
 /// Refuses to listen where other machines can ask, unless it is said who may.
 fn check_door(config: &Config) -> Result<(), ServerError> {
     let address = config.server.listen;

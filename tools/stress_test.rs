@@ -108,7 +108,10 @@ async fn run(
     let (address, first) = match client::reach(&args.url, args.timeout).await {
         Ok(reached) => reached,
         Err(error) => {
-            let reason = format!("cannot reach {}: {error}", args.url);
+            let reason = format!(
+                "cannot reach {}: {error}; start a server there, or name another with --url",
+                args.url
+            );
             journal.close_log(&reason).context("the log is not complete")?;
             anyhow::bail!(reason);
         }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::bail;
 
+use super::exit::{Ended, Exit};
 use crate::config::Location;
 use crate::files::{self, LockError};
 use crate::verify::{self, Findings};
@@ -17,10 +18,13 @@ pub(super) struct Flags {
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let dir = super::existing_folder(flags.location)?;
     let _lock = files::lock(&dir).map_err(|error| match error {
-        LockError::Held { .. } => anyhow::anyhow!(
-            "{error}. A folder in use changes while one looks: stop the server, or verify a backup \
-             (tombola backup DIR, tombola verify --data-dir DIR)"
-        ),
+        LockError::Held { .. } => {
+            let message = format!(
+                "{error}. A folder in use changes while one looks: stop the server, or verify a \
+                 backup (tombola backup DIR, tombola verify --data-dir DIR)"
+            );
+            Ended::new(Exit::Folder, message)
+        }
         other => other.into(),
     })?;
     let findings = verify::check(&dir)?;

@@ -12,10 +12,9 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     let file = folder.path().join("mine.toml");
     std::fs::write(&file, text).unwrap();
     let source = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let environment = Environment::with_prefix("TOMBOLA").source(Some(source));
     let location = Location { file: Some(file), dir: None };
     let overrides = Overrides { location, ..Overrides::default() };
-    Config::load_with(&overrides, environment).map_err(|error| error.to_string())
+    Config::load_with(&overrides, source).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -101,8 +100,7 @@ fn a_mode_listens_on_its_own_port_unless_the_user_says_otherwise() {
     listens("[server]\nmode = 'simple'", &[address], "127.0.0.1:2");
 
     let flag = Overrides { mode: Some(Mode::Simple), ..Overrides::default() };
-    let environment = Environment::with_prefix("TOMBOLA").source(Some(Default::default()));
-    let config = Config::load_with(&flag, environment).unwrap();
+    let config = Config::load_with(&flag, BTreeMap::new()).unwrap();
     assert_eq!(config.server.mode, Mode::Simple);
     assert_eq!(config.server.listen.port(), 5000);
 }
