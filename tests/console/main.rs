@@ -229,6 +229,30 @@ async fn status_is_one_table_that_fits() {
     }
 }
 
+/// What a server says of itself, as the contract of the two has it.
+#[tokio::test]
+async fn status_reads_what_a_server_says() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    server.take("int", Some(300)).await;
+    let url = format!("http://{}", server.address());
+    let shown = run(site.bare(TOMBOLA, &["status", "--url", &url])).await;
+    assert_eq!((shown.status.code(), &*shown.stderr), (Some(0), ""));
+    for part in ["int: ok, 1 to 1000", "int_shard_0.db", "in rotation", "200: 1", "in all"] {
+        assert!(shown.stdout.contains(part), "no {part:?} in\n{}", shown.stdout);
+    }
+    server.stop().await;
+
+    let lower = Site::new(&config().set("server.mode", "'json'"));
+    let server = lower.start().await;
+    let url = format!("http://{}", server.address());
+    let shown = run(lower.bare(TOMBOLA, &["status", "--url", &url])).await;
+    assert_eq!(shown.status.code(), Some(4), "{}", shown.stderr);
+    assert!(shown.stderr.contains("mode sharded"), "{}", shown.stderr);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn status_passes_json_on_and_refuses_what_is_none() {
     let site = Site::new(&config());
