@@ -119,7 +119,7 @@ async fn the_exit_code_tells_settings_folder_and_network_apart() {
     check(tombola(&["verify"]), 3, &["in use", "LOCK"]).await;
     check(site.bare(INIT_SHARDS, &[]), 3, &["in use", "LOCK"]).await;
     server.stop().await;
-    check(tombola(&["--mode", "json"]), 3, &["used_numbers_int.db", "--mode sharded"]).await;
+    check(tombola(&["--mode", "json"]), 3, &["of the mode sharded", "--data-dir"]).await;
     std::fs::remove_file(site.file("used_numbers_int.db")).unwrap();
     check(tombola(&[]), 3, &["used_numbers_int.db is missing"]).await;
 
