@@ -70,7 +70,7 @@ impl Target {
                     "{address}: https needs --ca FILE, a PEM file of the root that vouches for the \
                      server's certificate, such as /etc/ssl/certs/ca-certificates.crt"
                 );
-                return Err(Ended::new(Exit::Settings, problem));
+                return Err(Ended::error(Exit::Settings, problem));
             }
         };
         Ok(Server { address, tls })
@@ -92,7 +92,7 @@ impl Address {
         if listen.port() == 0 {
             let problem = "the settings say port 0, so that the system picks one: name the server \
                            with --url, as it said itself when it started";
-            return Err(Ended::new(Exit::Settings, problem));
+            return Err(Ended::error(Exit::Settings, problem));
         }
         let host = match listen.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
@@ -186,7 +186,7 @@ impl Server {
             "{self} does not answer: {problem}. Is a server of tombola running there? Name another \
              with --url"
         );
-        Err(Ended::new(Exit::Unreachable, message))
+        Err(Ended::error(Exit::Unreachable, message))
     }
 
     async fn exchange(
@@ -257,7 +257,7 @@ async fn ask(
 fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {
     let unfit = |problem: &dyn fmt::Display| {
         let problem = format!("{}: {problem}; --ca takes a PEM file of certificates", ca.display());
-        Ended::new(Exit::Settings, problem)
+        Ended::error(Exit::Settings, problem)
     };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unfit(&error))? {

@@ -116,7 +116,7 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    pub(super) fn new(exit: Exit, message: impl Into<String>) -> anyhow::Error {
+    pub(super) fn error(exit: Exit, message: impl Into<String>) -> anyhow::Error {
         Self { exit, message: message.into() }.into()
     }
 }

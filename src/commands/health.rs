@@ -20,7 +20,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let Some(status) = body.as_ref().and_then(|body| body["status"].as_str()) else {
         let message = format!("{server}: this is no /health of tombola; name another with --url");
-        return Err(Ended::new(Exit::Unreachable, message));
+        return Err(Ended::error(Exit::Unreachable, message));
     };
     if answer.status != 200 {
         return Err(anyhow!("{server} is {status:?}: {}", String::from_utf8_lossy(&answer.body)));

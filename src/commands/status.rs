@@ -51,7 +51,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let server = flags.target.server()?;
     let look = || async {
         let answer = server.get("/status", credentials.as_ref()).await?;
-        frame(&server, answer, flags.json)
+        frame(&server, &answer, flags.json)
     };
     super::block_on(async {
         let shown = match flags.watch {
@@ -69,7 +69,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
 /// What proves that one may look, if anything is set.
 fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
     let wrong = |from: &str, problem: &dyn std::fmt::Display| {
-        Ended::new(Exit::Settings, format!("{from}: {problem}"))
+        Ended::error(Exit::Settings, format!("{from}: {problem}"))
     };
     let (from, text) = match file {
         Some(file) => {
@@ -89,8 +89,8 @@ fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
 }
 
 /// The lines that show an answer.
-fn frame(server: &Server, answer: Answer, json: bool) -> anyhow::Result<Vec<String>> {
-    let failed = |exit, problem: String| Err(Ended::new(exit, format!("{server}: {problem}")));
+fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<String>> {
+    let failed = |exit, problem: String| Err(Ended::error(exit, format!("{server}: {problem}")));
     match answer.status {
         200 => {}
         401 => {

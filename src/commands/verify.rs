@@ -23,7 +23,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
                 "{error}. A folder in use changes while one looks: stop the server, or verify a \
                  backup (tombola backup DIR, tombola verify --data-dir DIR)"
             );
-            Ended::new(Exit::Folder, message)
+            Ended::error(Exit::Folder, message)
         }
         other => other.into(),
     })?;
