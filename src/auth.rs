@@ -34,6 +34,18 @@ pub fn new_token() -> String {
     format!("{PREFIX}{}", hex::encode(secret))
 }
 
+/// What shows a token in the header `Authorization`, from a text that holds just the token.
+///
+/// # Errors
+/// In words, when it can't be one.
+pub fn credentials(text: &str) -> Result<String, &'static str> {
+    let token = text.trim();
+    match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(format!("Bearer {token}")),
+        false => Err("holds no token: one word, as `tombola token new` printed it"),
+    }
+}
+
 /// What is kept of a token.
 #[must_use]
 pub fn digest(token: &[u8]) -> [u8; 32] {

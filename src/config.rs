@@ -4,10 +4,17 @@
 //! Lowest to highest: the built-in `config.toml`, the user's file, `TOMBOLA_…` environment
 //! variables, flags.
 
+mod auth;
+mod origins;
+mod pools;
+mod quota;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,26 +22,31 @@ use std::time::Duration;
 use ::config::builder::DefaultState;
 use ::config::{ConfigBuilder, Environment, File, FileFormat};
 use clap::ValueEnum;
-use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
 
-use crate::space::{Space, SpaceError};
+use self::auth::{AUTH_ALLOWED, AuthKeys, may_be_secret};
+pub use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
+pub use self::origins::{Origin, Setting};
+use self::pools::PoolKeys;
+pub use self::pools::{PoolConfig, PoolName};
+pub use self::quota::QuotaConfig;
+use self::quota::QuotaKeys;
 
 /// Every default, with comments: the `config.toml` at the top of the repository.
 pub const DEFAULTS: &str = include_str!("../config.toml");
 
+/// What `server.listen` may be.
+const LISTEN_ALLOWED: &str = "no socket address; allowed are an IP address and a port, such as \
+     127.0.0.1:8000 or [::1]:8000; a name is not looked up";
+
 /// The user's file when `--config` names none, if it is there.
 const USER_FILE: &str = "config.toml";
 
-/// Shards of one pool. Each is an open file and a task.
-const SHARDS_MAX: u64 = 1024;
+/// What the name of an environment variable begins with that is a setting.
+const VARIABLE_PREFIX: &str = "TOMBOLA";
 
-/// Numbers in a shard. A build holds its values in memory, 8 bytes each.
-const SHARD_SIZE_MAX: u64 = 100_000_000;
-
-/// Numbers in a shard when a pool of one's own does not say.
-const SHARD_SIZE_DEFAULT: u64 = 2_500_000;
+/// Holds a token for the commands that ask a server. No setting.
+pub const TOKEN_VARIABLE: &str = "TOMBOLA_TOKEN";
 
 /// Rows of a lease: what a crash can burn, and 16 bytes of memory each.
 const LEASE_ROWS_MAX: u64 = 1_000_000;
@@ -47,21 +59,6 @@ const CONNECTIONS_MAX: u64 = 1_048_576;
 
 /// Waits in milliseconds: up to an hour.
 const WAIT_MS_MAX: u64 = 3_600_000;
-
-/// Tokens. Each request is compared with all of them, about 20 ns each.
-const TOKENS_MAX: usize = 256;
-
-/// Numbers a second of a quota: it is counted in whole nanoseconds a number, so that the fastest is
-/// off by less than 0.1 %, and the slowest, one number in a quarter of an hour, far from overflow.
-const QUOTA_RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
-
-/// Numbers that a quota lets go at once: as many as the largest answer has.
-const BURST_MAX: u64 = COUNT_LIMIT_MAX;
-
-/// What may stand under `auth`. A complaint about these keys says this and nothing of their values:
-/// it may be a token that was put where its SHA-256 belongs.
-const AUTH_ALLOWED: &str = "allowed are auth.mode = \"none\", or [[auth.tokens]] with name, scope \
-     and sha256, as `tombola token new --name NAME --scope draw` prints them";
 
 /// Why the settings were refused.
 #[derive(Debug, thiserror::Error)]
@@ -182,80 +179,6 @@ pub struct TlsConfig {
     pub key: PathBuf,
 }
 
-/// Who may ask.
-#[derive(Clone, Debug)]
-pub enum AuthConfig {
-    /// Nothing is said: anyone, which is well on loopback only.
-    Unsaid,
-    /// Anyone, in so many words.
-    Anyone,
-    /// Whoever has one of these tokens, of which there is at least one.
-    Tokens(Vec<TokenConfig>),
-}
-
-/// What is known of a token: enough to recognise it, not enough to use it.
-#[derive(Clone, Debug)]
-pub struct TokenConfig {
-    /// Whose it is, for people.
-    pub name: TokenName,
-    /// What it is for.
-    pub scope: Scope,
-    /// The SHA-256 of its text.
-    pub sha256: [u8; 32],
-}
-
-/// A token's name, fit for a config file and for a log: 1 to 64 of `a-z A-Z 0-9 . _ -`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenName(String);
-
-impl std::str::FromStr for TokenName {
-    type Err = &'static str;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let fit = (1..=64).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        let problem = "allowed are 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
-        if fit { Ok(Self(name.to_owned())) } else { Err(problem) }
-    }
-}
-
-impl std::fmt::Display for TokenName {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-/// What a token is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Scope {
-    /// Taking numbers
-    Draw,
-    /// Everything else
-    Observe,
-}
-
-impl Scope {
-    /// The scope as the settings have it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Draw => "draw",
-            Self::Observe => "observe",
-        }
-    }
-}
-
-/// How much each caller may take.
-#[derive(Clone, Debug)]
-pub struct QuotaConfig {
-    /// Time in which one number is granted.
-    pub period: Duration,
-    /// Numbers that may be taken at once after a rest.
-    pub burst: NonZeroU32,
-    /// Proxies whose word is taken for where a request comes from.
-    pub trusted_proxies: Vec<IpNet>,
-}
-
 /// How shards hand out.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseConfig {
@@ -279,48 +202,6 @@ impl RefillConfig {
     #[must_use]
     pub fn low_water_rows(&self, shard_size: u32) -> u64 {
         (self.low_water * f64::from(shard_size)).ceil() as u64
-    }
-}
-
-/// One pool.
-#[derive(Clone, Debug)]
-pub struct PoolConfig {
-    /// The `type` of a request, and the beginning of the file names.
-    pub name: PoolName,
-    /// The numbers.
-    pub space: Space,
-    /// How many shards, 1 to 1024.
-    pub shards: u16,
-    /// Numbers in one filling of a shard.
-    pub shard_size: u32,
-}
-
-/// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PoolName(String);
-
-impl PoolName {
-    /// The name, when it is fit.
-    #[must_use]
-    pub fn new(name: &str) -> Option<Self> {
-        let fit = (1..=32).contains(&name.len())
-            && name.starts_with(|first: char| first.is_ascii_lowercase())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-            // "int_shard_1" would share file names with a shard of "int".
-            && !name.contains("_shard_");
-        fit.then(|| Self(name.to_owned()))
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for PoolName {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
     }
 }
 
@@ -352,58 +233,186 @@ pub struct Overrides {
     pub shard_size: Option<u64>,
 }
 
+impl Overrides {
+    /// The flag that sets this, if it was given.
+    fn flag(&self, path: &[String]) -> Option<&'static str> {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let (set, flag) = match *path {
+            ["storage", "dir"] => (self.location.dir.is_some(), "--data-dir"),
+            ["server", "listen"] => (self.listen.is_some(), "--listen"),
+            ["server", "mode"] => (self.mode.is_some(), "--mode"),
+            ["pools", pool] => (self.pool.as_deref() == Some(pool), "--pool"),
+            ["pools", _, "shards"] => (self.shards.is_some(), "--shards"),
+            ["pools", _, "shard_size"] => (self.shard_size.is_some(), "--size"),
+            _ => return None,
+        };
+        set.then_some(flag)
+    }
+}
+
 impl Config {
     /// Reads all layers and validates what they give together.
     ///
     /// # Errors
     /// [`ConfigError`] with the key, the value, where it came from, and what is allowed.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        Self::load_with(overrides, Environment::with_prefix("TOMBOLA"))
+        Self::load_with(overrides, variables()?)
     }
 
-    fn load_with(overrides: &Overrides, environment: Environment) -> Result<Self, ConfigError> {
+    fn load_with(
+        overrides: &Overrides,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        Layers::read(overrides, variables)?.parse(overrides.pool.as_deref())
+    }
+
+    /// The same, with every setting in effect and where it comes from.
+    ///
+    /// # Errors
+    /// [`ConfigError`], as [`load`](Self::load) gives it.
+    pub fn explain(overrides: &Overrides) -> Result<(Self, Vec<Setting>), ConfigError> {
+        let layers = Layers::read(overrides, variables()?)?;
+        let config = layers.parse(overrides.pool.as_deref())?;
+        let settings = origins::settings(&layers, &config);
+        Ok((config, settings))
+    }
+}
+
+/// What all layers give together, not yet validated, and what they were.
+struct Layers {
+    merged: ::config::Config,
+    file: UserFile,
+    variables: BTreeMap<String, String>,
+    overrides: Overrides,
+}
+
+impl Layers {
+    fn read(
+        overrides: &Overrides,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
         let unreadable = |error: ::config::ConfigError| ConfigError::Unreadable(error.to_string());
+        let file = UserFile::read(overrides.location.file.as_deref())?;
+        let source = variables.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
+        let environment = Environment::with_prefix(VARIABLE_PREFIX)
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(source));
         let builder = ::config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-            .add_source(user_file(overrides.location.file.as_deref())?)
-            .add_source(environment.prefix_separator("_").separator("__").try_parsing(true));
+            .add_source(file.source())
+            .add_source(environment);
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
-        // A mode that is none is refused below, with all other keys.
+        // A mode that is none is refused later, with all other keys.
         let mode = overrides.mode.or_else(|| layers.get("server.mode").ok());
         let listen = mode.unwrap_or(Mode::Sharded).listen_default();
-        let layers = builder
+        let merged = builder
             .set_default("server.listen", listen)
             .and_then(|builder| override_by_flags(builder, overrides, pools.keys()))
             .and_then(ConfigBuilder::<DefaultState>::build)
             .map_err(unreadable)?;
+        Ok(Self { merged, file, variables, overrides: overrides.clone() })
+    }
 
-        let keys: Keys = serde_path_to_error::deserialize(layers.clone()).map_err(|error| {
-            let key = error.path().to_string();
-            let problem = match error.inner() {
-                _ if may_be_secret(&key) => AUTH_ALLOWED.to_owned(),
-                ::config::ConfigError::At { error, .. } => error.to_string(),
-                other => other.to_string(),
-            };
-            refused(&layers, &key, problem)
-        })?;
-        keys.validate(overrides.pool.as_deref(), |key, problem| refused(&layers, key, problem))
+    fn parse(&self, only: Option<&str>) -> Result<Config, ConfigError> {
+        let keys: Keys =
+            serde_path_to_error::deserialize(self.merged.clone()).map_err(|error| {
+                let key = error.path().to_string();
+                let problem = match error.inner() {
+                    _ if may_be_secret(&key) => AUTH_ALLOWED.to_owned(),
+                    ::config::ConfigError::At { error, .. } => error.to_string(),
+                    other => other.to_string(),
+                };
+                // Key and origin are said already.
+                let problem = problem.split(" for key `").next().unwrap_or_default().to_owned();
+                self.refused(&key, problem)
+            })?;
+        keys.validate(only, |key, problem| self.refused(key, problem))
+    }
+
+    fn refused(&self, key: &str, problem: String) -> ConfigError {
+        let secret = may_be_secret(key);
+        // The nearest that has no index, and so can be looked up.
+        let known = key.split_once('[').map_or(key, |(list, _)| list);
+        let path: Vec<String> = known.split('.').map(str::to_owned).collect();
+        let value = path.iter().try_fold(self.merged.cache.clone(), |value, level| {
+            value.into_table().ok()?.remove(level)
+        });
+        let value = value.filter(|_| !secret && known == key);
+        ConfigError::Refused {
+            key: key.to_owned(),
+            value: value.map(|value| format!(" = {value}")).unwrap_or_default(),
+            origin: match self.origin(&path) {
+                Origin::Default => String::new(),
+                origin => format!(" (in {origin})"),
+            },
+            problem,
+        }
+    }
+
+    fn origin(&self, path: &[String]) -> Origin {
+        if let Some(flag) = self.overrides.flag(path) {
+            return Origin::Flag(flag);
+        }
+        let wanted = format!("{VARIABLE_PREFIX}_{}", path.join("__"));
+        if let Some(name) = self.variables.keys().find(|name| name.eq_ignore_ascii_case(&wanted)) {
+            return Origin::Variable(name.clone());
+        }
+        match origins::line(&self.file.text, path) {
+            Some(line) => Origin::File { path: self.file.path.display().to_string(), line },
+            None => Origin::Default,
+        }
     }
 }
 
-/// The user's file, after a look whether it is TOML at all: the parser below names no line.
-fn user_file(
-    path: Option<&Path>,
-) -> Result<File<::config::FileSourceFile, FileFormat>, ConfigError> {
-    let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
-    let unreadable =
-        |problem: &dyn Display| ConfigError::Unreadable(format!("{}: {problem}", path.display()));
-    match std::fs::read_to_string(path) {
-        Ok(text) => drop(text.parse::<toml::Table>().map_err(|error| unreadable(&error))?),
-        Err(error) if !required && error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(unreadable(&error)),
+/// The environment variables that are settings.
+fn variables() -> Result<BTreeMap<String, String>, ConfigError> {
+    let named =
+        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
+    let ours = |name: &str| {
+        let (prefix, rest) = name.split_once('_').unwrap_or_default();
+        prefix.eq_ignore_ascii_case(VARIABLE_PREFIX) && !rest.is_empty() && name != TOKEN_VARIABLE
+    };
+    named
+        .filter(|(name, _)| ours(name))
+        .map(|(name, text)| match text.into_string() {
+            Ok(text) => Ok((name, text)),
+            Err(_) => {
+                let problem = format!("the environment variable {name} is not UTF-8");
+                Err(ConfigError::Unreadable(problem))
+            }
+        })
+        .collect()
+}
+
+/// The user's file as it was read, or empty where there is none.
+struct UserFile {
+    path: PathBuf,
+    text: String,
+    required: bool,
+}
+
+impl UserFile {
+    /// Reads it, with a look whether it is TOML at all: the parser of the layers names no line.
+    fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
+        let unreadable = |problem: &dyn Display| {
+            ConfigError::Unreadable(format!("{}: {problem}", path.display()))
+        };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if !required && error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        drop(text.parse::<toml::Table>().map_err(|error| unreadable(&error))?);
+        Ok(Self { path: path.to_owned(), text, required })
     }
-    Ok(File::new(&path.to_string_lossy(), FileFormat::Toml).required(required))
+
+    fn source(&self) -> File<::config::FileSourceFile, FileFormat> {
+        File::new(&self.path.to_string_lossy(), FileFormat::Toml).required(self.required)
+    }
 }
 
 fn override_by_flags<'a>(
@@ -426,31 +435,6 @@ fn override_by_flags<'a>(
     Ok(builder)
 }
 
-/// Whether what stands at a key must not be repeated.
-fn may_be_secret(key: &str) -> bool {
-    key.starts_with("auth") && key != "auth.mode"
-}
-
-fn refused(layers: &::config::Config, key: &str, problem: String) -> ConfigError {
-    let secret = may_be_secret(key);
-    // The nearest that has no index, and so can be looked up.
-    let known = key.split_once('[').map_or(key, |(list, _)| list);
-    let found = known
-        .split('.')
-        .try_fold(layers.cache.clone(), |value, level| value.into_table().ok()?.remove(level));
-    let origin = found.as_ref().and_then(::config::Value::origin);
-    ConfigError::Refused {
-        key: key.to_owned(),
-        value: found
-            .as_ref()
-            .filter(|_| !secret && known == key)
-            .map(|value| format!(" = {value}"))
-            .unwrap_or_default(),
-        origin: origin.map(|origin| format!(" (in {origin})")).unwrap_or_default(),
-        problem,
-    }
-}
-
 /// The keys as they stand in a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -469,7 +453,7 @@ struct Keys {
 #[serde(deny_unknown_fields)]
 struct ServerKeys {
     mode: Mode,
-    listen: SocketAddr,
+    listen: String,
     count_limit: u64,
     connections: u64,
     client_timeout_ms: u64,
@@ -504,49 +488,6 @@ struct RefillKeys {
     retry_limit_ms: u64,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AuthKeys {
-    mode: Option<String>,
-    #[serde(default)]
-    tokens: Vec<TokenKeys>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TokenKeys {
-    name: String,
-    scope: String,
-    sha256: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuotaKeys {
-    numbers_per_second: f64,
-    burst: Option<u64>,
-    #[serde(default)]
-    trusted_proxies: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PoolKeys {
-    #[serde(default = "enabled_by_default")]
-    enabled: bool,
-    min: NumberText,
-    max: NumberText,
-    #[serde(default)]
-    decimals: u8,
-    #[serde(default)]
-    shards: ShardCount,
-    shard_size: Option<u64>,
-}
-
-fn enabled_by_default() -> bool {
-    true
-}
-
 impl Keys {
     fn validate(
         self,
@@ -566,7 +507,11 @@ impl Keys {
             within("server.count_limit", self.server.count_limit, 1, COUNT_LIMIT_MAX)?;
         let server = ServerConfig {
             mode: self.server.mode,
-            listen: self.server.listen,
+            listen: self
+                .server
+                .listen
+                .parse()
+                .map_err(|_| refused("server.listen", LISTEN_ALLOWED.to_owned()))?,
             count_limit: u32::try_from(count_limit)
                 .ok()
                 .and_then(NonZeroU32::new)
@@ -626,425 +571,5 @@ impl Keys {
         let auth = self.auth.validate(&refused)?;
         let quota = self.quota.map(|keys| keys.validate(within, &refused)).transpose()?;
         Ok(Config { server, dir: self.storage.dir, lease, refill, pools, auth, quota })
-    }
-}
-
-impl AuthKeys {
-    fn validate(
-        self,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<AuthConfig, ConfigError> {
-        let refused = |key: &str, problem: &str| Err(refused(key, problem.to_owned()));
-        match self.mode.as_deref() {
-            Some("none") if self.tokens.is_empty() => return Ok(AuthConfig::Anyone),
-            Some("none") => {
-                return refused("auth.mode", "there are tokens too: take either of them out");
-            }
-            Some(_) => {
-                return refused("auth.mode", "allowed is \"none\"; leave it out to use tokens");
-            }
-            None if self.tokens.is_empty() => return Ok(AuthConfig::Unsaid),
-            None if self.tokens.len() > TOKENS_MAX => {
-                return refused("auth.tokens", &format!("allowed are up to {TOKENS_MAX}"));
-            }
-            None => {}
-        }
-        let mut tokens: Vec<TokenConfig> = Vec::with_capacity(self.tokens.len());
-        for (index, TokenKeys { name, scope, sha256 }) in self.tokens.into_iter().enumerate() {
-            let key = |field: &str| format!("auth.tokens[{index}].{field}");
-            let name: TokenName = match name.parse() {
-                Ok(name) => name,
-                Err(problem) => return refused(&key("name"), problem),
-            };
-            if tokens.iter().any(|other| other.name == name) {
-                let problem = format!("another token is called {name}; each has its own name");
-                return refused(&key("name"), &problem);
-            }
-            let scopes = Scope::value_variants();
-            let Some(&scope) = scopes.iter().find(|known| known.as_str() == scope) else {
-                return refused(&key("scope"), "allowed are \"draw\" and \"observe\"");
-            };
-            let mut digest = [0; 32];
-            if hex::decode_to_slice(&sha256, &mut digest).is_err() {
-                let problem = "allowed are 64 hexadecimal digits, the SHA-256 of the token and not \
-                               the token itself, as `tombola token new` prints it";
-                return refused(&key("sha256"), problem);
-            }
-            let same = |other: &&TokenConfig| other.sha256 == digest && other.scope == scope;
-            if let Some(other) = tokens.iter().find(same) {
-                let problem = format!(
-                    "it is the token {} once more; a second entry of the same token is for the \
-                     other scope",
-                    other.name
-                );
-                return refused(&key("sha256"), &problem);
-            }
-            tokens.push(TokenConfig { name, scope, sha256: digest });
-        }
-        Ok(AuthConfig::Tokens(tokens))
-    }
-}
-
-impl QuotaKeys {
-    fn validate(
-        self,
-        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<QuotaConfig, ConfigError> {
-        let rate = self.numbers_per_second;
-        if !QUOTA_RATES.contains(&rate) {
-            let (min, max) = (QUOTA_RATES.start(), QUOTA_RATES.end());
-            let problem = format!("allowed are {min} to {max}; without [quota] nothing is limited");
-            return Err(refused("quota.numbers_per_second", problem));
-        }
-        let burst = match self.burst {
-            Some(burst) => within("quota.burst", burst, 1, BURST_MAX)?,
-            // What a second grants.
-            None => rate.ceil() as u64,
-        };
-        let proxies = self.trusted_proxies.iter().enumerate().map(|(index, text)| {
-            let address = || text.parse::<IpAddr>().map(IpNet::from);
-            text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
-                let problem = format!(
-                    "{text:?} is none; allowed are addresses and networks, such as \"10.0.0.1\", \
-                     \"10.0.0.0/8\" and \"2001:db8::/32\""
-                );
-                refused(&format!("quota.trusted_proxies[{index}]"), problem)
-            })
-        });
-        Ok(QuotaConfig {
-            period: Duration::from_secs_f64(1.0 / rate),
-            burst: u32::try_from(burst)
-                .ok()
-                .and_then(NonZeroU32::new)
-                .expect("1 to BURST_MAX was checked above"),
-            trusted_proxies: proxies.collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl PoolKeys {
-    fn validate(
-        &self,
-        name: &str,
-        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<PoolConfig, ConfigError> {
-        let key = |field: &str| format!("pools.{name}.{field}");
-        let pool_name = PoolName::new(name).ok_or_else(|| {
-            let problem = "not fit for a file name: allowed are 1 to 32 characters of a-z, 0-9 \
-                           and _, beginning with a letter and without \"_shard_\"";
-            refused(&format!("pools.{name}"), problem.to_owned())
-        })?;
-        let space = Space::new(&self.min.0, &self.max.0, self.decimals).map_err(|error| {
-            let field = match &error {
-                SpaceError::Decimals(_) => "decimals",
-                SpaceError::NotANumber(text)
-                | SpaceError::TooManyDecimals { text, .. }
-                | SpaceError::TooLarge { text, .. }
-                    if *text == self.max.0 =>
-                {
-                    "max"
-                }
-                _ => "min",
-            };
-            let problem = format!(
-                "{error}; allowed is min up to max, integers up to 2^53-1, or up to 15 significant \
-                 digits with 1 to 14 decimals"
-            );
-            refused(&key(field), problem)
-        })?;
-
-        let shards = match self.shards {
-            ShardCount::Auto => (num_cpus::get() as u64 / 2).max(2),
-            ShardCount::Exactly(shards) if (1..=SHARDS_MAX).contains(&shards) => shards,
-            ShardCount::Exactly(_) => {
-                let problem = format!("allowed are \"auto\" and 1 to {SHARDS_MAX}");
-                return Err(refused(&key("shards"), problem));
-            }
-        };
-        let default_size = space.size().div_ceil(shards).min(SHARD_SIZE_DEFAULT);
-        let size_max = space.size().min(SHARD_SIZE_MAX);
-        let size = self.shard_size.unwrap_or(default_size);
-        if size > space.size() {
-            let problem = format!(
-                "a shard of {size} is larger than the range of {} numbers; allowed are 1 to {size_max}",
-                space.size()
-            );
-            return Err(refused(&key("shard_size"), problem));
-        }
-        let size = within(&key("shard_size"), size, 1, size_max)?;
-        Ok(PoolConfig {
-            name: pool_name,
-            space,
-            shards: u16::try_from(shards).expect("up to SHARDS_MAX was checked above"),
-            shard_size: u32::try_from(size).expect("up to SHARD_SIZE_MAX was checked above"),
-        })
-    }
-}
-
-/// `shards = "auto"` or a number.
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(from = "NumberText")]
-enum ShardCount {
-    #[default]
-    Auto,
-    Exactly(u64),
-}
-
-impl From<NumberText> for ShardCount {
-    fn from(text: NumberText) -> Self {
-        // Anything that is neither becomes 0, which is refused with what is allowed.
-        if text.0 == "auto" { Self::Auto } else { Self::Exactly(text.0.parse().unwrap_or(0)) }
-    }
-}
-
-/// A number's text, whether a file wrote it as an integer, a float or a string. A TOML float comes
-/// as a double, whose shortest text is what was written when that has up to 15 digits.
-struct NumberText(String);
-
-impl<'de> Deserialize<'de> for NumberText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyNumber;
-
-        impl Visitor<'_> for AnyNumber {
-            type Value = NumberText;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("a number")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<NumberText, E> {
-                Ok(NumberText(text.to_owned()))
-            }
-        }
-
-        deserializer.deserialize_any(AnyNumber)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Loads with this text as the user's file and these environment variables.
-    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("mine.toml");
-        std::fs::write(&file, text).unwrap();
-        let source = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let environment = Environment::with_prefix("TOMBOLA").source(Some(source));
-        let location = Location { file: Some(file), dir: None };
-        let overrides = Overrides { location, ..Overrides::default() };
-        Config::load_with(&overrides, environment).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_defaults_hold_ten_million_numbers_on_two_cores() {
-        let config = load("", &[]).unwrap();
-        assert_eq!(config.server.listen.to_string(), "127.0.0.1:8000");
-        assert_eq!(config.server.count_limit.get(), 10_000);
-        assert_eq!(config.dir, Path::new("shards"));
-        assert_eq!(config.lease.rows, 1024);
-        let pools: Vec<_> = config
-            .pools
-            .iter()
-            .map(|pool| (pool.name.as_str(), pool.space, pool.shard_size))
-            .collect();
-        let int = Space::new("0", "9007199254740991", 0).unwrap();
-        let float = Space::new("0", "9999.999999", 6).unwrap();
-        assert_eq!(pools, [("float", float, 2_500_000), ("int", int, 2_500_000)]);
-        assert!(
-            config
-                .pools
-                .iter()
-                .all(|pool| usize::from(pool.shards) == (num_cpus::get() / 2).max(2))
-        );
-    }
-
-    #[test]
-    fn refusals_name_the_key_the_value_and_what_is_allowed() {
-        let check = |text: &str, expected: [&str; 3]| {
-            let error = load(text, &[]).expect_err(text);
-            for part in expected {
-                assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
-            }
-        };
-        check("[server]\nlistne = 'x'", ["server.listne", "x", "listen"]);
-        check("[sever]\nlisten = 'x'", ["sever", "x", "server"]);
-        check("[server]\nlisten = 'x'", ["server.listen", "x", "socket address"]);
-        check("[server]\nmode = 'jsn'", ["server.mode", "jsn", "simple"]);
-        check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
-        check("[server]\nconnections = 0", ["server.connections", "0", "1 to 1048576"]);
-        check("[server]\nclient_timeout_ms = 0", ["server.client_timeout_ms", "0", "1 to 3600000"]);
-        check("[server.tls]\ncert = 'c.pem'", ["server.tls.cert", "c.pem", "server.tls.key"]);
-        check("[server.tls]\nkey = 'k.pem'", ["server.tls.key", "k.pem", "server.tls.cert"]);
-        check("[server.tls]\ncrt = 'c.pem'", ["server.tls.crt", "c.pem", "cert"]);
-        check(
-            "[server]\nmode = 'simple'\n[server.tls]\ncert = 'c.pem'\nkey = 'k.pem'",
-            ["server.tls", "simple", "another mode"],
-        );
-        check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
-        check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
-        check("[refill]\nlow_water = 1.5", ["refill.low_water", "1.5", "up to 1"]);
-        check("[refill]\nretry_ms = 60000", ["refill.retry_ms", "60000", "retry_limit_ms"]);
-        check(
-            "[pools.int]\nmin = 6\nmax = 5",
-            ["pools.int.min = 6", "above max 5", "min up to max"],
-        );
-        check("[pools.int]\nshards = 0", ["pools.int.shards", "0", "1 to 1024"]);
-        check("[pools.int]\nshards = 'some'", ["pools.int.shards", "some", "1 to 1024"]);
-        check("[pools.int]\nmax = 1000", ["pools.int.shard_size", "2500000", "1 to 1001"]);
-        check(
-            "[pools.int]\nmax = 9007199254740992",
-            ["pools.int.max", "9007199254740992", "2^53-1"],
-        );
-        check(
-            "[pools.float]\nmax = 1234567890.0",
-            ["pools.float.max", "1234567890", "15 significant"],
-        );
-        check("[pools.float]\nmax = 0.1234567", ["pools.float.max", "0.1234567", "6 digits"]);
-        check("[pools.float]\ndecimals = 15", ["pools.float.decimals", "15", "14"]);
-        check("[pools.'../x']\nmin = 1\nmax = 2", ["pools.../x", "file name", "a-z"]);
-        check("[pools.Ticket]\nmin = 1\nmax = 2", ["pools.Ticket", "file name", "a-z"]);
-        check("[pools.ticket]\nmin = 1", ["pools.ticket", "max", "missing"]);
-        check(
-            "[pools.int]\nenabled = false\n[pools.float]\nenabled = false",
-            ["pools", "no pool", "float, int"],
-        );
-    }
-
-    #[test]
-    fn a_pool_of_ones_own_needs_only_its_range() {
-        let config = load("[pools.ticket]\nmin = 1\nmax = 1000\nshards = 3", &[]).unwrap();
-        let ticket = config.pools.iter().find(|pool| pool.name.as_str() == "ticket").unwrap();
-        assert_eq!((ticket.shards, ticket.shard_size, ticket.space.decimals()), (3, 334, 0));
-    }
-
-    /// Story: the mode's port was set after the user's file, and overrode it.
-    #[test]
-    fn a_mode_listens_on_its_own_port_unless_the_user_says_otherwise() {
-        let listens = |text: &str, variables: &[(&str, &str)], expected: &str| {
-            let config = load(text, variables).unwrap();
-            assert_eq!(config.server.listen.to_string(), expected, "{text} {variables:?}");
-        };
-        listens("", &[], "127.0.0.1:8000");
-        listens("[server]\nmode = 'simple'", &[], "127.0.0.1:5000");
-        listens("[server]\nmode = 'json'", &[], "127.0.0.1:8000");
-        listens("", &[("TOMBOLA_SERVER__MODE", "simple")], "127.0.0.1:5000");
-        listens("[server]\nmode = 'simple'\nlisten = '[::1]:1'", &[], "[::1]:1");
-        let address = ("TOMBOLA_SERVER__LISTEN", "127.0.0.1:2");
-        listens("[server]\nmode = 'simple'", &[address], "127.0.0.1:2");
-
-        let flag = Overrides { mode: Some(Mode::Simple), ..Overrides::default() };
-        let environment = Environment::with_prefix("TOMBOLA").source(Some(Default::default()));
-        let config = Config::load_with(&flag, environment).unwrap();
-        assert_eq!(config.server.mode, Mode::Simple);
-        assert_eq!(config.server.listen.port(), 5000);
-    }
-
-    const ENTRY: &str = "[[auth.tokens]]\nname = 'shop'\nscope = 'draw'\nsha256 = ";
-
-    #[test]
-    fn an_entry_says_whose_token_it_is_and_what_for() {
-        let digits = "0123456789abcdef".repeat(4);
-        let auth = load(&format!("{ENTRY}'{digits}'"), &[]).unwrap().auth;
-        let AuthConfig::Tokens(tokens) = auth else { panic!("{auth:?}") };
-        assert_eq!((tokens[0].name.to_string().as_str(), tokens[0].scope), ("shop", Scope::Draw));
-        assert_eq!(hex::encode(tokens[0].sha256), digits);
-        assert!(matches!(load("", &[]).unwrap().auth, AuthConfig::Unsaid));
-        assert!(matches!(load("auth.mode = 'none'", &[]).unwrap().auth, AuthConfig::Anyone));
-        let variable = ("TOMBOLA_AUTH__MODE", "none");
-        assert!(matches!(load("", &[variable]).unwrap().auth, AuthConfig::Anyone));
-    }
-
-    #[test]
-    fn entries_that_can_t_be_used_are_refused() {
-        let digits = "0123456789abcdef".repeat(4);
-        let entry = format!("{ENTRY}'{digits}'\n");
-        let check = |text: &str, parts: &[&str]| {
-            let error = load(text, &[]).expect_err(text);
-            for part in parts {
-                assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
-            }
-            assert!(!error.contains(&digits[1..]), "{error}");
-        };
-        check("auth.mode = 'all'", &["auth.mode = all", "mine.toml", "\"none\""]);
-        check(&format!("auth.mode = 'none'\n{entry}"), &["auth.mode", "tokens too"]);
-        check(&format!("{entry}{entry}"), &["auth.tokens[1].name", "mine.toml", "shop"]);
-        let second = entry.replace("shop", "web");
-        check(&format!("{entry}{second}"), &["auth.tokens[1].sha256", "the token shop once more"]);
-        check(&entry.replace("shop", "the shop"), &["auth.tokens[0].name", "a-z"]);
-        check(&entry.replace("draw", "all"), &["auth.tokens[0].scope", "\"draw\"", "\"observe\""]);
-        check(&entry.replace("01", ""), &["auth.tokens[0].sha256", "64 hexadecimal"]);
-        check(&entry.replace("01", "xy"), &["auth.tokens[0].sha256", "64 hexadecimal"]);
-        check(&format!("{entry}{}", "colour = 'red'"), &["auth.tokens[0]", "name, scope"]);
-        check("[[auth.tokens]]\nname = 'a'", &["auth.tokens[0]", "name, scope", "sha256"]);
-        let many: String =
-            (0..=TOKENS_MAX).map(|n| entry.replace("shop", &n.to_string())).collect();
-        check(&many, &["auth.tokens", "256"]);
-        let variable = ("TOMBOLA_AUTH__TOKENS", "tombola_secret");
-        let error = load("", &[variable]).unwrap_err();
-        assert!(error.contains("auth.tokens") && !error.contains("secret"), "{error}");
-    }
-
-    #[test]
-    fn a_quota_is_off_until_it_has_a_rate() {
-        let quota = |text: &str| load(&format!("[quota]\n{text}"), &[]).map(|c| c.quota.unwrap());
-        assert!(load("", &[]).unwrap().quota.is_none());
-        for (text, period, burst) in [
-            ("numbers_per_second = 100", Duration::from_millis(10), 100),
-            ("numbers_per_second = 2.5", Duration::from_millis(400), 3),
-            ("numbers_per_second = 0.001\nburst = 7", Duration::from_secs(1_000), 7),
-            ("numbers_per_second = 1_000_000", Duration::from_micros(1), 1_000_000),
-        ] {
-            let quota = quota(text).unwrap();
-            assert_eq!((quota.period, quota.burst.get()), (period, burst), "{text}");
-        }
-        let proxies = "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', '2001:db8::/32']";
-        let proxies = quota(proxies).unwrap().trusted_proxies;
-        let expected: [IpNet; 2] = ["10.0.0.1/32", "2001:db8::/32"].map(|n| n.parse().unwrap());
-        assert_eq!(proxies, expected);
-
-        for (text, parts) in [
-            ("burst = 5", ["quota", "numbers_per_second"]),
-            ("numbers_per_second = 0", ["quota.numbers_per_second = 0", "0.001 to 1000000"]),
-            ("numbers_per_second = -1", ["quota.numbers_per_second = -1", "0.001"]),
-            ("numbers_per_second = nan", ["quota.numbers_per_second", "0.001"]),
-            ("numbers_per_second = 'fast'", ["quota.numbers_per_second = fast", "float"]),
-            ("numbers_per_second = 1\nburst = 0", ["quota.burst = 0", "1 to 1000000"]),
-            ("numbers_per_second = 1\nbrust = 5", ["quota.brust", "burst"]),
-            (
-                "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', 'proxy']",
-                ["quota.trusted_proxies[1] (in ", "\"proxy\" is none"],
-            ),
-        ] {
-            let error = quota(text).unwrap_err();
-            for part in parts {
-                assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn variables_override_the_file_and_keep_every_digit() {
-        let file = "[pools.float]\nmax = 1.5\nshard_size = 10";
-        let config = load(file, &[("TOMBOLA_POOLS__FLOAT__MAX", "99999.999999")]).unwrap();
-        let float = &config.pools[0];
-        assert_eq!(float.space.number(float.space.max()).as_str(), "99999.999999");
-        let error = load("", &[("TOMBOLA_SERVER__PORT", "1")]).unwrap_err();
-        assert!(error.contains("server.port") && error.contains("environment"), "{error}");
     }
 }

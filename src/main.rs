@@ -5,14 +5,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tombola::commands::Arguments;
+use tombola::commands::{Arguments, Exit};
 
 fn main() -> ExitCode {
     match Arguments::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done.into(),
         Err(error) => {
             eprintln!("Error: {error}");
-            ExitCode::FAILURE
+            Exit::of(&error).into()
         }
     }
 }

@@ -19,11 +19,7 @@ use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 use serde::Deserialize;
 use tombola::config::Mode;
-
-#[path = "stress_test/figures.rs"]
-mod figures;
-
-use figures::{thousands, time};
+use tombola::figures::{thousands, time};
 
 /// Numbers issued before each measurement.
 const LEVELS: [u64; 3] = [0, 10_000, 100_000];

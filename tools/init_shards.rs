@@ -16,6 +16,7 @@ use clap::Parser;
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tombola::commands::Exit;
 use tombola::config::{Config, Location, Mode, Overrides, PoolConfig};
 use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
 use tombola::ledger::Ledger;
@@ -25,7 +26,7 @@ use tombola::{shard, sqlite};
 /// Fills every missing or empty shard with numbers that the ledger does not have. Run again, it
 /// changes nothing that is not empty.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = Exit::table())]
 struct Arguments {
     #[command(flatten)]
     location: Location,
@@ -52,11 +53,11 @@ static CANCELLED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done.into(),
         Err(error) => {
             // Each error tells the whole story, its causes included.
             eprintln!("Error: {error}");
-            ExitCode::FAILURE
+            Exit::of(&error).into()
         }
     }
 }
@@ -99,7 +100,7 @@ fn cancel_on_signal() -> io::Result<()> {
     thread::spawn(move || {
         for _ in signals.forever() {
             if CANCELLED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+                std::process::exit(Exit::Aborted as i32);
             }
         }
     });
@@ -138,7 +139,7 @@ fn fill_shard(
     if left > 0 {
         return Ok(line);
     }
-    if !files.standby {
+    if files.standby.is_none() {
         let refill = Refill {
             shard: files.index,
             live: files.live.as_ref().map(|label| label.generation),

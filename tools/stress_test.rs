@@ -9,7 +9,7 @@
 //! - [`seen`]: the numbers that ever came, as exact text.
 //! - [`judge`]: what each ask came to; the only place that counts.
 //! - [`journal`]: the console, the progress bar and the log.
-//! - [`summary`]: the closing page, in [`figures`] for people.
+//! - [`summary`]: the closing page, in [`tombola::figures`] for people.
 //!
 //! [`interrupts`] ends it early.
 //!
@@ -25,8 +25,6 @@ mod answer;
 mod args;
 #[path = "stress_test/client.rs"]
 mod client;
-#[path = "stress_test/figures.rs"]
-mod figures;
 #[path = "stress_test/interrupts.rs"]
 mod interrupts;
 #[path = "stress_test/journal.rs"]
@@ -110,7 +108,10 @@ async fn run(
     let (address, first) = match client::reach(&args.url, args.timeout).await {
         Ok(reached) => reached,
         Err(error) => {
-            let reason = format!("cannot reach {}: {error}", args.url);
+            let reason = format!(
+                "cannot reach {}: {error}; start a server there, or name another with --url",
+                args.url
+            );
             journal.close_log(&reason).context("the log is not complete")?;
             anyhow::bail!(reason);
         }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::backup::{self, Summary};
-use crate::config::{Config, Location, Overrides};
-use crate::{files, sqlite};
+use crate::config::Location;
 
 /// What a restored copy can't know.
 const WARNING: &str = "A server on this copy does not know the numbers that are issued from now on: \
@@ -26,12 +25,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
-    sqlite::check_version().map_err(anyhow::Error::msg)?;
-    let overrides = Overrides { location: flags.location, ..Overrides::default() };
-    let dir = Config::load(&overrides)?.dir;
-    if files::length_bytes(&dir)?.is_none() {
-        bail!("there is no folder {}: name another with --data-dir", dir.display());
-    }
+    let dir = super::existing_folder(flags.location)?;
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stopped))

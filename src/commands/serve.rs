@@ -11,12 +11,23 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tracing::info;
 
+use super::exit::Exit;
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
 use crate::server::{Server, blocking};
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
+    #[command(flatten)]
+    settings: Settings,
+    /// How log lines look; RUST_LOG sets which are written
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+/// The flags that stand for settings.
+#[derive(Debug, clap::Args)]
+pub(super) struct Settings {
     #[command(flatten)]
     location: Location,
     /// What hands the numbers out [default: sharded]
@@ -25,9 +36,13 @@ pub(super) struct Flags {
     /// Address and port to listen on [default: 127.0.0.1:8000, in the mode simple 127.0.0.1:5000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// How log lines look; RUST_LOG sets which are written
-    #[arg(long, value_enum, default_value_t)]
-    log_format: LogFormat,
+}
+
+impl Settings {
+    pub(super) fn overrides(self) -> Overrides {
+        let Self { location, mode, listen } = self;
+        Overrides { location, mode, listen, ..Overrides::default() }
+    }
 }
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
@@ -35,12 +50,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     // Listened to before anything is opened, so that a stop is never missed.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
-    let config = Config::load(&Overrides {
-        location: flags.location,
-        listen: flags.listen,
-        mode: flags.mode,
-        ..Overrides::default()
-    })?;
+    let config = Config::load(&flags.settings.overrides())?;
     match config.server.mode {
         Mode::Simple => {
             let server = blocking::Server::start(&config)?;
@@ -101,7 +111,7 @@ fn on_signals(
                     eprintln!(
                         "Ended at once: numbers that were leased and not handed out are burned."
                     );
-                    std::process::exit(130);
+                    std::process::exit(Exit::Aborted as i32);
                 }
             }
         }

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use anyhow::bail;
 
-use crate::config::{Config, Location, Overrides};
+use super::exit::{Ended, Exit};
+use crate::config::Location;
 use crate::files::{self, LockError};
-use crate::sqlite;
 use crate::verify::{self, Findings};
 
 #[derive(Debug, clap::Args)]
@@ -16,17 +16,15 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
-    sqlite::check_version().map_err(anyhow::Error::msg)?;
-    let overrides = Overrides { location: flags.location, ..Overrides::default() };
-    let dir = Config::load(&overrides)?.dir;
-    if files::length_bytes(&dir)?.is_none() {
-        bail!("there is no folder {}: name another with --data-dir", dir.display());
-    }
+    let dir = super::existing_folder(flags.location)?;
     let _lock = files::lock(&dir).map_err(|error| match error {
-        LockError::Held { .. } => anyhow::anyhow!(
-            "{error}. A folder in use changes while one looks: stop the server, or verify a backup \
-             (tombola backup DIR, tombola verify --data-dir DIR)"
-        ),
+        LockError::Held { .. } => {
+            let message = format!(
+                "{error}. A folder in use changes while one looks: stop the server, or verify a \
+                 backup (tombola backup DIR, tombola verify --data-dir DIR)"
+            );
+            Ended::error(Exit::Folder, message)
+        }
         other => other.into(),
     })?;
     let findings = verify::check(&dir)?;

@@ -146,10 +146,16 @@ impl Site {
     }
 
     fn command(&self, binary: &str, words: &[&str]) -> Command {
+        let mut command = self.bare(binary, words);
+        command.args(["--config", "config.toml"]);
+        command
+    }
+
+    /// A command line that names no settings file.
+    pub(crate) fn bare(&self, binary: &str, words: &[&str]) -> Command {
         let mut command = Command::new(binary);
         command.args(words);
         command.current_dir(self.folder.path());
-        command.args(["--config", "config.toml"]);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("TOMBOLA_") || name == "RUST_LOG" {
@@ -242,6 +248,11 @@ impl Process {
         eventually(words, async || self.stderr.lock().unwrap().contains(words).then_some(())).await;
     }
 
+    /// Waits until this is in what it has said on stdout.
+    pub(crate) async fn prints(&self, words: &str) {
+        eventually(words, async || self.stdout.lock().unwrap().contains(words).then_some(())).await;
+    }
+
     /// Sends a signal; it is an error if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap());
@@ -286,7 +297,7 @@ pub(crate) async fn run(command: Command) -> Finished {
     Process::spawn(command).finish().await
 }
 
-/// Runs a command that has to refuse: exit code 1 and a readable message, which is returned.
+/// Runs a command that has to refuse: exit code 1 to 3 and a readable message, which is returned.
 pub(crate) async fn refusal(command: Command) -> String {
     match Server::start_or_refusal(command).await {
         Ok(server) => panic!("it was to refuse, and serves on {}", server.address()),
@@ -327,7 +338,7 @@ impl Server {
         Self { process, client: Client::new(url) }
     }
 
-    /// Starts a server that may refuse, which is an exit code of 1 and a readable message.
+    /// Starts a server that may refuse, which is an exit code of 1 to 3 and a readable message.
     pub(crate) async fn start_or_refusal(command: Command) -> Result<Self, String> {
         let mut process = Process::spawn(command);
         let url = eventually("a start or a refusal", async || {
@@ -343,7 +354,7 @@ impl Server {
             return Ok(Self { process, client: Client::new(url) });
         }
         let Finished { status, stderr, .. } = process.finish().await;
-        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(matches!(status.code(), Some(1..=3)), "{status}: {stderr}");
         assert!(stderr.contains("Error: ") && !stderr.contains("panicked"), "{stderr}");
         Err(stderr)
     }

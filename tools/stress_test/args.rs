@@ -241,12 +241,8 @@ impl fmt::Display for Target {
 /// What proves a token, from its file: arguments can be read by all on the machine.
 fn read_token(path: &str) -> Result<HeaderValue, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("can't be read: {error}"))?;
-    let token = text.trim();
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("holds no token: one word, as `tombola token new` printed it".to_owned());
-    }
-    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-        .expect("printable ASCII was checked above");
+    let credentials = tombola::auth::credentials(&text)?;
+    let mut value = HeaderValue::try_from(credentials).expect("printable ASCII was checked");
     value.set_sensitive(true);
     Ok(value)
 }

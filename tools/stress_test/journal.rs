@@ -11,9 +11,9 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Args;
-use crate::figures::{thousands, time};
 use crate::judge::{Verdict, when};
 use crate::load::Ask;
+use tombola::figures::{thousands, time};
 
 /// Numbers of one answer that the console shows; the log has all.
 const NUMBERS_SHOWN: usize = 3;

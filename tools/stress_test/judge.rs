@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use crate::answer::{Answer, says_exhausted};
 use crate::args::{Args, Pools};
 use crate::client::{Failure, Reply};
-use crate::figures::time;
 use crate::journal::{Journal, Progress};
 use crate::load::{Ask, Batch};
 use crate::seen::{Seen, Sighting};
+use tombola::figures::time;
 
 /// Repeated numbers that the summary names; the log names all.
 const REPEATS_NAMED: usize = 10;

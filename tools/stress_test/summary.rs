@@ -8,9 +8,9 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::args::Args;
-use crate::figures::{thousands, time};
 use crate::judge::Tally;
 use crate::load::LoadEnd;
+use tombola::figures::{thousands, time};
 
 /// Width of the longest bar of the histogram.
 const BAR_CELLS: u64 = 40;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 /// `1600` as `1,600`.
-pub(crate) fn thousands(count: u64) -> String {
+#[must_use]
+pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut written = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.char_indices() {
@@ -16,7 +17,8 @@ pub(crate) fn thousands(count: u64) -> String {
 }
 
 /// Three digits and the unit that suits them: `412 µs`, `1.07 ms`, `10 s`.
-pub(crate) fn time(duration: Duration) -> String {
+#[must_use]
+pub fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     let (amount, unit) = if seconds < 1e-3 {
         (seconds * 1e6, "µs")
@@ -36,6 +38,27 @@ pub(crate) fn time(duration: Duration) -> String {
         false => &written,
     };
     format!("{short} {unit}")
+}
+
+/// A long time in the unit that suits it: `12 s`, `5 min`, `3 h`, `4 days`, `38 years`, up to
+/// `over a million years`.
+#[must_use]
+pub fn span(seconds: f64) -> String {
+    /// Seconds of a unit, and up to how many of them are written in it.
+    const UNITS: [(f64, f64, &str); 5] = [
+        (1.0, 100.0, "s"),
+        (60.0, 100.0, "min"),
+        (3_600.0, 48.0, "h"),
+        (86_400.0, 730.0, "days"),
+        (31_556_952.0, 1e6, "years"),
+    ];
+    for (unit, limit, name) in UNITS {
+        let amount = (seconds.max(0.0) / unit).round();
+        if amount < limit {
+            return format!("{} {name}", thousands(amount as u64));
+        }
+    }
+    "over a million years".to_owned()
 }
 
 #[cfg(test)]
@@ -62,6 +85,24 @@ mod tests {
             (100_000_000_000, "100 s"),
         ] {
             assert_eq!(time(Duration::from_nanos(nanos)), written);
+        }
+    }
+
+    #[test]
+    fn long_times_are_in_the_unit_that_suits_them() {
+        for (seconds, written) in [
+            (-1.0, "0 s"),
+            (0.4, "0 s"),
+            (99.4, "99 s"),
+            (99.6, "2 min"),
+            (5_999.0, "2 h"),
+            (86_400.0, "24 h"),
+            (4.0 * 86_400.0, "4 days"),
+            (1.2e9, "38 years"),
+            (1e18, "over a million years"),
+            (f64::INFINITY, "over a million years"),
+        ] {
+            assert_eq!(span(seconds), written, "{seconds}");
         }
     }
 }

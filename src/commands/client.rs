@@ -1,0 +1,276 @@
+//! One question to a running server, and its answer: for the commands that look at one.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::uri::{Scheme, Uri};
+use axum::http::{HeaderValue, Request};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use super::exit::{Ended, Exit};
+use crate::config::{Config, Location, Overrides};
+
+/// The longest wait for a whole answer, connecting included: servers that are well take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest answer that is read: `/status` of a thousand shards has a third of a megabyte.
+const BODY_LIMIT_BYTES: usize = 16 << 20;
+
+/// Which server, and how it proves that it is the one.
+#[derive(Debug, clap::Args)]
+pub(super) struct Target {
+    /// The server, http:// or https:// [default: where the settings say that it listens]
+    #[arg(long, value_name = "URL")]
+    url: Option<Address>,
+    /// Settings file [default: config.toml in the working directory, if it is there]
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    config: Option<PathBuf>,
+    /// PEM file of the root that vouches for the server's certificate, for https
+    /// [default: the certificate in the settings]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Target {
+    /// The server that they name.
+    ///
+    /// # Errors
+    /// When settings or certificates can't be used.
+    pub(super) fn server(self) -> anyhow::Result<Server> {
+        let (address, ca) = match self.url {
+            Some(address) => (address, self.ca),
+            None => {
+                let location = Location { file: self.config, dir: None };
+                let config = Config::load(&Overrides { location, ..Overrides::default() })?;
+                let tls = config.server.tls.as_ref();
+                let address = Address::of(&config)?;
+                (address, self.ca.or_else(|| tls.map(|tls| tls.cert.clone())))
+            }
+        };
+        let tls = match (address.tls, ca) {
+            (false, _) => None,
+            (true, Some(ca)) => Some(connector(&ca)?),
+            (true, None) => {
+                let problem = format!(
+                    "{address}: https needs --ca FILE, a PEM file of the root that vouches for the \
+                     server's certificate, such as /etc/ssl/certs/ca-certificates.crt"
+                );
+                return Err(Ended::error(Exit::Settings, problem));
+            }
+        };
+        Ok(Server { address, tls })
+    }
+}
+
+/// What a URL says of where a server is.
+#[derive(Clone, Debug)]
+struct Address {
+    tls: bool,
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// Where a server with these settings is found from this machine.
+    fn of(config: &Config) -> anyhow::Result<Self> {
+        let listen = config.server.listen;
+        if listen.port() == 0 {
+            let problem = "the settings say port 0, so that the system picks one: name the server \
+                           with --url, as it said itself when it started";
+            return Err(Ended::error(Exit::Settings, problem));
+        }
+        let host = match listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
+            ip => ip.to_string(),
+        };
+        Ok(Self { tls: config.server.tls.is_some(), host, port: listen.port() })
+    }
+
+    /// Host and port as `Host` and URLs have them.
+    fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        let uri: Uri = url.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
+            _ => return Err("a URL begins with http:// or https://".to_owned()),
+        };
+        let authority = uri.authority().ok_or("names no server")?;
+        if authority.as_str().contains('@') {
+            return Err("no user or password here: use --token-file".to_owned());
+        }
+        if uri.path_and_query().is_some_and(|rest| rest.as_str() != "/") {
+            return Err("only the server here, without a path".to_owned());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.is_empty() {
+            return Err("names no server".to_owned());
+        }
+        let port = match authority.port() {
+            Some(port) => port.as_str().parse().map_err(|error| format!("not a port: {error}"))?,
+            None if tls => 443,
+            None => 80,
+        };
+        Ok(Self { tls, host, port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(formatter, "{scheme}://{}", self.authority())
+    }
+}
+
+/// A server to ask.
+pub(super) struct Server {
+    address: Address,
+    tls: Option<TlsConnector>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(formatter)
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Vec<u8>,
+}
+
+impl Server {
+    /// Asks for a path.
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`] when no whole answer comes.
+    pub(super) async fn get(
+        &self,
+        path: &'static str,
+        credentials: Option<&HeaderValue>,
+    ) -> anyhow::Result<Answer> {
+        let problem = match tokio::time::timeout(PATIENCE, self.exchange(path, credentials)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(problem)) => problem,
+            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+        };
+        let message = format!(
+            "{self} does not answer: {problem}. Is a server of tombola running there? Name another \
+             with --url"
+        );
+        Err(Ended::error(Exit::Unreachable, message))
+    }
+
+    async fn exchange(
+        &self,
+        path: &'static str,
+        credentials: Option<&HeaderValue>,
+    ) -> Result<Answer, String> {
+        let Address { host, port, .. } = &self.address;
+        let mut request = Request::get(path).header(HOST, self.address.authority());
+        if let Some(credentials) = credentials {
+            request = request.header(AUTHORIZATION, credentials);
+        }
+        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let socket = TcpStream::connect((&**host, *port)).await.map_err(|e| e.to_string())?;
+        let Some(tls) = &self.tls else {
+            return ask(socket, request).await.map_err(|error| match error {
+                Failure::NotHttp(problem) => {
+                    format!("{problem}; a server with a certificate is named by https://")
+                }
+                Failure::Broken(problem) => problem,
+            });
+        };
+        let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
+        let stream = tls.connect(name, socket).await.map_err(|error| {
+            format!(
+                "{error}. --url has to name the server as its certificate does, and --ca the root \
+                 that vouches for it; a server without a certificate is named by http://"
+            )
+        })?;
+        ask(stream, request).await.map_err(|error| match error {
+            Failure::NotHttp(problem) | Failure::Broken(problem) => problem,
+        })
+    }
+}
+
+/// Why an open connection gave no answer.
+enum Failure {
+    NotHttp(String),
+    Broken(String),
+}
+
+impl From<hyper::Error> for Failure {
+    fn from(error: hyper::Error) -> Self {
+        match error.is_parse() {
+            true => Self::NotHttp(format!("what came is not HTTP ({error})")),
+            false => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Empty<Bytes>>,
+) -> Result<Answer, Failure> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async move {
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), BODY_LIMIT_BYTES).collect().await;
+        let body = body.map_err(|error| Failure::Broken(error.to_string()))?;
+        Ok(Answer { status, body: body.to_bytes().to_vec() })
+    };
+    // The connection ends once the exchange has let go of it; its own error reaches the exchange too.
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer
+}
+
+fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {
+    let unfit = |problem: &dyn fmt::Display| {
+        let problem = format!("{}: {problem}; --ca takes a PEM file of certificates", ca.display());
+        Ended::error(Exit::Settings, problem)
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unfit(&error))? {
+        let certificate = certificate.map_err(|error| unfit(&error))?;
+        roots.add(certificate).map_err(|error| unfit(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(unfit(&"there is no certificate in it"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error: rustls::Error| unfit(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

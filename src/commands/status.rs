@@ -1,0 +1,226 @@
+//! `tombola status`: a running server in a terminal.
+
+mod page;
+mod table;
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use console::Term;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use self::page::Page;
+use self::table::table;
+use super::client::{self, Answer, Server};
+use super::exit::{Ended, Exit};
+use crate::auth;
+use crate::config::TOKEN_VARIABLE;
+
+/// Between two looks of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Columns where there is no terminal and `COLUMNS` does not say.
+const WIDTH_DEFAULT: usize = 100;
+
+/// Fewest columns that the table is laid out for; on a narrower terminal it is cut off.
+const WIDTH_MIN: usize = 20;
+
+const ALTERNATE_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
+const NORMAL_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    target: client::Target,
+    /// Send the token that FILE holds, of the scope observe [default: what TOMBOLA_TOKEN holds]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Look again each second, until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
+    /// Print the JSON as it came
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
+    let credentials = credentials(flags.token_file)?;
+    let server = flags.target.server()?;
+    let look = || async {
+        let answer = server.get("/status", credentials.as_ref()).await?;
+        frame(&server, &answer, flags.json)
+    };
+    super::block_on(async {
+        let shown = match flags.watch {
+            false => print(&look().await?),
+            true => watch(look).await?,
+        };
+        match shown {
+            // Whoever read has seen enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            shown => shown.map_err(|error| anyhow::anyhow!("can't print the status: {error}")),
+        }
+    })
+}
+
+/// What proves that one may look, if anything is set.
+fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
+    let wrong = |from: &str, problem: &dyn std::fmt::Display| {
+        Ended::error(Exit::Settings, format!("{from}: {problem}"))
+    };
+    let (from, text) = match file {
+        Some(file) => {
+            let from = format!("--token-file {}", file.display());
+            let text = std::fs::read_to_string(&file);
+            (from.clone(), text.map_err(|error| wrong(&from, &format!("can't be read: {error}")))?)
+        }
+        None => match std::env::var(TOKEN_VARIABLE) {
+            Ok(text) if !text.is_empty() => (TOKEN_VARIABLE.to_owned(), text),
+            _ => return Ok(None),
+        },
+    };
+    let credentials = auth::credentials(&text).map_err(|problem| wrong(&from, &problem))?;
+    let mut credentials = HeaderValue::try_from(credentials).expect("printable ASCII was checked");
+    credentials.set_sensitive(true);
+    Ok(Some(credentials))
+}
+
+/// The lines that show an answer.
+fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<String>> {
+    let failed = |exit, problem: String| Err(Ended::error(exit, format!("{server}: {problem}")));
+    match answer.status {
+        200 => {}
+        401 => {
+            let problem = format!(
+                "it asks for a token of the scope observe: give one with --token-file or in \
+                 {TOKEN_VARIABLE}"
+            );
+            return failed(Exit::Failed, problem);
+        }
+        403 => {
+            let problem = "this token is not for looking: use one of the scope observe";
+            return failed(Exit::Failed, problem.to_owned());
+        }
+        404 => {
+            let problem = "there is no /status: only servers of the mode sharded have one";
+            return failed(Exit::Unreachable, problem.to_owned());
+        }
+        status => {
+            let body = String::from_utf8_lossy(&answer.body);
+            let body: String = body.chars().filter(|c| !c.is_control()).take(200).collect();
+            return failed(Exit::Failed, format!("it answers {status}: {body}"));
+        }
+    }
+    let page: Page = match serde_json::from_slice(&answer.body) {
+        Ok(page) => page,
+        Err(error) => {
+            let problem = format!(
+                "this is no /status as tombola {} knows it: {error}. Use the console of the server's \
+                 own version, or --url to name another",
+                env!("CARGO_PKG_VERSION")
+            );
+            return failed(Exit::Unreachable, problem);
+        }
+    };
+    if json {
+        return Ok(vec![String::from_utf8_lossy(&answer.body).trim_end().to_owned()]);
+    }
+    Ok(table(&page, &server.to_string(), width()))
+}
+
+fn width() -> usize {
+    let terminal = Term::stdout();
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let width = match terminal.size_checked() {
+        Some((_, columns)) if terminal.is_term() => usize::from(columns),
+        _ => columns().unwrap_or(WIDTH_DEFAULT),
+    };
+    width.max(WIDTH_MIN)
+}
+
+fn print(lines: &[String]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    out.flush()
+}
+
+/// Shows what each look gives, until Ctrl-C or SIGTERM. Only the first look may fail; later a server
+/// that is gone is waited for.
+async fn watch(
+    look: impl AsyncFn() -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<io::Result<()>> {
+    let deaf = |error| anyhow::anyhow!("can't listen to signals: {error}");
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
+    let show = async {
+        let mut lines = look().await?;
+        let screen = Screen::open(io::stdout().is_terminal())?;
+        let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            if let Err(error) = screen.show(&lines) {
+                return Ok(Err(error));
+            }
+            ticks.tick().await;
+            lines = look().await.unwrap_or_else(|error| {
+                vec![error.to_string(), "Looking again each second; Ctrl-C ends it.".to_owned()]
+            });
+        }
+    };
+    tokio::select! {
+        ended = show => ended,
+        _ = interrupt.recv() => Ok(Ok(())),
+        _ = terminate.recv() => Ok(Ok(())),
+    }
+}
+
+/// Where `--watch` draws: a screen of its own on a terminal, block after block elsewhere.
+struct Screen {
+    on_terminal: bool,
+}
+
+impl Screen {
+    fn open(on_terminal: bool) -> io::Result<Self> {
+        if on_terminal {
+            let mut out = io::stdout().lock();
+            out.write_all(ALTERNATE_SCREEN.as_bytes())?;
+            out.flush()?;
+        }
+        Ok(Self { on_terminal })
+    }
+
+    fn show(&self, lines: &[String]) -> io::Result<()> {
+        if !self.on_terminal {
+            print(lines)?;
+            return print(&[String::new()]);
+        }
+        let (rows, columns) = Term::stdout().size();
+        // The last row stays free: a line's end there would scroll the first away.
+        let rows = usize::from(rows).saturating_sub(1).max(1);
+        let mut frame = "\x1b[H".to_owned();
+        for line in lines.iter().take(rows) {
+            frame += &console::truncate_str(line, usize::from(columns), "…");
+            frame += "\x1b[K\r\n";
+        }
+        frame += "\x1b[J";
+        let mut out = io::stdout().lock();
+        out.write_all(frame.as_bytes())?;
+        out.flush()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if self.on_terminal {
+            // A terminal that is gone needs no tidying.
+            let _ = io::stdout().write_all(NORMAL_SCREEN.as_bytes());
+            let _ = io::stdout().flush();
+        }
+    }
+}

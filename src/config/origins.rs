@@ -1,0 +1,150 @@
+//! Where each setting in effect comes from. For people: nothing is decided by it.
+
+use std::fmt;
+
+use ::config::{Value, ValueKind};
+use toml::Table;
+use toml::de::DeTable;
+
+use super::{Config, Layers};
+
+/// One setting in effect.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The tables it stands in, such as `pools.int`.
+    pub table: String,
+    /// Its key there.
+    pub key: String,
+    /// What it is, as TOML.
+    pub value: toml::Value,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Which layer a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The user's file.
+    File {
+        /// As it was named.
+        path: String,
+        /// The line of its key, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Variable(String),
+    /// A flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => formatter.write_str("default"),
+            Self::File { path, line } => write!(formatter, "{path}, line {line}"),
+            Self::Variable(name) => write!(formatter, "environment {name}"),
+            Self::Flag(flag) => formatter.write_str(flag),
+        }
+    }
+}
+
+/// Every setting in effect, table by table.
+pub(super) fn settings(layers: &Layers, config: &Config) -> Vec<Setting> {
+    let mut leaves = Vec::new();
+    flatten(&layers.merged.cache, &mut Vec::new(), &mut leaves);
+    let mut settings: Vec<Setting> = leaves
+        .into_iter()
+        .map(|(path, value)| {
+            let origin = layers.origin(&path);
+            let (key, table) = path.split_last().expect("a setting has a key");
+            Setting { table: table.join("."), key: key.clone(), value, origin }
+        })
+        .collect();
+    add_derived(&mut settings, layers, config);
+    settings
+        .sort_by_key(|setting| (rank(&setting.table), setting.table.clone(), setting.key.clone()));
+    settings
+}
+
+/// As in the built-in file; the pools last.
+fn rank(table: &str) -> usize {
+    const TABLES: [&str; 7] =
+        ["server", "server.tls", "storage", "lease", "refill", "auth", "quota"];
+    TABLES.iter().position(|known| *known == table).unwrap_or(TABLES.len())
+}
+
+/// What follows from other settings where it is not set.
+fn add_derived(settings: &mut Vec<Setting>, layers: &Layers, config: &Config) {
+    let mut derived: Vec<(String, &str, toml::Value)> = Vec::new();
+    if let Some(quota) = &config.quota {
+        derived.push(("quota".to_owned(), "burst", i64::from(quota.burst.get()).into()));
+    }
+    for pool in layers.merged.get_table("pools").unwrap_or_default().keys() {
+        let table = format!("pools.{pool}");
+        derived.push((table.clone(), "enabled", true.into()));
+        derived.push((table.clone(), "decimals", 0.into()));
+        derived.push((table.clone(), "shards", "auto".into()));
+        // Of a pool that is left out nobody asks how large its shards would be.
+        if let Some(pool) = config.pools.iter().find(|known| known.name.as_str() == pool) {
+            derived.push((table, "shard_size", i64::from(pool.shard_size).into()));
+        }
+    }
+    for (table, key, value) in derived {
+        if !settings.iter().any(|setting| setting.table == table && setting.key == key) {
+            let origin = Origin::Default;
+            settings.push(Setting { table, key: key.to_owned(), value, origin });
+        }
+    }
+}
+
+/// The settings below a value, with their paths. A list is one setting.
+fn flatten(value: &Value, path: &mut Vec<String>, leaves: &mut Vec<(Vec<String>, toml::Value)>) {
+    match &value.kind {
+        ValueKind::Table(table) => {
+            for (key, value) in table {
+                path.push(key.clone());
+                flatten(value, path, leaves);
+                path.pop();
+            }
+        }
+        _ => leaves.extend(toml_value(value).map(|value| (path.clone(), value))),
+    }
+}
+
+/// Nothing for what TOML has no word for, which no layer gives.
+fn toml_value(value: &Value) -> Option<toml::Value> {
+    Some(match &value.kind {
+        ValueKind::Nil => return None,
+        ValueKind::Boolean(value) => (*value).into(),
+        ValueKind::I64(value) => (*value).into(),
+        ValueKind::I128(value) => i64::try_from(*value).ok()?.into(),
+        ValueKind::U64(value) => i64::try_from(*value).ok()?.into(),
+        ValueKind::U128(value) => i64::try_from(*value).ok()?.into(),
+        ValueKind::Float(value) => (*value).into(),
+        ValueKind::String(value) => value.clone().into(),
+        ValueKind::Table(table) => {
+            let pairs = table.iter().filter_map(|(k, v)| Some((k.clone(), toml_value(v)?)));
+            toml::Value::Table(pairs.collect::<Table>())
+        }
+        ValueKind::Array(values) => {
+            toml::Value::Array(values.iter().filter_map(toml_value).collect())
+        }
+    })
+}
+
+/// The line on which a file sets this, from 1, if it does.
+pub(super) fn line(text: &str, path: &[String]) -> Option<usize> {
+    let root = DeTable::parse(text).ok()?;
+    let mut table = root.get_ref();
+    let (last, parents) = path.split_last()?;
+    for level in parents {
+        let (_, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == level)?;
+        table = value.get_ref().as_table()?;
+    }
+    let (key, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == last)?;
+    // A list of tables has a key for each; its own spans are those of the first.
+    let start = key.span().start.min(value.span().start);
+    Some(text[..start].matches('\n').count() + 1)
+}

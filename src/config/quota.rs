@@ -1,0 +1,75 @@
+//! How much each may take: the keys under `quota`.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::{COUNT_LIMIT_MAX, ConfigError};
+
+/// Numbers a second of a quota: it is counted in whole nanoseconds a number, so that the fastest is
+/// off by less than 0.1 %, and the slowest, one number in a quarter of an hour, far from overflow.
+const QUOTA_RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
+
+/// Numbers that a quota lets go at once: as many as the largest answer has.
+const BURST_MAX: u64 = COUNT_LIMIT_MAX;
+
+/// How much each caller may take.
+#[derive(Clone, Debug)]
+pub struct QuotaConfig {
+    /// Time in which one number is granted.
+    pub period: Duration,
+    /// Numbers that may be taken at once after a rest.
+    pub burst: NonZeroU32,
+    /// Proxies whose word is taken for where a request comes from.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuotaKeys {
+    numbers_per_second: f64,
+    burst: Option<u64>,
+    #[serde(default)]
+    trusted_proxies: Vec<String>,
+}
+
+impl QuotaKeys {
+    pub(super) fn validate(
+        self,
+        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
+        refused: impl Fn(&str, String) -> ConfigError,
+    ) -> Result<QuotaConfig, ConfigError> {
+        let rate = self.numbers_per_second;
+        if !QUOTA_RATES.contains(&rate) {
+            let (min, max) = (QUOTA_RATES.start(), QUOTA_RATES.end());
+            let problem = format!("allowed are {min} to {max}; without [quota] nothing is limited");
+            return Err(refused("quota.numbers_per_second", problem));
+        }
+        let burst = match self.burst {
+            Some(burst) => within("quota.burst", burst, 1, BURST_MAX)?,
+            // What a second grants.
+            None => rate.ceil() as u64,
+        };
+        let proxies = self.trusted_proxies.iter().enumerate().map(|(index, text)| {
+            let address = || text.parse::<IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
+                let problem = format!(
+                    "{text:?} is none; allowed are addresses and networks, such as \"10.0.0.1\", \
+                     \"10.0.0.0/8\" and \"2001:db8::/32\""
+                );
+                refused(&format!("quota.trusted_proxies[{index}]"), problem)
+            })
+        });
+        Ok(QuotaConfig {
+            period: Duration::from_secs_f64(1.0 / rate),
+            burst: u32::try_from(burst)
+                .ok()
+                .and_then(NonZeroU32::new)
+                .expect("1 to BURST_MAX was checked above"),
+            trusted_proxies: proxies.collect::<Result<_, _>>()?,
+        })
+    }
+}

@@ -1,0 +1,198 @@
+//! What settings come to, and what is refused. Through the front door, [`Config::load_with`].
+
+use ipnet::IpNet;
+
+use super::auth::TOKENS_MAX;
+use super::*;
+use crate::space::Space;
+
+/// Loads with this text as the user's file and these environment variables.
+fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, text).unwrap();
+    let source = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let location = Location { file: Some(file), dir: None };
+    let overrides = Overrides { location, ..Overrides::default() };
+    Config::load_with(&overrides, source).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_defaults_hold_ten_million_numbers_on_two_cores() {
+    let config = load("", &[]).unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8000");
+    assert_eq!(config.server.count_limit.get(), 10_000);
+    assert_eq!(config.dir, Path::new("shards"));
+    assert_eq!(config.lease.rows, 1024);
+    let pools: Vec<_> =
+        config.pools.iter().map(|pool| (pool.name.as_str(), pool.space, pool.shard_size)).collect();
+    let int = Space::new("0", "9007199254740991", 0).unwrap();
+    let float = Space::new("0", "9999.999999", 6).unwrap();
+    assert_eq!(pools, [("float", float, 2_500_000), ("int", int, 2_500_000)]);
+    assert!(
+        config.pools.iter().all(|pool| usize::from(pool.shards) == (num_cpus::get() / 2).max(2))
+    );
+}
+
+#[test]
+fn refusals_name_the_key_the_value_and_what_is_allowed() {
+    let check = |text: &str, expected: [&str; 3]| {
+        let error = load(text, &[]).expect_err(text);
+        for part in expected {
+            assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
+        }
+    };
+    check("[server]\nlistne = 'x'", ["server.listne", "x", "listen"]);
+    check("[sever]\nlisten = 'x'", ["sever", "x", "server"]);
+    check("[server]\nlisten = 'x'", ["server.listen", "x", "socket address"]);
+    check("[server]\nmode = 'jsn'", ["server.mode", "jsn", "simple"]);
+    check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
+    check("[server]\nconnections = 0", ["server.connections", "0", "1 to 1048576"]);
+    check("[server]\nclient_timeout_ms = 0", ["server.client_timeout_ms", "0", "1 to 3600000"]);
+    check("[server.tls]\ncert = 'c.pem'", ["server.tls.cert", "c.pem", "server.tls.key"]);
+    check("[server.tls]\nkey = 'k.pem'", ["server.tls.key", "k.pem", "server.tls.cert"]);
+    check("[server.tls]\ncrt = 'c.pem'", ["server.tls.crt", "c.pem", "cert"]);
+    check(
+        "[server]\nmode = 'simple'\n[server.tls]\ncert = 'c.pem'\nkey = 'k.pem'",
+        ["server.tls", "simple", "another mode"],
+    );
+    check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
+    check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
+    check("[refill]\nlow_water = 1.5", ["refill.low_water", "1.5", "up to 1"]);
+    check("[refill]\nretry_ms = 60000", ["refill.retry_ms", "60000", "retry_limit_ms"]);
+    check("[pools.int]\nmin = 6\nmax = 5", ["pools.int.min = 6", "above max 5", "min up to max"]);
+    check("[pools.int]\nshards = 0", ["pools.int.shards", "0", "1 to 1024"]);
+    check("[pools.int]\nshards = 'some'", ["pools.int.shards", "some", "1 to 1024"]);
+    check("[pools.int]\nmax = 1000", ["pools.int.shard_size", "2500000", "1 to 1001"]);
+    check("[pools.int]\nmax = 9007199254740992", ["pools.int.max", "9007199254740992", "2^53-1"]);
+    check("[pools.float]\nmax = 1234567890.0", ["pools.float.max", "1234567890", "15 significant"]);
+    check("[pools.float]\nmax = 0.1234567", ["pools.float.max", "0.1234567", "6 digits"]);
+    check("[pools.float]\ndecimals = 15", ["pools.float.decimals", "15", "14"]);
+    check("[pools.'../x']\nmin = 1\nmax = 2", ["pools.../x", "file name", "a-z"]);
+    check("[pools.Ticket]\nmin = 1\nmax = 2", ["pools.Ticket", "file name", "a-z"]);
+    check("[pools.ticket]\nmin = 1", ["pools.ticket", "max", "missing"]);
+    check(
+        "[pools.int]\nenabled = false\n[pools.float]\nenabled = false",
+        ["pools", "no pool", "float, int"],
+    );
+}
+
+#[test]
+fn a_pool_of_ones_own_needs_only_its_range() {
+    let config = load("[pools.ticket]\nmin = 1\nmax = 1000\nshards = 3", &[]).unwrap();
+    let ticket = config.pools.iter().find(|pool| pool.name.as_str() == "ticket").unwrap();
+    assert_eq!((ticket.shards, ticket.shard_size, ticket.space.decimals()), (3, 334, 0));
+}
+
+/// Story: the mode's port was set after the user's file, and overrode it.
+#[test]
+fn a_mode_listens_on_its_own_port_unless_the_user_says_otherwise() {
+    let listens = |text: &str, variables: &[(&str, &str)], expected: &str| {
+        let config = load(text, variables).unwrap();
+        assert_eq!(config.server.listen.to_string(), expected, "{text} {variables:?}");
+    };
+    listens("", &[], "127.0.0.1:8000");
+    listens("[server]\nmode = 'simple'", &[], "127.0.0.1:5000");
+    listens("[server]\nmode = 'json'", &[], "127.0.0.1:8000");
+    listens("", &[("TOMBOLA_SERVER__MODE", "simple")], "127.0.0.1:5000");
+    listens("[server]\nmode = 'simple'\nlisten = '[::1]:1'", &[], "[::1]:1");
+    let address = ("TOMBOLA_SERVER__LISTEN", "127.0.0.1:2");
+    listens("[server]\nmode = 'simple'", &[address], "127.0.0.1:2");
+
+    let flag = Overrides { mode: Some(Mode::Simple), ..Overrides::default() };
+    let config = Config::load_with(&flag, BTreeMap::new()).unwrap();
+    assert_eq!(config.server.mode, Mode::Simple);
+    assert_eq!(config.server.listen.port(), 5000);
+}
+
+const ENTRY: &str = "[[auth.tokens]]\nname = 'shop'\nscope = 'draw'\nsha256 = ";
+
+#[test]
+fn an_entry_says_whose_token_it_is_and_what_for() {
+    let digits = "0123456789abcdef".repeat(4);
+    let auth = load(&format!("{ENTRY}'{digits}'"), &[]).unwrap().auth;
+    let AuthConfig::Tokens(tokens) = auth else { panic!("{auth:?}") };
+    assert_eq!((tokens[0].name.to_string().as_str(), tokens[0].scope), ("shop", Scope::Draw));
+    assert_eq!(hex::encode(tokens[0].sha256), digits);
+    assert!(matches!(load("", &[]).unwrap().auth, AuthConfig::Unsaid));
+    assert!(matches!(load("auth.mode = 'none'", &[]).unwrap().auth, AuthConfig::Anyone));
+    let variable = ("TOMBOLA_AUTH__MODE", "none");
+    assert!(matches!(load("", &[variable]).unwrap().auth, AuthConfig::Anyone));
+}
+
+#[test]
+fn entries_that_can_t_be_used_are_refused() {
+    let digits = "0123456789abcdef".repeat(4);
+    let entry = format!("{ENTRY}'{digits}'\n");
+    let check = |text: &str, parts: &[&str]| {
+        let error = load(text, &[]).expect_err(text);
+        for part in parts {
+            assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
+        }
+        assert!(!error.contains(&digits[1..]), "{error}");
+    };
+    check("auth.mode = 'all'", &["auth.mode = all", "mine.toml", "\"none\""]);
+    check(&format!("auth.mode = 'none'\n{entry}"), &["auth.mode", "tokens too"]);
+    check(&format!("{entry}{entry}"), &["auth.tokens[1].name", "mine.toml", "shop"]);
+    let second = entry.replace("shop", "web");
+    check(&format!("{entry}{second}"), &["auth.tokens[1].sha256", "the token shop once more"]);
+    check(&entry.replace("shop", "the shop"), &["auth.tokens[0].name", "a-z"]);
+    check(&entry.replace("draw", "all"), &["auth.tokens[0].scope", "\"draw\"", "\"observe\""]);
+    check(&entry.replace("01", ""), &["auth.tokens[0].sha256", "64 hexadecimal"]);
+    check(&entry.replace("01", "xy"), &["auth.tokens[0].sha256", "64 hexadecimal"]);
+    check(&format!("{entry}{}", "colour = 'red'"), &["auth.tokens[0]", "name, scope"]);
+    check("[[auth.tokens]]\nname = 'a'", &["auth.tokens[0]", "name, scope", "sha256"]);
+    let many: String = (0..=TOKENS_MAX).map(|n| entry.replace("shop", &n.to_string())).collect();
+    check(&many, &["auth.tokens", "256"]);
+    let variable = ("TOMBOLA_AUTH__TOKENS", "tombola_secret");
+    let error = load("", &[variable]).unwrap_err();
+    assert!(error.contains("auth.tokens") && !error.contains("secret"), "{error}");
+}
+
+#[test]
+fn a_quota_is_off_until_it_has_a_rate() {
+    let quota = |text: &str| load(&format!("[quota]\n{text}"), &[]).map(|c| c.quota.unwrap());
+    assert!(load("", &[]).unwrap().quota.is_none());
+    for (text, period, burst) in [
+        ("numbers_per_second = 100", Duration::from_millis(10), 100),
+        ("numbers_per_second = 2.5", Duration::from_millis(400), 3),
+        ("numbers_per_second = 0.001\nburst = 7", Duration::from_secs(1_000), 7),
+        ("numbers_per_second = 1_000_000", Duration::from_micros(1), 1_000_000),
+    ] {
+        let quota = quota(text).unwrap();
+        assert_eq!((quota.period, quota.burst.get()), (period, burst), "{text}");
+    }
+    let proxies = "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', '2001:db8::/32']";
+    let proxies = quota(proxies).unwrap().trusted_proxies;
+    let expected: [IpNet; 2] = ["10.0.0.1/32", "2001:db8::/32"].map(|n| n.parse().unwrap());
+    assert_eq!(proxies, expected);
+
+    for (text, parts) in [
+        ("burst = 5", ["quota", "numbers_per_second"]),
+        ("numbers_per_second = 0", ["quota.numbers_per_second = 0", "0.001 to 1000000"]),
+        ("numbers_per_second = -1", ["quota.numbers_per_second = -1", "0.001"]),
+        ("numbers_per_second = nan", ["quota.numbers_per_second", "0.001"]),
+        ("numbers_per_second = 'fast'", ["quota.numbers_per_second = fast", "float"]),
+        ("numbers_per_second = 1\nburst = 0", ["quota.burst = 0", "1 to 1000000"]),
+        ("numbers_per_second = 1\nbrust = 5", ["quota.brust", "burst"]),
+        (
+            "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', 'proxy']",
+            ["quota.trusted_proxies[1] (in ", "\"proxy\" is none"],
+        ),
+    ] {
+        let error = quota(text).unwrap_err();
+        for part in parts {
+            assert!(error.contains(part), "{text}\ngave {error:?}\nwithout {part:?}");
+        }
+    }
+}
+
+#[test]
+fn variables_override_the_file_and_keep_every_digit() {
+    let file = "[pools.float]\nmax = 1.5\nshard_size = 10";
+    let config = load(file, &[("TOMBOLA_POOLS__FLOAT__MAX", "99999.999999")]).unwrap();
+    let float = &config.pools[0];
+    assert_eq!(float.space.number(float.space.max()).as_str(), "99999.999999");
+    let error = load("", &[("TOMBOLA_SERVER__PORT", "1")]).unwrap_err();
+    assert!(error.contains("server.port") && error.contains("environment"), "{error}");
+}

@@ -1,0 +1,112 @@
+//! What ships beside the binary: the unit of systemd, the Dockerfile, the licence. Held against the
+//! code, since nothing else would notice when they part.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const UNIT: &str = include_str!("../ops/tombola.service");
+const DOCKERFILE: &str = include_str!("../Dockerfile");
+const MANIFEST: &str = include_str!("../Cargo.toml");
+const LICENSE: &str = include_str!("../LICENSE");
+
+/// What `systemd-analyze security` may find at most, in tenths: 10 is the worst of a service, 0 the
+/// best, and what speaks to the network can't be below 0.8.
+const EXPOSURE_LIMIT_TENTHS: &str = "12";
+
+/// Runs `systemd-analyze`, or says that it is not here.
+fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
+    match Command::new("systemd-analyze").args(arguments).arg(unit).output() {
+        Ok(output) => Some(output),
+        Err(error) => {
+            eprintln!("skipped: systemd-analyze can't be run: {error} (Debian package systemd)");
+            None
+        }
+    }
+}
+
+/// The unit in a folder of its own, with the binary that was built in place of the installed one.
+fn unit(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("tombola.service");
+    let text = UNIT.replace("/usr/local/bin/tombola", env!("CARGO_BIN_EXE_tombola"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn systemd_takes_the_unit_without_a_complaint() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(output) = systemd_analyze(&["verify", "--man=no"], &unit(&folder)) else { return };
+    let said = String::from_utf8(output.stderr).unwrap();
+    // Other units of the machine are none of ours.
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("tombola")).collect();
+    assert!(ours.is_empty(), "{said}");
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn the_unit_gives_the_service_little() {
+    let folder = tempfile::tempdir().unwrap();
+    let threshold = format!("--threshold={EXPOSURE_LIMIT_TENTHS}");
+    let flags = ["security", "--offline=true", "--no-pager", &threshold];
+    let Some(output) = systemd_analyze(&flags, &unit(&folder)) else { return };
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A kill while it still drains would burn what is leased.
+#[test]
+fn the_unit_waits_longer_than_a_stop_may_take() {
+    let seconds = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+    let drain_ms = tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
+    let drain_ms: u64 = drain_ms.unwrap().replace('_', "").parse().unwrap();
+    assert!(seconds.parse::<u64>().unwrap() * 1_000 >= 2 * drain_ms, "{seconds} s, {drain_ms} ms");
+}
+
+#[test]
+fn the_unit_does_not_try_again_what_people_have_to_mend() {
+    use tombola::commands::Exit;
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
+    let found: Vec<u8> = line.unwrap().split(' ').map(|code| code.parse().unwrap()).collect();
+    assert_eq!(found, [Exit::Settings as u8, Exit::Folder as u8]);
+}
+
+#[test]
+fn the_dockerfile_builds_with_the_stated_rust_from_files_that_are_there() {
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_else(|| panic!("no {key}")).trim_matches('"').to_owned()
+    };
+    let stated = value(MANIFEST, "rust-version = ");
+    assert!(value(DOCKERFILE, "ARG RUST_VERSION=").starts_with(&stated), "{stated}");
+
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored = std::fs::read_to_string(top.join(".dockerignore")).unwrap();
+    for line in DOCKERFILE.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--"))
+    {
+        let words: Vec<_> = line.split_whitespace().collect();
+        for source in &words[1..words.len() - 1] {
+            assert!(top.join(source).exists(), "{line}");
+            let passed = format!("!{}", source.trim_end_matches('/'));
+            assert!(ignored.lines().any(|l| l == passed), "{source} is kept out by .dockerignore");
+        }
+    }
+    // Whatever Cargo looks for has to come along.
+    for path in MANIFEST.lines().filter_map(|line| line.strip_prefix("path = ")) {
+        let folder = path.trim_matches('"').split('/').next().unwrap();
+        assert!(DOCKERFILE.contains(&format!("COPY {folder}/ {folder}/")), "{path}");
+    }
+}
+
+#[test]
+fn the_licence_has_both_texts() {
+    assert_eq!(env!("CARGO_PKG_LICENSE"), "MIT OR Apache-2.0");
+    for part in [
+        "SPDX-License-Identifier: MIT OR Apache-2.0",
+        "Permission is hereby granted, free of charge, to any",
+        "END OF TERMS AND CONDITIONS",
+    ] {
+        assert!(LICENSE.contains(part), "{part}");
+    }
+}
