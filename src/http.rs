@@ -3,9 +3,11 @@
 //! refilling.
 
 mod answer;
+mod docs;
 mod forwarded;
 mod guard;
 mod health;
+mod openapi;
 mod query;
 mod quota;
 mod rung;
@@ -26,11 +28,13 @@ use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-pub(crate) use self::answer::{Answer, Refusal};
+pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
 use self::answer::{json, json_text};
 pub(crate) use self::guard::Guard;
 use self::health::{PoolHealth, Status};
+use self::openapi::Offer;
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
 use self::rung::rung_router;
@@ -46,14 +50,25 @@ const RANDOM: &str = "/random";
 /// What `/random` answers to.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
 
-/// What `/health` answers to.
-const HEALTH_METHODS: &str = "GET, HEAD";
+/// Where the process says how it is.
+const HEALTH: &str = "/health";
+
+/// Where all of this is described, for programs.
+const OPENAPI: &str = "/openapi.json";
+
+/// The same, for people; its files are below it.
+const DOCS: &str = "/docs";
+
+/// What a path answers to where there is only something to see.
+const READ_METHODS: &str = "GET, HEAD";
 
 /// What the handlers need.
 #[derive(Debug)]
 struct App {
     pools: Vec<Arc<Pool>>,
     count_limit: NonZeroU32,
+    /// What `/openapi.json` answers.
+    description: String,
 }
 
 impl App {
@@ -97,10 +112,24 @@ impl Front {
         count_limit: NonZeroU32,
         guard: Option<Arc<Guard>>,
     ) -> Self {
-        let app = Arc::new(App { pools, count_limit });
-        let router = Router::new()
-            .route(RANDOM, only(head(probe), RANDOM_METHODS))
-            .route("/health", only(get(health), HEALTH_METHODS))
+        // `Front::answer` has the rest of /random.
+        let routes = [
+            (RANDOM, RANDOM_METHODS, head(probe)),
+            (HEALTH, READ_METHODS, get(health)),
+            (OPENAPI, READ_METHODS, get(description)),
+            (DOCS, READ_METHODS, get(docs::page)),
+            (docs::FILE, READ_METHODS, get(docs::file)),
+        ];
+        // Written from the routes themselves, so that none can be forgotten.
+        let paths = routes.each_ref().map(|&(path, methods, _)| (path, methods));
+        let description =
+            Offer { pools: &pools, count_limit, guard: guard.as_deref() }.describe(&paths);
+        let app = Arc::new(App { pools, count_limit, description });
+        let router = routes
+            .into_iter()
+            .fold(Router::new(), |router, (path, methods, handler)| {
+                router.route(path, only(handler, methods))
+            })
             .fallback(async || Refusal::UnknownPath)
             .with_state(Arc::clone(&app));
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
@@ -165,10 +194,21 @@ fn only(methods: MethodRouter<Arc<App>>, allowed: &'static str) -> MethodRouter<
     methods.fallback(async move || Refusal::WrongMethod { allowed })
 }
 
+/// One number, and the shard that it is from: what [`one_of`] writes.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "described, and written by hand")]
+struct One {
+    /// Always with all its decimals: compare texts, not floating-point values.
+    #[schema(value_type = f64)]
+    number: Number,
+    shard: String,
+}
+
 /// `count` numbers, and how many of them each shard gave.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Many<'a> {
     count: usize,
+    #[schema(value_type = Vec<f64>)]
     numbers: Vec<Number>,
     shards: BTreeMap<&'a str, usize>,
 }
@@ -227,6 +267,10 @@ fn refusal(error: TakeError, asked: u32) -> Refusal {
 async fn health(State(app): State<Arc<App>>) -> Response {
     let pools = app.pools.iter().map(|pool| (pool.name(), pool_health(pool.health())));
     health::answer(pools).map(Body::from)
+}
+
+async fn description(State(app): State<Arc<App>>) -> Response {
+    json_text(StatusCode::OK, app.description.clone()).map(Body::from)
 }
 
 fn pool_health(health: Health) -> PoolHealth {

@@ -2,6 +2,7 @@
 //! forgotten; does nothing itself, so that a server with a runtime and one without can use it.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 use super::answer::Refusal;
 use super::forwarded;
 use super::quota::{Account, Key, Quotas};
+use super::{DOCS, OPENAPI};
 use crate::auth::{self, Denied};
 use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
 
@@ -21,6 +23,8 @@ pub(crate) struct Guard {
     /// Empty where anyone may ask.
     tokens: Vec<TokenConfig>,
     quotas: Option<Arc<Quotas>>,
+    /// What a quota lets go at once.
+    burst: Option<NonZeroU32>,
     proxies: Vec<IpNet>,
 }
 
@@ -36,7 +40,18 @@ impl Guard {
         }
         let quotas = quota.map(|quota| Arc::new(Quotas::new(quota, MonotonicClock)));
         let proxies = quota.map(|quota| quota.trusted_proxies.clone()).unwrap_or_default();
-        Some(Arc::new(Self { tokens, quotas, proxies }))
+        let burst = quota.map(|quota| quota.burst);
+        Some(Arc::new(Self { tokens, quotas, burst, proxies }))
+    }
+
+    /// Whether it asks for tokens.
+    pub(super) fn asks_for_tokens(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// The most numbers that it ever lets go at once, where that is limited.
+    pub(super) fn burst(&self) -> Option<NonZeroU32> {
+        self.burst
     }
 
     /// Lets a request in, with what its numbers are counted against, if they are.
@@ -46,11 +61,8 @@ impl Guard {
         headers: &HeaderMap,
         peer: IpAddr,
     ) -> Result<Option<Account>, Refusal> {
-        // A path that is not known is not open: nobody learns without a token what there is.
-        let scope = match path {
-            "/health" => return Ok(None),
-            "/random" => Scope::Draw,
-            _ => Scope::Observe,
+        let Some(scope) = scope(path) else {
+            return Ok(None);
         };
         let token = match &*self.tokens {
             [] => None,
@@ -70,6 +82,17 @@ impl Guard {
             );
             Account { quotas: Arc::clone(quotas), key }
         }))
+    }
+}
+
+/// What a token is to be for at this path, where there are tokens; nothing at a path that is open.
+pub(super) fn scope(path: &str) -> Option<Scope> {
+    match path {
+        "/random" => Some(Scope::Draw),
+        "/health" | OPENAPI | DOCS => None,
+        _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,
+        // A path that is not known is not open: nobody learns without a token what there is.
+        _ => Some(Scope::Observe),
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::answer::{Answer, Refusal, json};
 use super::health::{self, PoolHealth, Status};
 use super::quota::{self, Account};
-use super::{HEALTH_METHODS, RANDOM_METHODS, query};
+use super::{RANDOM_METHODS, READ_METHODS, query};
 use crate::config::PoolConfig;
 use crate::rungs::{Desk, DrawError, Health, PoolIndex, TRIES_MAX};
 use crate::space::{Number, Value};
@@ -58,7 +58,7 @@ impl Routes {
             ("/random", "HEAD") => self.probe(query, health).map(Step::Done),
             ("/random", _) => Err(Refusal::WrongMethod { allowed: RANDOM_METHODS }),
             ("/health", "GET" | "HEAD") => Ok(Step::Done(self.health(health))),
-            ("/health", _) => Err(Refusal::WrongMethod { allowed: HEALTH_METHODS }),
+            ("/health", _) => Err(Refusal::WrongMethod { allowed: READ_METHODS }),
             _ => Err(Refusal::UnknownPath),
         };
         step.unwrap_or_else(|refusal| Step::Done(refusal.into()))
