@@ -6,6 +6,7 @@ mod answer;
 mod forwarded;
 mod guard;
 mod health;
+mod page;
 mod query;
 mod quota;
 mod rung;
@@ -102,7 +103,8 @@ impl Front {
             .route(RANDOM, only(head(probe), RANDOM_METHODS))
             .route("/health", only(get(health), HEALTH_METHODS))
             .fallback(async || Refusal::UnknownPath)
-            .with_state(Arc::clone(&app));
+            .with_state(Arc::clone(&app))
+            .merge(page::router());
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
     }
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::answer::Refusal;
 use super::forwarded;
+use super::page;
 use super::quota::{Account, Key, Quotas};
 use crate::auth::{self, Denied};
 use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
@@ -50,6 +51,7 @@ impl Guard {
         let scope = match path {
             "/health" => return Ok(None),
             "/random" => Scope::Draw,
+            path if page::has(path) => return Ok(None),
             _ => Scope::Observe,
         };
         let token = match &*self.tokens {
