@@ -8,6 +8,7 @@ mod forwarded;
 mod guard;
 mod health;
 mod openapi;
+mod page;
 mod query;
 mod quota;
 mod rung;
@@ -113,17 +114,18 @@ impl Front {
         guard: Option<Arc<Guard>>,
     ) -> Self {
         // `Front::answer` has the rest of /random.
-        let routes = [
+        let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
             (HEALTH, READ_METHODS, get(health)),
             (OPENAPI, READ_METHODS, get(description)),
             (DOCS, READ_METHODS, get(docs::page)),
             (docs::FILE, READ_METHODS, get(docs::file)),
         ];
+        routes.extend(page::routes().map(|(path, part)| (path, READ_METHODS, part)));
         // Written from the routes themselves, so that none can be forgotten.
-        let paths = routes.each_ref().map(|&(path, methods, _)| (path, methods));
+        let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
         let description =
-            Offer { pools: &pools, count_limit, guard: guard.as_deref() }.describe(&paths);
+            Offer { pools: &pools, count_limit, guard: guard.as_deref() }.describe(paths);
         let app = Arc::new(App { pools, count_limit, description });
         let router = routes
             .into_iter()

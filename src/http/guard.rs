@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::answer::Refusal;
 use super::forwarded;
+use super::page;
 use super::quota::{Account, Key, Quotas};
 use super::{DOCS, OPENAPI};
 use crate::auth::{self, Denied};
@@ -90,6 +91,7 @@ pub(super) fn scope(path: &str) -> Option<Scope> {
     match path {
         "/random" => Some(Scope::Draw),
         "/health" | OPENAPI | DOCS => None,
+        _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,
         // A path that is not known is not open: nobody learns without a token what there is.
         _ => Some(Scope::Observe),

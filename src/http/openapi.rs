@@ -23,7 +23,7 @@ use utoipa::openapi::{
 use super::answer::{Answer, BODY_MAX, Code, HEADERS, Problem, Refusal, json};
 use super::guard::{self, Guard};
 use super::health::{self, HealthAnswer};
-use super::{DOCS, HEALTH, Many, OPENAPI, One, RANDOM, docs, one_of, pool_health, query};
+use super::{DOCS, HEALTH, Many, OPENAPI, One, RANDOM, docs, one_of, page, pool_health, query};
 use crate::config::PoolName;
 use crate::pool::{Health, Pool};
 use crate::space::{Number, Space, Value};
@@ -58,8 +58,11 @@ struct Route {
 
 impl Offer<'_> {
     /// The whole description of routes that answer to these methods.
-    pub(super) fn describe(&self, routes: &[(&'static str, &'static str)]) -> String {
-        let paths = routes.iter().fold(PathsBuilder::new(), |paths, &(path, methods)| {
+    pub(super) fn describe(
+        &self,
+        routes: impl Iterator<Item = (&'static str, &'static str)>,
+    ) -> String {
+        let paths = routes.fold(PathsBuilder::new(), |paths, (path, methods)| {
             paths.path(path, self.path_item(path, methods))
         });
         let license = LicenseBuilder::new()
@@ -119,9 +122,9 @@ impl Offer<'_> {
             RANDOM => self.random(method),
             HEALTH => self.health(),
             OPENAPI => description(),
-            DOCS => page(),
-            docs::FILE => page_file(),
-            _ => Route::default(),
+            DOCS => docs_page(),
+            docs::FILE => docs_file(),
+            _ => page_part(path).unwrap_or_default(),
         };
         let scope = guard::scope(path).filter(|_| self.asks_for_tokens());
         if scope.is_some() {
@@ -305,7 +308,7 @@ fn description() -> Route {
     }
 }
 
-fn page() -> Route {
+fn docs_page() -> Route {
     Route {
         summary: "This description, to read and to try",
         description: "A page that needs nothing from other hosts. Open to all.".to_owned(),
@@ -314,7 +317,7 @@ fn page() -> Route {
     }
 }
 
-fn page_file() -> Route {
+fn docs_file() -> Route {
     let file = ParameterBuilder::new()
         .name("file")
         .parameter_in(ParameterIn::Path)
@@ -330,6 +333,21 @@ fn page_file() -> Route {
         answers: vec![(StatusCode::OK, media("The file.", "*/*"))],
         refusals: vec![("/docs/nothing".to_owned(), Refusal::UnknownPath)],
     }
+}
+
+/// A part of the page at `/`.
+fn page_part(path: &str) -> Option<Route> {
+    let (_, content_type, _) = page::PARTS.into_iter().find(|(part, ..)| *part == path)?;
+    let (summary, description) = match path {
+        "/" => ("The pools, to look at", "A page that shows what /status says. Open to all."),
+        _ => ("What the page at / is made of", "Open to all."),
+    };
+    Some(Route {
+        summary,
+        description: description.to_owned(),
+        answers: vec![(StatusCode::OK, media("It is in the body.", content_type))],
+        ..Route::default()
+    })
 }
 
 fn tag(path: &str) -> &'static str {
