@@ -7,11 +7,14 @@ mod docs;
 mod forwarded;
 mod guard;
 mod health;
+mod metrics;
 mod openapi;
 mod page;
 mod query;
 mod quota;
+mod ready;
 mod rung;
+mod status;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -41,6 +44,7 @@ pub(crate) use self::quota::Account;
 use self::rung::rung_router;
 pub(crate) use self::rung::{Routes, Step, stopping};
 use crate::config::PoolConfig;
+use crate::monitor::Monitor;
 use crate::pool::{Health, Pool, TakeError};
 use crate::rungs::Desk;
 use crate::space::Number;
@@ -54,20 +58,30 @@ const RANDOM_METHODS: &str = "GET, HEAD, POST";
 /// Where the process says how it is.
 const HEALTH: &str = "/health";
 
+/// Whether numbers can be had, for whoever sends requests here.
+const READY: &str = "/ready";
+
+/// All that is known of the pools, for pages and consoles.
+const STATUS: &str = "/status";
+
+/// The same, for Prometheus.
+const METRICS: &str = "/metrics";
+
 /// Where all of this is described, for programs.
 const OPENAPI: &str = "/openapi.json";
 
 /// The same, for people; its files are below it.
 const DOCS: &str = "/docs";
 
-/// What a path answers to where there is only something to see.
-const READ_METHODS: &str = "GET, HEAD";
+/// What everything that only tells something answers to.
+const TELL_METHODS: &str = "GET, HEAD";
 
 /// What the handlers need.
 #[derive(Debug)]
 struct App {
     pools: Vec<Arc<Pool>>,
     count_limit: NonZeroU32,
+    monitor: Arc<Monitor>,
     /// What `/openapi.json` answers.
     description: String,
 }
@@ -107,26 +121,30 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Of the pool server, over these pools.
+    /// Of the pool server, over the pools that are watched.
     pub(crate) fn of_pools(
-        pools: Vec<Arc<Pool>>,
+        monitor: Arc<Monitor>,
         count_limit: NonZeroU32,
         guard: Option<Arc<Guard>>,
     ) -> Self {
         // `Front::answer` has the rest of /random.
         let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
-            (HEALTH, READ_METHODS, get(health)),
-            (OPENAPI, READ_METHODS, get(description)),
-            (DOCS, READ_METHODS, get(docs::page)),
-            (docs::FILE, READ_METHODS, get(docs::file)),
+            (HEALTH, TELL_METHODS, get(health)),
+            (READY, TELL_METHODS, get(ready)),
+            (STATUS, TELL_METHODS, get(status)),
+            (METRICS, TELL_METHODS, get(metrics)),
+            (OPENAPI, TELL_METHODS, get(description)),
+            (DOCS, TELL_METHODS, get(docs::page)),
+            (docs::FILE, TELL_METHODS, get(docs::file)),
         ];
-        routes.extend(page::routes().map(|(path, part)| (path, READ_METHODS, part)));
+        routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
         // Written from the routes themselves, so that none can be forgotten.
         let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
         let description =
-            Offer { pools: &pools, count_limit, guard: guard.as_deref() }.describe(paths);
-        let app = Arc::new(App { pools, count_limit, description });
+            Offer { monitor: &monitor, count_limit, guard: guard.as_deref() }.describe(paths);
+        let pools = monitor.pools().to_vec();
+        let app = Arc::new(App { pools, count_limit, monitor, description });
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -275,15 +293,36 @@ async fn description(State(app): State<Arc<App>>) -> Response {
     json_text(StatusCode::OK, app.description.clone()).map(Body::from)
 }
 
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    let pools = app.pools.iter().map(|pool| (pool.name(), pool.health().in_rotation > 0));
+    ready::answer(pools).map(Body::from)
+}
+
+async fn status(State(app): State<Arc<App>>) -> Response {
+    status::answer(&app.monitor).map(Body::from)
+}
+
+/// Off the thread that answers: the figures of the process are read from files.
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let answer = tokio::task::spawn_blocking(move || metrics::answer(&app.monitor)).await;
+    answer.expect("telling figures does not panic").map(Body::from)
+}
+
 fn pool_health(health: Health) -> PoolHealth {
-    let Health { in_rotation, shards, exhausted, alive, trouble } = health;
-    let (status, reason) = match (alive, in_rotation, trouble) {
+    let Health { in_rotation, shards, .. } = health;
+    let (status, reason) = fitness(health);
+    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+}
+
+/// How fit a pool is, and why it is not fitter.
+fn fitness(health: Health) -> (Status, Option<String>) {
+    let Health { in_rotation, exhausted, alive, trouble, .. } = health;
+    match (alive, in_rotation, trouble) {
         (false, ..) => (Status::Down, Some(health::DIED.to_owned())),
         (true, 0, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
         (true, 0, Some(trouble)) => (Status::Down, Some(trouble)),
         (true, 0, None) => (Status::Down, Some("all shards are being refilled".to_owned())),
         (true, _, Some(trouble)) => (Status::Degraded, Some(trouble)),
         (true, _, None) => (Status::Ok, None),
-    };
-    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+    }
 }

@@ -123,6 +123,8 @@ async fn a_token_opens_its_own_doors_and_no_others() {
             ("//health", Method::GET),
             ("/health/", Method::GET),
             ("/metrics", Method::GET),
+            ("/status", Method::GET),
+            ("/ready/", Method::GET),
         ] {
             for headers in [
                 &[][..],
@@ -167,12 +169,14 @@ async fn a_token_opens_its_own_doors_and_no_others() {
             (&observe.header(), "/random?type=nope"),
             (&draw, "/nope"),
             (&draw, "/metrics"),
+            (&draw, "/status"),
         ] {
             let answer = ask(&client, target, &[("authorization", token)]).await;
             assert_refused(&answer, 403, &format!("{mode} {target}"));
         }
         for headers in [&[][..], &[("authorization", "Bearer nonsense")]] {
             assert_eq!(ask(&client, "/health", headers).await.status, 200, "{mode}");
+            assert_eq!(ask(&client, "/ready", headers).await.status, 200, "{mode}");
         }
         assert_eq!(server.send(Method::DELETE, "/health").await.status, 405, "{mode}");
         server.stop().await;

@@ -14,7 +14,7 @@ use super::answer::Refusal;
 use super::forwarded;
 use super::page;
 use super::quota::{Account, Key, Quotas};
-use super::{DOCS, OPENAPI};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY};
 use crate::auth::{self, Denied};
 use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
 
@@ -89,8 +89,8 @@ impl Guard {
 /// What a token is to be for at this path, where there are tokens; nothing at a path that is open.
 pub(super) fn scope(path: &str) -> Option<Scope> {
     match path {
-        "/random" => Some(Scope::Draw),
-        "/health" | OPENAPI | DOCS => None,
+        RANDOM => Some(Scope::Draw),
+        HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,
         // A path that is not known is not open: nobody learns without a token what there is.

@@ -17,14 +17,19 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
     AllOfBuilder, ComponentsBuilder, ContentBuilder, Header, HeaderBuilder, InfoBuilder,
     LicenseBuilder, Object, ObjectBuilder, OpenApiBuilder, PathItem, PathsBuilder, Ref, RefOr,
-    Required, Response, ResponseBuilder, Schema, SecurityRequirement, Type,
+    Required, Response, ResponseBuilder, Schema, SecurityRequirement, Tag, Type,
 };
 
 use super::answer::{Answer, BODY_MAX, Code, HEADERS, Problem, Refusal, json};
 use super::guard::{self, Guard};
 use super::health::{self, HealthAnswer};
-use super::{DOCS, HEALTH, Many, OPENAPI, One, RANDOM, docs, one_of, page, pool_health, query};
+use super::ready::{self, ReadyAnswer};
+use super::{
+    DOCS, HEALTH, METRICS, Many, OPENAPI, One, RANDOM, READY, STATUS, docs, metrics, one_of, page,
+    pool_health, query, status,
+};
 use crate::config::PoolName;
+use crate::monitor::Monitor;
 use crate::pool::{Health, Pool};
 use crate::space::{Number, Space, Value};
 
@@ -37,9 +42,12 @@ const DESCRIPTION: &str = "Hands out unique random numbers, and never the same o
 /// The name of the security scheme.
 const TOKEN: &str = "token";
 
+/// What routes are for, in the order in which they are shown.
+const TAGS: [&str; 3] = ["numbers", "operations", "pages"];
+
 /// What a server offers.
 pub(super) struct Offer<'a> {
-    pub(super) pools: &'a [Arc<Pool>],
+    pub(super) monitor: &'a Monitor,
     pub(super) count_limit: NonZeroU32,
     pub(super) guard: Option<&'a Guard>,
 }
@@ -74,10 +82,16 @@ impl Offer<'_> {
             .description(Some(DESCRIPTION))
             .license(Some(license.build()));
         let mut schemas = Vec::new();
-        for add in [schemas_of::<One>, schemas_of::<Many<'_>>, schemas_of::<Problem>] {
-            add(&mut schemas);
+        for schemas_of in [
+            schemas_of::<One>,
+            schemas_of::<Many<'_>>,
+            schemas_of::<Problem>,
+            schemas_of::<HealthAnswer<'_>>,
+            schemas_of::<ReadyAnswer<'_>>,
+            schemas_of::<status::Status>,
+        ] {
+            schemas_of(&mut schemas);
         }
-        schemas_of::<HealthAnswer<'_>>(&mut schemas);
         let mut components = ComponentsBuilder::new().schemas_from_iter(schemas);
         if self.asks_for_tokens() {
             let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
@@ -90,9 +104,14 @@ impl Offer<'_> {
             .info(info.build())
             .paths(paths.build())
             .components(Some(components.build()))
+            .tags(Some(TAGS.map(Tag::new)))
             .build()
             .to_json()
             .expect("a description has no maps with odd keys")
+    }
+
+    fn pools(&self) -> &[Arc<Pool>] {
+        self.monitor.pools()
     }
 
     fn asks_for_tokens(&self) -> bool {
@@ -121,6 +140,9 @@ impl Offer<'_> {
         let Route { summary, description, parameters, answers, mut refusals } = match path {
             RANDOM => self.random(method),
             HEALTH => self.health(),
+            READY => self.ready(),
+            STATUS => self.status(),
+            METRICS => self.metrics(),
             OPENAPI => description(),
             DOCS => docs_page(),
             docs::FILE => docs_file(),
@@ -163,8 +185,8 @@ impl Offer<'_> {
     }
 
     fn random(&self, method: &str) -> Route {
-        let mut answers: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
-        answers.extend(self.pools.first().map(|pool| many(pool)));
+        let mut answers: Vec<_> = self.pools().iter().map(|pool| one(pool)).collect();
+        answers.extend(self.pools().first().map(|pool| many(pool)));
         let schema = utoipa::openapi::OneOfBuilder::new()
             .item(Ref::from_schema_name(One::name()))
             .item(Ref::from_schema_name(Many::name()));
@@ -174,7 +196,7 @@ impl Offer<'_> {
         let mut refusals: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
             .into_iter()
             .filter_map(|query| {
-                let names = self.pools.iter().map(|pool| pool.name());
+                let names = self.pools().iter().map(|pool| pool.name());
                 let read = query::parse(names, Some(self.count_limit), Some(&query[1..]));
                 Some((query.to_owned(), read.err()?))
             })
@@ -212,10 +234,10 @@ impl Offer<'_> {
     }
 
     fn type_parameter(&self) -> Parameter {
-        let names = self.pools.iter().map(|pool| pool.name().as_str());
+        let names = self.pools().iter().map(|pool| pool.name().as_str());
         let default = names.clone().find(|&name| name == query::TYPE_DEFAULT);
         let ranges: Vec<_> = self
-            .pools
+            .pools()
             .iter()
             .map(|pool| format!("- `{}`: {}", pool.name(), pool.space()))
             .collect();
@@ -251,7 +273,7 @@ impl Offer<'_> {
 
     fn health(&self) -> Route {
         let example = |of: fn(usize) -> Health| {
-            health::answer(self.pools.iter().map(|pool| {
+            health::answer(self.pools().iter().map(|pool| {
                 let shards = pool.health().shards;
                 (pool.name(), pool_health(of(shards)))
             }))
@@ -292,6 +314,56 @@ impl Offer<'_> {
                           looking after. Open to all."
                 .to_owned(),
             answers,
+            ..Route::default()
+        }
+    }
+
+    fn ready(&self) -> Route {
+        let example = |ready| ready::answer(self.pools().iter().map(|pool| (pool.name(), ready)));
+        let schema = || Ref::from_schema_name(ReadyAnswer::name());
+        let mut answers = answered(
+            "Numbers can be had from every pool.",
+            schema(),
+            vec![("every pool has a shard in rotation".to_owned(), example(true))],
+        );
+        answers.extend(answered(
+            "From a pool, or from all, no numbers can be had for now.",
+            schema(),
+            vec![("no pool has a shard in rotation".to_owned(), example(false))],
+        ));
+        Route {
+            summary: "Whether to send requests here",
+            description: "For load balancers. Open to all.".to_owned(),
+            answers,
+            ..Route::default()
+        }
+    }
+
+    fn status(&self) -> Route {
+        Route {
+            summary: "All that is known of the pools",
+            description:
+                "For pages and consoles. Durations are in seconds, times in UTC, and what is \
+                          not there is null."
+                    .to_owned(),
+            answers: answered(
+                "The state of the server.",
+                Ref::from_schema_name(status::Status::name()),
+                vec![("at the start".to_owned(), status::answer(self.monitor))],
+            ),
+            ..Route::default()
+        }
+    }
+
+    fn metrics(&self) -> Route {
+        Route {
+            summary: "The same for Prometheus",
+            description: "In its text format, with a line of help for each metric.".to_owned(),
+            answers: answered(
+                "The metrics.",
+                Object::with_type(Type::String),
+                vec![("at the start".to_owned(), metrics::answer(self.monitor))],
+            ),
             ..Route::default()
         }
     }
@@ -350,11 +422,12 @@ fn page_part(path: &str) -> Option<Route> {
     })
 }
 
+/// One of [`TAGS`].
 fn tag(path: &str) -> &'static str {
     match path {
         RANDOM => "numbers",
-        OPENAPI | DOCS | docs::FILE => "description",
-        _ => "operation",
+        HEALTH | READY | STATUS | METRICS => "operations",
+        _ => "pages",
     }
 }
 
@@ -400,10 +473,12 @@ fn answered(
     for (name, header) in headers(first.headers()) {
         response = response.header(name, header);
     }
-    let content_type = first.headers()[CONTENT_TYPE].to_str().unwrap_or_default().to_owned();
+    let content_type = first.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = content_type.unwrap_or("text/plain").to_owned();
     let examples = examples.into_iter().map(|(when, answer)| {
-        let value = serde_json::from_slice(answer.body()).ok();
-        (when, ExampleBuilder::new().value(value))
+        let value = serde_json::from_slice(answer.body())
+            .unwrap_or_else(|_| String::from_utf8_lossy(answer.body()).into());
+        (when, ExampleBuilder::new().value(Some(value)))
     });
     let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples);
     vec![(status, response.content(content_type, content.build()).build())]
