@@ -22,12 +22,12 @@ use std::sync::Arc;
 
 use std::net::IpAddr;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, head};
+use axum::{Extension, Router};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -265,9 +265,11 @@ async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
 /// `HEAD /random`: what a `GET` would be answered with, without taking a number.
 async fn probe(
     State(app): State<Arc<App>>,
+    account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let (pool, _) = app.wanted(query.as_deref())?;
+    let (pool, count) = app.wanted(query.as_deref())?;
+    quota::probe(account.as_deref(), count)?;
     match pool.health() {
         Health { in_rotation: 0, exhausted: true, .. } => {
             Err(Refusal::Exhausted { asked: 1, left: 0 })

@@ -332,6 +332,8 @@ async fn a_count_is_charged_by_its_size() {
             // Four when three are left: one is to come; two when one is left: one.
             429 => assert!((500..=1_000).contains(&assert_over_quota(&answer)), "{count}"),
             _ => {
+                let head = server.send(Method::HEAD, &format!("/random?count={count}")).await;
+                assert_eq!(head.status, 400, "what HEAD says is what GET would have said");
                 let failure: Failure = answer.parse();
                 assert_eq!(failure.code, "above_burst");
                 assert!(failure.error.contains("11") && failure.error.contains("up to 10"));

@@ -24,8 +24,6 @@ pub(crate) struct Guard {
     /// Empty where anyone may ask.
     tokens: Vec<TokenConfig>,
     quotas: Option<Arc<Quotas>>,
-    /// What a quota lets go at once.
-    burst: Option<NonZeroU32>,
     proxies: Vec<IpNet>,
 }
 
@@ -41,8 +39,7 @@ impl Guard {
         }
         let quotas = quota.map(|quota| Arc::new(Quotas::new(quota, MonotonicClock)));
         let proxies = quota.map(|quota| quota.trusted_proxies.clone()).unwrap_or_default();
-        let burst = quota.map(|quota| quota.burst);
-        Some(Arc::new(Self { tokens, quotas, burst, proxies }))
+        Some(Arc::new(Self { tokens, quotas, proxies }))
     }
 
     /// Whether it asks for tokens.
@@ -52,7 +49,7 @@ impl Guard {
 
     /// The most numbers that it ever lets go at once, where that is limited.
     pub(super) fn burst(&self) -> Option<NonZeroU32> {
-        self.burst
+        self.quotas.as_ref().map(|quotas| quotas.burst())
     }
 
     /// Lets a request in, with what its numbers are counted against, if they are.

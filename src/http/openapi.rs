@@ -209,7 +209,11 @@ impl Offer<'_> {
                     Refusal::AboveBurst { asked, burst: burst.get() },
                 ));
             }
-            refusals.push(("the quota is used up".to_owned(), Refusal::OverQuota { seconds: 1 }));
+            // What takes no number is not counted.
+            if method != "HEAD" {
+                refusals
+                    .push(("the quota is used up".to_owned(), Refusal::OverQuota { seconds: 1 }));
+            }
         }
         refusals.extend([
             ("the range is used up".to_owned(), Refusal::Exhausted { asked: 1, left: 0 }),
