@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::config::PoolName;
 
@@ -13,7 +14,8 @@ use crate::config::PoolName;
 const EVENTS_MAX: usize = 100;
 
 /// What kind of thing happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = EventKind)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The server began to serve.

@@ -3,10 +3,13 @@
 //! refilling.
 
 mod answer;
+mod docs;
 mod forwarded;
 mod guard;
 mod health;
 mod metrics;
+mod openapi;
+mod page;
 mod query;
 mod quota;
 mod ready;
@@ -19,21 +22,23 @@ use std::sync::Arc;
 
 use std::net::IpAddr;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, head};
+use axum::{Extension, Router};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-pub(crate) use self::answer::{Answer, Refusal};
+pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
 use self::answer::{json, json_text};
 pub(crate) use self::guard::Guard;
 use self::health::{PoolHealth, Status};
+use self::openapi::Offer;
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
 use self::rung::rung_router;
@@ -50,6 +55,24 @@ const RANDOM: &str = "/random";
 /// What `/random` answers to.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
 
+/// Where the process says how it is.
+const HEALTH: &str = "/health";
+
+/// Whether numbers can be had, for whoever sends requests here.
+const READY: &str = "/ready";
+
+/// All that is known of the pools, for pages and consoles.
+const STATUS: &str = "/status";
+
+/// The same, for Prometheus.
+const METRICS: &str = "/metrics";
+
+/// Where all of this is described, for programs.
+const OPENAPI: &str = "/openapi.json";
+
+/// The same, for people; its files are below it.
+const DOCS: &str = "/docs";
+
 /// What everything that only tells something answers to.
 const TELL_METHODS: &str = "GET, HEAD";
 
@@ -59,6 +82,8 @@ struct App {
     pools: Vec<Arc<Pool>>,
     count_limit: NonZeroU32,
     monitor: Arc<Monitor>,
+    /// What `/openapi.json` answers.
+    description: String,
 }
 
 impl App {
@@ -102,14 +127,29 @@ impl Front {
         count_limit: NonZeroU32,
         guard: Option<Arc<Guard>>,
     ) -> Self {
+        // `Front::answer` has the rest of /random.
+        let mut routes = vec![
+            (RANDOM, RANDOM_METHODS, head(probe)),
+            (HEALTH, TELL_METHODS, get(health)),
+            (READY, TELL_METHODS, get(ready)),
+            (STATUS, TELL_METHODS, get(status)),
+            (METRICS, TELL_METHODS, get(metrics)),
+            (OPENAPI, TELL_METHODS, get(description)),
+            (DOCS, TELL_METHODS, get(docs::page)),
+            (docs::FILE, TELL_METHODS, get(docs::file)),
+        ];
+        routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
+        // Written from the routes themselves, so that none can be forgotten.
+        let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
+        let description =
+            Offer { monitor: &monitor, count_limit, guard: guard.as_deref() }.describe(paths);
         let pools = monitor.pools().to_vec();
-        let app = Arc::new(App { pools, count_limit, monitor });
-        let router = Router::new()
-            .route(RANDOM, only(head(probe), RANDOM_METHODS))
-            .route("/health", only(get(health), TELL_METHODS))
-            .route("/ready", only(get(ready), TELL_METHODS))
-            .route("/status", only(get(status), TELL_METHODS))
-            .route("/metrics", only(get(metrics), TELL_METHODS))
+        let app = Arc::new(App { pools, count_limit, monitor, description });
+        let router = routes
+            .into_iter()
+            .fold(Router::new(), |router, (path, methods, handler)| {
+                router.route(path, only(handler, methods))
+            })
             .fallback(async || Refusal::UnknownPath)
             .with_state(Arc::clone(&app));
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
@@ -174,10 +214,21 @@ fn only(methods: MethodRouter<Arc<App>>, allowed: &'static str) -> MethodRouter<
     methods.fallback(async move || Refusal::WrongMethod { allowed })
 }
 
+/// One number, and the shard that it is from: what [`one_of`] writes.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "described, and written by hand")]
+struct One {
+    /// Always with all its decimals: compare texts, not floating-point values.
+    #[schema(value_type = f64)]
+    number: Number,
+    shard: String,
+}
+
 /// `count` numbers, and how many of them each shard gave.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Many<'a> {
     count: usize,
+    #[schema(value_type = Vec<f64>)]
     numbers: Vec<Number>,
     shards: BTreeMap<&'a str, usize>,
 }
@@ -214,9 +265,11 @@ async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
 /// `HEAD /random`: what a `GET` would be answered with, without taking a number.
 async fn probe(
     State(app): State<Arc<App>>,
+    account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
-    let (pool, _) = app.wanted(query.as_deref())?;
+    let (pool, count) = app.wanted(query.as_deref())?;
+    quota::probe(account.as_deref(), count)?;
     match pool.health() {
         Health { in_rotation: 0, exhausted: true, .. } => {
             Err(Refusal::Exhausted { asked: 1, left: 0 })
@@ -236,6 +289,10 @@ fn refusal(error: TakeError, asked: u32) -> Refusal {
 async fn health(State(app): State<Arc<App>>) -> Response {
     let pools = app.pools.iter().map(|pool| (pool.name(), pool_health(pool.health())));
     health::answer(pools).map(Body::from)
+}
+
+async fn description(State(app): State<Arc<App>>) -> Response {
+    json_text(StatusCode::OK, app.description.clone()).map(Body::from)
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {

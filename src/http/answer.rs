@@ -10,6 +10,10 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A request's body, in bytes. No route looks at it: room for what a client sends out of habit.
+pub(crate) const BODY_MAX: usize = 16 * 1024;
 
 /// When to ask again, in seconds: a refill that callers wait for takes less.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -18,7 +22,7 @@ const RETRY_AFTER_SECONDS: &str = "1";
 pub(crate) type Answer = axum::http::Response<Vec<u8>>;
 
 /// What every answer says about itself.
-const HEADERS: [(HeaderName, &str); 6] = [
+pub(super) const HEADERS: [(HeaderName, &str); 6] = [
     (CONTENT_TYPE, "application/json"),
     (CACHE_CONTROL, "no-store"),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -71,26 +75,68 @@ pub(crate) enum Refusal {
     BodyTooLarge { limit: usize },
 }
 
+/// What is wrong, in a word for programs. `out_of_tries`, `not_saved` and `stopping` are of the modes
+/// below sharded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Code {
+    Refilling,
+    OutOfTries,
+    NotSaved,
+    Stopping,
+    Exhausted,
+    UnknownType,
+    BadCount,
+    UnknownParameter,
+    Unauthorized,
+    Forbidden,
+    OverQuota,
+    AboveBurst,
+    NotFound,
+    MethodNotAllowed,
+    BodyTooLarge,
+}
+
 impl Refusal {
-    fn status_and_code(&self) -> (StatusCode, &'static str) {
+    /// The status, the code, and what a caller does about it.
+    pub(super) fn row(&self) -> (StatusCode, Code, &'static str) {
+        const LATER: &str = "Ask again after the seconds in `Retry-After`.";
+        const NAMED: &str = "The message names what is allowed.";
         match self {
-            Self::Refilling => (StatusCode::SERVICE_UNAVAILABLE, "refilling"),
-            Self::OutOfTries { .. } => (StatusCode::SERVICE_UNAVAILABLE, "out_of_tries"),
-            Self::NotSaved => (StatusCode::SERVICE_UNAVAILABLE, "not_saved"),
-            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-            Self::Exhausted { .. } => (StatusCode::GONE, "exhausted"),
-            Self::UnknownType { .. } => (StatusCode::BAD_REQUEST, "unknown_type"),
-            Self::BadCount { .. } => (StatusCode::BAD_REQUEST, "bad_count"),
+            Self::Refilling => (StatusCode::SERVICE_UNAVAILABLE, Code::Refilling, LATER),
+            Self::OutOfTries { .. } => (StatusCode::SERVICE_UNAVAILABLE, Code::OutOfTries, LATER),
+            Self::NotSaved => (StatusCode::SERVICE_UNAVAILABLE, Code::NotSaved, LATER),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, Code::Stopping, LATER),
+            Self::Exhausted { .. } => (
+                StatusCode::GONE,
+                Code::Exhausted,
+                "The range is used up, for good; the message says how many are left if more were \
+                 asked for.",
+            ),
+            Self::UnknownType { .. } => (StatusCode::BAD_REQUEST, Code::UnknownType, NAMED),
+            Self::BadCount { .. } => (StatusCode::BAD_REQUEST, Code::BadCount, NAMED),
             Self::UnknownParameter { .. } | Self::RepeatedParameter { .. } => {
-                (StatusCode::BAD_REQUEST, "unknown_parameter")
+                (StatusCode::BAD_REQUEST, Code::UnknownParameter, NAMED)
             }
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
-            Self::OverQuota { .. } => (StatusCode::TOO_MANY_REQUESTS, "over_quota"),
-            Self::AboveBurst { .. } => (StatusCode::BAD_REQUEST, "above_burst"),
-            Self::UnknownPath => (StatusCode::NOT_FOUND, "not_found"),
-            Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, Code::Unauthorized, "Send a token."),
+            Self::Forbidden => {
+                (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token that is for this.")
+            }
+            Self::OverQuota { .. } => (StatusCode::TOO_MANY_REQUESTS, Code::OverQuota, LATER),
+            Self::AboveBurst { .. } => (
+                StatusCode::BAD_REQUEST,
+                Code::AboveBurst,
+                "Ask for less at once: this much is never granted.",
+            ),
+            Self::UnknownPath => (StatusCode::NOT_FOUND, Code::NotFound, "Look at the path."),
+            Self::WrongMethod { .. } => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                Code::MethodNotAllowed,
+                "Of other methods at this path; `Allow` names those that it answers to.",
+            ),
+            Self::BodyTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, Code::BodyTooLarge, "Send no body: none is needed.")
+            }
         }
     }
 }
@@ -103,15 +149,16 @@ fn exhausted(asked: u32, left: u64) -> String {
 }
 
 /// The body of a refusal.
-#[derive(Serialize)]
-struct Problem {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// What is wrong, in a sentence for people.
     error: String,
-    code: &'static str,
+    code: Code,
 }
 
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
-        let (status, code) = refusal.status_and_code();
+        let (status, code, _) = refusal.row();
         let mut answer = json(status, &Problem { error: refusal.to_string(), code });
         match refusal {
             Refusal::Refilling

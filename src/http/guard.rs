@@ -2,6 +2,7 @@
 //! forgotten; does nothing itself, so that a server with a runtime and one without can use it.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -11,7 +12,9 @@ use ipnet::IpNet;
 
 use super::answer::Refusal;
 use super::forwarded;
+use super::page;
 use super::quota::{Account, Key, Quotas};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY};
 use crate::auth::{self, Denied};
 use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
 
@@ -39,6 +42,16 @@ impl Guard {
         Some(Arc::new(Self { tokens, quotas, proxies }))
     }
 
+    /// Whether it asks for tokens.
+    pub(super) fn asks_for_tokens(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// The most numbers that it ever lets go at once, where that is limited.
+    pub(super) fn burst(&self) -> Option<NonZeroU32> {
+        self.quotas.as_ref().map(|quotas| quotas.burst())
+    }
+
     /// Lets a request in, with what its numbers are counted against, if they are.
     pub(crate) fn admit(
         &self,
@@ -46,11 +59,8 @@ impl Guard {
         headers: &HeaderMap,
         peer: IpAddr,
     ) -> Result<Option<Account>, Refusal> {
-        // A path that is not known is not open: nobody learns without a token what there is.
-        let scope = match path {
-            "/health" | "/ready" => return Ok(None),
-            "/random" => Scope::Draw,
-            _ => Scope::Observe,
+        let Some(scope) = scope(path) else {
+            return Ok(None);
         };
         let token = match &*self.tokens {
             [] => None,
@@ -70,6 +80,18 @@ impl Guard {
             );
             Account { quotas: Arc::clone(quotas), key }
         }))
+    }
+}
+
+/// What a token is to be for at this path, where there are tokens; nothing at a path that is open.
+pub(super) fn scope(path: &str) -> Option<Scope> {
+    match path {
+        RANDOM => Some(Scope::Draw),
+        HEALTH | READY | OPENAPI | DOCS => None,
+        _ if page::has(path) => None,
+        _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,
+        // A path that is not known is not open: nobody learns without a token what there is.
+        _ => Some(Scope::Observe),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{Answer, json};
 use crate::config::PoolName;
@@ -12,7 +13,7 @@ use crate::config::PoolName;
 pub(super) const DIED: &str = "a background task died; see the log";
 
 /// How fit the process, or a pool, is to serve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
     Ok,
@@ -21,20 +22,27 @@ pub(super) enum Status {
     Down,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PoolHealth {
     pub(super) status: Status,
     /// Of a pool that has shards.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub(super) shards: Option<usize>,
+    /// Those that requests may draw from.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub(super) shards_in_rotation: Option<usize>,
+    /// Why it is not `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub(super) reason: Option<String>,
 }
 
-#[derive(Serialize)]
-struct HealthAnswer<'p> {
+/// How fit the server is: as fit as the least fit of its pools.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(super) struct HealthAnswer<'p> {
     status: Status,
     pools: BTreeMap<&'p str, PoolHealth>,
 }

@@ -6,7 +6,7 @@ use super::answer::Refusal;
 use crate::config::PoolName;
 
 /// The pool of a request that names none.
-const TYPE_DEFAULT: &str = "int";
+pub(super) const TYPE_DEFAULT: &str = "int";
 
 /// What a request asks for.
 #[derive(Debug)]

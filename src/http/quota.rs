@@ -52,6 +52,7 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Quotas<C: Clock = MonotonicClock> {
     limiter: RateLimiter<Key, Buckets, C, NoOpMiddleware<C::Instant>>,
+    burst: NonZeroU32,
     charges: AtomicU64,
 }
 
@@ -61,7 +62,12 @@ impl<C: Clock> Quotas<C> {
             .expect("a period above zero was checked in QuotaKeys::validate")
             .allow_burst(config.burst);
         let limiter = RateLimiter::new(quota, Buckets::default(), clock);
-        Self { limiter, charges: AtomicU64::new(0) }
+        Self { limiter, burst: config.burst, charges: AtomicU64::new(0) }
+    }
+
+    /// The most that a bucket holds.
+    pub(super) fn burst(&self) -> NonZeroU32 {
+        self.burst
     }
 
     /// Takes `count` from a bucket, or nothing.
@@ -129,6 +135,16 @@ pub(super) fn charge(account: Option<&Account>, count: Option<NonZeroU32>) -> Re
     account.map_or(Ok(()), |Account { quotas, key }| {
         quotas.charge(*key, count.unwrap_or(NonZeroU32::MIN))
     })
+}
+
+/// Refuses what is never granted, and takes nothing.
+pub(super) fn probe(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), Refusal> {
+    match (account.map(|account| account.quotas.burst()), count) {
+        (Some(burst), Some(count)) if count > burst => {
+            Err(Refusal::AboveBurst { asked: count.get(), burst: burst.get() })
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{Answer, json};
 use crate::config::PoolName;
 
 /// Whether numbers can be had.
-#[derive(Serialize)]
-struct ReadyAnswer<'p> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Ready)]
+pub(super) struct ReadyAnswer<'p> {
     /// Of every pool.
     ready: bool,
     pools: BTreeMap<&'p str, bool>,

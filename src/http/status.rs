@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{Answer, json};
 use super::fitness;
@@ -16,8 +17,9 @@ use crate::space::Number;
 use crate::traffic::{Route, STATUSES};
 
 /// Durations are seconds, times RFC 3339 in UTC, and what is not there is null.
-#[derive(Serialize)]
-struct Status {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ServerStatus)]
+pub(super) struct Status {
     version: &'static str,
     time: String,
     started_at: String,
@@ -33,7 +35,7 @@ struct Status {
 }
 
 /// Requests for numbers, all since the start; rates and times are of the last 10 seconds.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Requests {
     total: u64,
     per_second: f64,
@@ -44,7 +46,7 @@ struct Requests {
 }
 
 /// The last five minutes, oldest first.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct History {
     step_seconds: u64,
     requests_per_second: Vec<f64>,
@@ -53,7 +55,7 @@ struct History {
     p99_seconds: Vec<Option<f64>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct PoolStatus {
     status: Fitness,
     reason: Option<String>,
@@ -70,15 +72,17 @@ struct PoolStatus {
     shards: Vec<ShardStatus>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Range {
+    #[schema(value_type = f64)]
     min: Number,
+    #[schema(value_type = f64)]
     max: Number,
     decimals: u8,
     size: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ShardStatus {
     name: String,
     state: &'static str,
@@ -91,14 +95,14 @@ struct ShardStatus {
     last_refill: Option<RefillStatus>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct RefillStatus {
     at: String,
     seconds: f64,
     outcome: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct EventStatus {
     id: u64,
     at: String,

@@ -23,14 +23,11 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{Front, Refusal, Reply};
+use crate::http::{BODY_MAX, Front, Refusal, Reply};
 use crate::traffic::{OpenConnection, Route};
 
 /// A request's head, in bytes: as other servers allow, and what a connection may hold of memory.
 const HEAD_MAX: usize = 16 * 1024;
-
-/// A request's body, in bytes. No route looks at it: room for what a client sends out of habit.
-const BODY_MAX: usize = 16 * 1024;
 
 /// Whose turn it is on a connection, the client's or the server's, and since when.
 #[derive(Debug)]

@@ -253,6 +253,15 @@ impl Process {
         eventually(words, async || self.stdout.lock().unwrap().contains(words).then_some(())).await;
     }
 
+    /// Waits for the line of stdout in which this is.
+    pub(crate) async fn line(&self, words: &str) -> String {
+        eventually(words, async || {
+            let stdout = self.stdout.lock().unwrap();
+            stdout.lines().find(|line| line.contains(words)).map(str::to_owned)
+        })
+        .await
+    }
+
     /// Sends a signal; it is an error if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap());
@@ -751,6 +760,34 @@ pub(crate) fn missing(numbers: &[String], range: RangeInclusive<i64>) -> usize {
 pub(crate) fn assert_each_once(numbers: &[String], range: RangeInclusive<i64>) {
     let missing = missing(numbers, range.clone());
     assert_eq!(missing, 0, "missing of {range:?}: nothing may be burned");
+}
+
+/// A token as `tombola token new` makes it.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) text: String,
+    /// The entry for the config, as an inline table.
+    pub(crate) entry: String,
+}
+
+impl Token {
+    pub(crate) async fn new(name: &str, scope: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tombola"));
+        command.args(["token", "new", "--name", name, "--scope", scope]);
+        let Finished { status, stdout, stderr } = run(command).await;
+        assert_eq!(status.code(), Some(0), "{stderr}");
+        let lines = stdout.trim().strip_prefix("[[auth.tokens]]\n").unwrap().replace('\n', ", ");
+        Self { text: stderr.trim().to_owned(), entry: format!("{{ {lines} }}") }
+    }
+
+    pub(crate) fn header(&self) -> String {
+        format!("Bearer {}", self.text)
+    }
+}
+
+pub(crate) fn with_tokens(config: Config, tokens: &[&Token]) -> Config {
+    let entries: Vec<_> = tokens.iter().map(|token| token.entry.as_str()).collect();
+    config.set("auth.tokens", format!("[{}]", entries.join(", ")))
 }
 
 /// The first column of a query on a database file.

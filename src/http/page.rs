@@ -1,0 +1,53 @@
+//! The page at `/` and its parts. They are compiled in, load nothing from other hosts and hold no
+//! figures: those the page asks `/status` for, with the token that it is given.
+
+use axum::body::Body;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use axum::routing::{MethodRouter, get};
+
+/// Path, type and text.
+pub(super) const PARTS: [(&str, &str, &str); 4] = [
+    ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+    ("/page.svg", "image/svg+xml", include_str!("page/page.svg")),
+];
+
+/// Beside the type. No script, style or form but the page's own: it knows tokens.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (CACHE_CONTROL, "no-store"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (REFERRER_POLICY, "no-referrer"),
+    (X_FRAME_OPTIONS, "DENY"),
+];
+
+/// Whether this is one of the parts.
+pub(super) fn has(path: &str) -> bool {
+    PARTS.iter().any(|(part, ..)| *part == path)
+}
+
+/// The routes of the parts.
+pub(super) fn routes<S: Clone + Send + Sync + 'static>()
+-> impl Iterator<Item = (&'static str, MethodRouter<S>)> {
+    PARTS
+        .into_iter()
+        .map(|(path, content_type, text)| (path, get(async move || answer(content_type, text))))
+}
+
+fn answer(content_type: &'static str, text: &'static str) -> Response {
+    let mut answer = Response::new(Body::from(text));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    answer
+}

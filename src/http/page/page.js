@@ -1,0 +1,556 @@
+// The page at `/`: asks /status once a second and shows the answer. What comes from the server is put
+// in as text and attributes only, never as markup. Tokens are sent in a header, never in a URL.
+
+const POLL_MS = 1000;
+// An answer that takes longer counts as none: the server answers /status in milliseconds.
+const PATIENCE_MS = 5000;
+const UNKNOWN = "–";
+const MINUS = "−";
+// Events that are read out to those who cannot see them; the others come too often.
+const GRAVE = ["damaged", "exhausted", "refill_failed"];
+
+const STATES = {
+  ok: "serves",
+  degraded: "serves, needs looking after",
+  down: "does not serve",
+  in_rotation: "in rotation",
+  refilling: "refilling",
+  depleted: "depleted",
+  damaged: "damaged",
+};
+
+const $ = (id) => document.getElementById(id);
+
+// ---- Numbers in words
+
+const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 });
+
+const whole = (number) => (number === null ? UNKNOWN : grouped.format(number));
+
+function rate(number) {
+  if (number === null) return UNKNOWN;
+  return number > 0 && number < 10 ? short.format(number) : grouped.format(number);
+}
+
+// Of answers: 0.00012 is 120 µs.
+function latency(seconds) {
+  if (seconds === null) return UNKNOWN;
+  const [factor, unit] = seconds < 1e-3 ? [1e6, "µs"] : seconds < 1 ? [1e3, "ms"] : [1, "s"];
+  const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
+  return `${digits.format(seconds * factor)} ${unit}`;
+}
+
+// 4000000 is "4 million".
+function large(number) {
+  const names = [[1e15, "quadrillion"], [1e12, "trillion"], [1e9, "billion"], [1e6, "million"]];
+  const [size, name] = names.find(([size]) => number >= size * 0.9995) ?? [1, ""];
+  if (number >= 1e18) return "over a quintillion";
+  return name ? `${short.format(number / size)} ${name}` : rate(number);
+}
+
+// As people say it: the largest unit of which there are two.
+function span(seconds) {
+  const units = [[31_557_600, "year"], [86_400, "day"], [3_600, "hour"], [60, "minute"], [1, "second"]];
+  const [size, name] = units.find(([size]) => seconds >= 2 * size) ?? units.at(-1);
+  const count = Math.floor(seconds / size);
+  const text = count >= 1e6 ? large(count) : grouped.format(count);
+  return `${text} ${name}${count === 1 ? "" : "s"}`;
+}
+
+function until(pool) {
+  if (pool.issued >= pool.range.size) return "it is used up";
+  return pool.seconds_until_used_up === null ? "nothing is drawn now" : span(pool.seconds_until_used_up);
+}
+
+const chance = (share) => (share > 0 ? `1 in ${large(1 / share)}` : "none is issued");
+
+function percent(share) {
+  const of = share * 100;
+  if (of > 0 && of < 0.01) return "less than 0.01 %";
+  if (of > 99.99 && of < 100) return "more than 99.99 %";
+  return `${new Intl.NumberFormat("en-US", { maximumFractionDigits: of < 10 ? 2 : 1 }).format(of)} %`;
+}
+
+function bound(number, decimals) {
+  const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+  return new Intl.NumberFormat("en-US", digits).format(number);
+}
+
+const clock = (date) => date.toLocaleTimeString("en-GB");
+
+// Today's times without the day.
+function moment(text) {
+  const date = new Date(text);
+  const today = date.toDateString() === new Date().toDateString();
+  if (today) return clock(date);
+  return `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${clock(date)}`;
+}
+
+// ---- What is put into the page
+
+// Writes only what is new, so that a selection stays and nothing is read out twice.
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function set(node, name, value) {
+  if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+}
+
+function element(name, text, attributes = {}) {
+  const node = document.createElement(name);
+  node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
+// The children of `list` for these keys, in their order; those that are there stay.
+function keyed(list, keys, make) {
+  const old = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  keys.forEach((key, index) => {
+    let child = old.get(key);
+    old.delete(key);
+    if (!child) {
+      child = make(key);
+      child.dataset.key = key;
+    }
+    if (list.children[index] !== child) list.insertBefore(child, list.children[index] ?? null);
+  });
+  for (const child of old.values()) child.remove();
+  return [...list.children];
+}
+
+const copy = (template) => $(template).content.firstElementChild.cloneNode(true);
+
+function fill(bar, share) {
+  bar.firstElementChild.style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
+}
+
+// ---- Tokens: one for each scope, kept for this tab
+
+const TOKENS = { observe: "tombola.observe", draw: "tombola.draw" };
+
+// Some have one token for both: it is tried before another is asked for.
+function tokenFor(scope) {
+  return sessionStorage.getItem(TOKENS[scope]) ?? (scope === "draw" ? sessionStorage.getItem(TOKENS.observe) : null);
+}
+
+function keep(scope, token) {
+  sessionStorage.setItem(TOKENS[scope], token);
+  $("forget").hidden = false;
+}
+
+function forget(scope) {
+  sessionStorage.removeItem(TOKENS[scope]);
+  $("forget").hidden = !Object.values(TOKENS).some((key) => sessionStorage.getItem(key));
+}
+
+// Why a token is asked for, in words.
+function why(status, scope) {
+  const given = sessionStorage.getItem(TOKENS[scope]);
+  if (given && status === 401) return ["This server does not know that token. Check that all of it was copied.", true];
+  if (given) return [`This server knows that token, but it is not for this: its scope is not ${scope}.`, true];
+  const what = scope === "draw" ? "draw numbers" : "see what it does";
+  return [`This server wants a token from those who ${what}.`, false];
+}
+
+function askForToken(form, status, scope) {
+  const [text, wrong] = why(status, scope);
+  const note = form.querySelector(".why");
+  put(note, text);
+  note.toggleAttribute("data-wrong", wrong);
+  forget(scope);
+  form.hidden = false;
+}
+
+// Calls `use` with each token that is entered and can be one.
+function onToken(form, scope, use) {
+  const input = form.querySelector("input");
+  const note = form.querySelector(".why");
+  note.setAttribute("role", "status");
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const token = input.value.trim();
+    if (!/^[\x21-\x7e]+$/.test(token)) {
+      put(note, "A token is one word of plain letters and digits. Check that nothing else was copied.");
+      note.toggleAttribute("data-wrong", true);
+      return;
+    }
+    input.value = "";
+    keep(scope, token);
+    use();
+  });
+}
+
+// ---- Asking the server
+
+function ask(target, scope) {
+  const token = scope && tokenFor(scope);
+  return fetch(new URL(target, document.baseURI), {
+    cache: "no-store",
+    headers: token ? { Authorization: `Bearer ${token}` } : {},
+    signal: AbortSignal.timeout(PATIENCE_MS),
+  });
+}
+
+let heard = null;
+let timer = null;
+let asking = false;
+
+async function poll() {
+  clearTimeout(timer);
+  if (asking) return;
+  asking = true;
+  let again = true;
+  try {
+    const answer = await ask("status", "observe");
+    if (answer.ok) {
+      render(await answer.json());
+      heard = new Date();
+      gone(null);
+    } else if (answer.status === 401 || answer.status === 403) {
+      again = false;
+      await lock(answer.status);
+      gone(null);
+    } else {
+      const problem = await answer.json().catch(() => ({}));
+      gone(`The server answers ${answer.status}${problem.error ? ` (${problem.error})` : ""}`);
+    }
+  } catch {
+    gone("No answer from the server");
+  }
+  asking = false;
+  if (again && !document.hidden) timer = setTimeout(poll, POLL_MS);
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(timer);
+  else if ($("observe").hidden) poll();
+});
+
+// Says what is wrong and since when, or with null that nothing is.
+let wrongSince = null;
+function gone(what) {
+  document.body.classList.toggle("stale", what !== null);
+  $("banner").hidden = what === null;
+  if (what === null) {
+    wrongSince = null;
+    return;
+  }
+  wrongSince ??= heard ?? new Date();
+  put($("banner"), `${what} since ${clock(wrongSince)}. Trying again every second.`);
+  put($("state"), "no answer");
+  set($("state"), "data-is", "down");
+  document.title = "tombola: no answer";
+}
+
+// Without a token nothing is shown but the pools that one can draw from.
+async function lock(status) {
+  askForToken($("observe"), status, "observe");
+  for (const id of ["now", "charts", "history"]) $(id).hidden = true;
+  $("pools").replaceChildren();
+  document.querySelector("main").classList.add("locked");
+  put($("state"), "a token is needed");
+  set($("state"), "data-is", "");
+  put($("build"), "");
+  document.title = "tombola: a token is needed";
+  // /health is open, and says the names of the pools.
+  const health = await (await ask("health", null)).json();
+  choices(Object.keys(health.pools));
+}
+
+// ---- The figures
+
+function render(status) {
+  $("observe").hidden = true;
+  document.querySelector("main").classList.remove("locked");
+  for (const id of ["now", "charts", "history"]) $(id).hidden = false;
+
+  const pools = Object.entries(status.pools);
+  const numbers = pools.reduce((sum, [, pool]) => sum + (pool.issued_per_second ?? 0), 0);
+  const ill = pools.filter(([, pool]) => pool.status !== "ok").map(([name]) => name);
+  put($("state"), ill.length ? `${ill.join(", ")} ${STATES[status.status]}` : "all pools serve");
+  set($("state"), "data-is", status.status);
+  put($("build"), `${status.version} · up ${span(status.uptime_seconds)}`);
+  document.title = ill.length ? `tombola: look at ${ill.join(", ")}` : `tombola: ${rate(numbers)}/s`;
+
+  put($("rate"), rate(numbers));
+  put($("requests"), rate(status.requests.per_second));
+  put($("p50"), latency(status.requests.p50_seconds));
+  put($("p99"), latency(status.requests.p99_seconds));
+  put($("connections"), whole(status.connections));
+
+  choices(pools.map(([name]) => name));
+  const cards = keyed($("pools"), pools.map(([name]) => name), () => copy("pool-template"));
+  cards.forEach((card, index) => renderPool(card, ...pools[index]));
+  history = status.history;
+  renderCharts();
+  renderEvents(status.events);
+}
+
+function renderPool(card, name, pool) {
+  const part = (selector) => card.querySelector(selector);
+  const { min, max, decimals, size } = pool.range;
+  put(part(".name"), name);
+  put(part(".state"), pool.reason ? `${STATES[pool.status]}: ${pool.reason}` : STATES[pool.status]);
+  set(part(".state"), "data-is", pool.status);
+  put(part(".range"), `${bound(min, decimals)} to ${bound(max, decimals)}`);
+
+  put(part(".issued"), whole(pool.issued));
+  put(part(".pooled"), whole(pool.pooled));
+  put(part(".free"), whole(pool.free));
+  put(part(".burned"), whole(pool.burned));
+  put(part(".rate"), pool.issued_per_second === null ? UNKNOWN : `${rate(pool.issued_per_second)} per second`);
+  put(part(".until"), until(pool));
+  put(part(".chance"), chance(pool.guess_chance));
+
+  const used = pool.issued / size;
+  const text = `${percent(used)} of the range is issued`;
+  put(part(".share"), text);
+  fill(part(".used .bar"), used);
+  set(part(".used .bar"), "aria-valuenow", used * 100);
+  set(part(".used .bar"), "aria-valuetext", text);
+
+  const rows = keyed(part(".shards"), pool.shards.map((shard) => shard.name), () => copy("shard-template"));
+  rows.forEach((row, index) => renderShard(row, pool.shards[index]));
+}
+
+function renderShard(row, shard) {
+  const part = (selector) => row.querySelector(selector);
+  const left = `${whole(shard.left)} of ${whole(shard.size)} left`;
+  set(row, "data-is", shard.state);
+  put(part(".name"), shard.name);
+  put(part(".state"), STATES[shard.state]);
+  set(part(".state"), "data-is", shard.state);
+  put(part(".left"), left);
+  fill(part(".level"), shard.left / shard.size);
+  set(part(".level"), "aria-label", shard.name);
+  set(part(".level"), "aria-valuemax", shard.size);
+  set(part(".level"), "aria-valuenow", shard.left);
+  set(part(".level"), "aria-valuetext", left);
+  fill(part(".next"), shard.standby ? 1 : shard.progress ?? 0);
+  put(part(".coming"), `Generation ${whole(shard.generation)}, the next ${next(shard)}`);
+  put(part(".last"), last(shard.last_refill));
+}
+
+function next(shard) {
+  if (shard.standby) return "is ready";
+  return shard.progress === null ? "is not begun" : `is ${percent(shard.progress)} built`;
+}
+
+function last(refill) {
+  if (!refill) return "Not refilled since the start";
+  if (refill.outcome === "failed") return `The last refill failed at ${moment(refill.at)}`;
+  return `Last refilled at ${moment(refill.at)} in ${latency(refill.seconds)}`;
+}
+
+let newest = null;
+function renderEvents(events) {
+  const rows = keyed($("events"), events.map((event) => String(event.id)), () => element("li", ""));
+  rows.forEach((row, index) => {
+    if (row.hasChildNodes()) return;
+    const { at, kind, pool, shard, message } = events[index];
+    const of = shard ?? pool;
+    row.append(
+      element("time", moment(at), { datetime: at, title: at }),
+      element("span", kind.replaceAll("_", " "), { class: "kind", "data-is": kind }),
+      element("span", of && !message.includes(of) ? `${of}: ${message}` : message),
+    );
+  });
+  const fresh = events.filter((event) => newest !== null && event.id > newest && GRAVE.includes(event.kind));
+  if (fresh.length) put($("announce"), fresh.map((event) => event.message).join(" "));
+  newest = events[0]?.id ?? newest ?? 0;
+}
+
+// ---- Charts
+
+let history = null;
+
+const HEIGHT = 192;
+const TOP = 14;
+const BOTTOM = HEIGHT - 24;
+const LEFT = 60;
+const END = 40;
+
+function svg(name, attributes, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// Up to four steps of 1, 2 or 5 times a power of ten, from 0 to above the highest.
+function linearScale(highest) {
+  const rough = Math.max(highest, 4) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
+  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < highest + step);
+  return { ticks, place: (value) => value / ticks.at(-1) };
+}
+
+// Powers of ten, from below the lowest to above the highest.
+function powerScale(lowest, highest) {
+  const first = Math.floor(Math.log10(lowest));
+  const last = Math.max(first + 1, Math.ceil(Math.log10(highest)));
+  const ticks = Array.from({ length: last - first + 1 }, (_, index) => 10 ** (first + index));
+  return { ticks, place: (value) => (Math.log10(value) - first) / (last - first) };
+}
+
+// The runs of values that are there, as points.
+function runs(values, x, y) {
+  const runs = [[]];
+  values.forEach((value, index) => {
+    if (value === null) runs.push([]);
+    else runs.at(-1).push([x(index), y(value)]);
+  });
+  return runs.filter((run) => run.length);
+}
+
+const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+
+function chart(frame, label, scale, write, lines) {
+  const width = frame.clientWidth;
+  const right = width - END;
+  const count = 60;
+  const step = history.step_seconds;
+  const y = (value) => BOTTOM - scale.place(value) * (BOTTOM - TOP);
+  const parts = [];
+  for (const tick of scale.ticks) {
+    parts.push(svg("line", { class: "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) }));
+    parts.push(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, write(tick)));
+  }
+  const minutes = Math.round((count * step) / 60);
+  const every = width < 480 ? 2 : 1;
+  for (let minute = 0; minute <= minutes; minute += every) {
+    const x = right - ((minute * 60) / (count * step)) * (right - LEFT);
+    parts.push(svg("text", { x, y: HEIGHT - 4, "text-anchor": "middle" }, minute ? `${MINUS}${minute} min` : "now"));
+  }
+  let above = null;
+  lines.forEach(({ values, name }, index) => {
+    const of = index ? " second" : "";
+    const x = (at) => right - ((values.length - 1 - at) / (count - 1)) * (right - LEFT);
+    for (const points of runs(values, x, y)) {
+      if (lines.length === 1) {
+        const [from, to] = [points[0][0], points.at(-1)[0]].map((x) => x.toFixed(1));
+        parts.push(svg("path", { class: "area", d: `${path(points)}L${to} ${BOTTOM}L${from} ${BOTTOM}Z` }));
+      }
+      // A point alone is seen, too.
+      const ends = points.length > 1 ? points : [points[0], [points[0][0] + 0.1, points[0][1]]];
+      parts.push(svg("path", { class: `line${of}`, d: path(ends) }));
+    }
+    const end = values.at(-1);
+    if (name && end !== null && end !== undefined) {
+      const at = above === null ? y(end) : Math.min(y(end), above - 14);
+      above = at;
+      parts.push(svg("text", { class: `end${of}`, x: right + 8, y: at + 4 }, name));
+    }
+  });
+  set(frame, "aria-label", label);
+  frame.replaceChildren(...parts);
+}
+
+function renderCharts() {
+  if (!history || $("charts").hidden) return;
+  const { numbers_per_second: numbers, p50_seconds: p50, p99_seconds: p99 } = history;
+  const highest = Math.max(0, ...numbers.filter((value) => value !== null));
+  const current = numbers.at(-1) ?? null;
+  chart(
+    $("rate-chart"),
+    `Numbers per second: now ${rate(current)}, at most ${rate(highest)} in the last minutes`,
+    linearScale(highest),
+    compact,
+    [{ values: numbers }],
+  );
+  const times = [...p50, ...p99].filter((value) => value > 0);
+  chart(
+    $("latency-chart"),
+    `Time to answer a request: now half within ${latency(p50.at(-1) ?? null)}, 99 of 100 within ${latency(p99.at(-1) ?? null)}`,
+    times.length ? powerScale(Math.min(...times), Math.max(...times)) : powerScale(1e-4, 1e-2),
+    latency,
+    [{ values: p50, name: "p50" }, { values: p99, name: "p99" }],
+  );
+}
+
+const compactly = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
+const compact = (value) => compactly.format(value);
+
+new ResizeObserver(renderCharts).observe($("charts"));
+
+// ---- Drawing
+
+function choices(names) {
+  $("draw").hidden = names.length === 0;
+  keyed($("pool"), names, (name) => element("option", name, { value: name }));
+  curl();
+}
+
+const target = () => `random?type=${encodeURIComponent($("pool").value)}`;
+
+// The secret itself is not shown: the screen may be on a wall.
+function curl() {
+  const token = tokenFor("draw") || !$("draw-ask").hidden;
+  const header = token ? `-H "Authorization: Bearer $TOKEN" ` : "";
+  put($("curl"), `curl ${header}'${new URL(target(), document.baseURI)}'`);
+}
+
+let drawing = false;
+async function draw() {
+  if (drawing) return;
+  drawing = true;
+  set($("draw-one"), "aria-disabled", true);
+  const started = performance.now();
+  try {
+    const answer = await ask(target(), "draw");
+    const text = await answer.text();
+    const took = latency((performance.now() - started) / 1000);
+    if (answer.status === 401 || answer.status === 403) {
+      askForToken($("draw-ask"), answer.status, "draw");
+      $("answer").hidden = true;
+      put($("outcome"), "No number was drawn.");
+      $("draw-token").focus();
+    } else {
+      $("draw-ask").hidden = true;
+      const retry = answer.headers.get("Retry-After");
+      put($("outcome"), `${outcome(answer.status)}${retry ? ` Ask again in ${span(Number(retry))}.` : ""} Status ${answer.status}, ${took}.`);
+      put($("answer"), text);
+      $("answer").hidden = false;
+    }
+  } catch {
+    $("answer").hidden = true;
+    put($("outcome"), "No answer from the server. Whether a number was drawn is not known; if one was, it never comes again.");
+  }
+  curl();
+  put($("copied"), "");
+  drawing = false;
+  $("draw-one").removeAttribute("aria-disabled");
+}
+
+const outcome = (status) => (status === 200 ? "Drawn." : "No number was drawn.");
+
+async function copyCurl() {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    put($("copied"), "Copied.");
+  } catch {
+    // Browsers give no clipboard to a page that came over http from another machine.
+    getSelection().selectAllChildren($("curl"));
+    put($("copied"), "Selected: copy it with Ctrl+C.");
+  }
+}
+
+$("draw-one").addEventListener("click", draw);
+$("copy").addEventListener("click", copyCurl);
+$("pool").addEventListener("change", curl);
+onToken($("observe"), "observe", poll);
+onToken($("draw-ask"), "draw", draw);
+$("forget").addEventListener("click", () => {
+  forget("observe");
+  forget("draw");
+  $("draw-ask").hidden = true;
+  $("answer").hidden = true;
+  put($("outcome"), "The tokens are forgotten.");
+  poll();
+});
+$("forget").hidden = !tokenFor("draw");
+poll();

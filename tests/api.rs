@@ -1,0 +1,485 @@
+//! What the server says of itself at `/openapi.json` and `/docs` is what it does.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+use support::{Answer, Config, Server, Site, Token, eventually, run, with_tokens};
+
+/// Two pools, so that the description has to name them, with room for all that a test takes.
+fn config() -> Config {
+    Config::new()
+        .pool("int", 1, 1_000_000, 2, 5_000)
+        .pool("price", "0.01", "999.99", 1, 5_000)
+        .set("pools.price.decimals", 2)
+        .set("server.count_limit", 40)
+}
+
+/// What `/openapi.json` says.
+struct Description(Value);
+
+/// A described example.
+#[derive(Debug)]
+struct Example {
+    path: String,
+    method: Method,
+    status: u16,
+    /// What to send, as it stands behind the path, or when it comes in words.
+    when: String,
+    headers: BTreeMap<String, Value>,
+    body: Value,
+}
+
+impl Description {
+    async fn of(server: &Server) -> Self {
+        let answer = server.get("/openapi.json").await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        Self(answer.parse())
+    }
+
+    /// Path, method and operation.
+    fn operations(&self) -> Vec<(&str, Method, &Value)> {
+        let paths = self.0["paths"].as_object().unwrap();
+        let operations = paths.iter().flat_map(|(path, item)| {
+            item.as_object().unwrap().iter().map(|(method, operation)| {
+                (path.as_str(), method.to_uppercase().parse().unwrap(), operation)
+            })
+        });
+        operations.collect()
+    }
+
+    fn examples(&self) -> Vec<Example> {
+        let mut examples = Vec::new();
+        for (path, method, operation) in self.operations() {
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let headers = response["headers"].as_object().into_iter().flatten();
+                let headers: BTreeMap<_, _> = headers
+                    .map(|(name, header)| (name.clone(), header["example"].clone()))
+                    .collect();
+                let all = response["content"]["application/json"]["examples"].as_object();
+                examples.extend(all.into_iter().flatten().map(|(when, example)| Example {
+                    path: path.to_owned(),
+                    method: method.clone(),
+                    status: status.parse().unwrap(),
+                    when: when.clone(),
+                    headers: headers.clone(),
+                    body: example["value"].clone(),
+                }));
+            }
+        }
+        examples
+    }
+
+    /// The examples that come then, of which there has to be one at least.
+    fn when(&self, when: impl Fn(&Example) -> bool) -> Vec<Example> {
+        let examples: Vec<_> = self.examples().into_iter().filter(when).collect();
+        assert!(!examples.is_empty());
+        examples
+    }
+}
+
+impl Example {
+    fn name(&self) -> String {
+        format!("{} {} {} {}", self.method, self.path, self.status, self.when)
+    }
+
+    /// Fails unless this is the answer, to the letter; numbers that are handed out differ.
+    fn assert_is(&self, status: u16, headers: &HeaderMap, body: &str) {
+        let name = self.name();
+        assert_eq!(status, self.status, "{name}: {body}");
+        for (header, example) in &self.headers {
+            let found = headers.get(header).unwrap_or_else(|| panic!("{name}: no {header}"));
+            let example = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
+            // The seconds that a quota asks for are another each time.
+            if status != 429 {
+                assert_eq!(found.to_str().unwrap(), example, "{name}: {header}");
+            }
+        }
+        let body: Value = serde_json::from_str(body).unwrap();
+        match status {
+            200 if self.path == "/random" => assert_eq!(shape(&body), shape(&self.body), "{name}"),
+            // Its figures are of the start.
+            200 if self.path == "/status" => {
+                let names =
+                    |body: &Value| body.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+                assert_eq!(names(&body), names(&self.body), "{name}");
+            }
+            429 => assert_eq!(body["code"], self.body["code"], "{name}"),
+            _ => assert_eq!(body, self.body, "{name}"),
+        }
+    }
+
+    fn assert_answered(&self, answer: &Answer) {
+        self.assert_is(answer.status, &answer.headers, &answer.body);
+    }
+}
+
+/// A body without its numbers and names.
+fn shape(body: &Value) -> Value {
+    match body {
+        Value::Object(map) => map
+            .iter()
+            .map(|(name, value)| (name.replace(|c: char| c.is_ascii_digit(), "N"), shape(value)))
+            .collect(),
+        Value::Array(all) => all.iter().map(shape).collect(),
+        Value::Number(_) => 0.into(),
+        Value::String(_) => "".into(),
+        other => other.clone(),
+    }
+}
+
+/// Sends what the examples say, where they say it, and returns the names of those that were sent.
+async fn replay(
+    server: &Server,
+    description: &Description,
+    token: impl Fn(&str) -> String,
+) -> Vec<String> {
+    let mut sent = Vec::new();
+    for example in description.examples() {
+        let (method, target) = match example.when.as_str() {
+            query if query.starts_with('?') => {
+                (example.method.clone(), format!("{}{query}", example.path))
+            }
+            path if path.starts_with('/') => (example.method.clone(), path.to_owned()),
+            "DELETE" => (Method::DELETE, example.path.clone()),
+            _ => continue,
+        };
+        let header = [("authorization", &*token(&example.path))];
+        let answer = server.client().send_with(method, &target, &header).await.unwrap();
+        example.assert_answered(&answer);
+        sent.push(example.name());
+    }
+    sent
+}
+
+/// Story: a route was added and its description forgotten; another was renamed, and the page went on
+/// to offer what was gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_is_described_and_every_described_route_is_there() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    assert!(description.0["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(description.0["info"]["version"], env!("CARGO_PKG_VERSION"));
+
+    let mut methods: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    let mut operation_ids = BTreeSet::new();
+    for (path, method, operation) in description.operations() {
+        let name = format!("{method} {path}");
+        for text in ["summary", "description"] {
+            assert_ne!(operation[text].as_str().unwrap(), "", "{name} has no {text}");
+        }
+        assert!(operation_ids.insert(operation["operationId"].as_str().unwrap()), "{name}");
+        let responses = operation["responses"].as_object().unwrap();
+        for status in ["200", "405", "413", "431"] {
+            assert!(responses.contains_key(status), "{name} says nothing of {status}");
+        }
+        for (status, response) in responses {
+            assert_ne!(response["description"], "", "{name} {status}");
+            let content = response["content"].as_object();
+            assert_eq!(
+                content.is_none(),
+                method == Method::HEAD || status == "431",
+                "{name} {status}"
+            );
+            let json = content.and_then(|content| content.get("application/json"));
+            let examples = json.map(|json| json["examples"].as_object().unwrap());
+            assert!(examples.is_none_or(|examples| !examples.is_empty()), "{name} {status}");
+        }
+
+        let mut target = path.to_owned();
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let value = &parameter["schema"]["enum"][0];
+            let place = format!("{{{}}}", parameter["name"].as_str().unwrap());
+            target = target.replace(&place, value.as_str().unwrap_or_default());
+        }
+        let url = format!("http://{}{target}", server.address());
+        let answer = reqwest::Client::new().request(method.clone(), url).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{name}");
+        let found = answer.headers()["content-type"].to_str().unwrap();
+        let described = responses["200"]["content"].as_object();
+        assert!(
+            described.is_none_or(|all| all.contains_key(found) || all.contains_key("*/*")),
+            "{name} {found}"
+        );
+        methods.entry(path).or_default().insert(method.to_string());
+    }
+
+    // GET brings HEAD along.
+    for (path, mut methods) in methods {
+        methods.insert("HEAD".to_owned());
+        let answer = server.send(Method::DELETE, &path.replace("{file}", "index.css")).await;
+        answer.assert_status(405);
+        let allowed = answer.header("allow").unwrap().split(", ").map(str::to_owned).collect();
+        assert_eq!(methods, allowed, "{path}");
+    }
+
+    // What the README names is there.
+    let readme = include_str!("../README.md");
+    for part in readme.split("`GET /").skip(1) {
+        let path = format!("/{}", part.split('`').next().unwrap());
+        assert!(description.0["paths"].get(&path).is_some(), "{path}");
+    }
+    server.stop().await;
+}
+
+/// Story: the page promised a code that the server had long called by another name. Each example is
+/// provoked; what is not is listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_example_is_what_the_server_answers() {
+    let mut answered: BTreeSet<String> = BTreeSet::new();
+    let mut described = BTreeMap::new();
+    let mut codes = BTreeSet::new();
+    let mut statuses = BTreeSet::new();
+    let mut remember = |description: &Description| {
+        for example in description.examples() {
+            if let Some(code) = example.body["code"].as_str() {
+                codes.insert(code.to_owned());
+                statuses.insert((example.status, code.to_owned()));
+            }
+            described.insert(example.name(), example.when);
+        }
+    };
+
+    // As it comes.
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    answered.extend(replay(&server, &description, |_| String::new()).await);
+    for example in description.when(|example| example.when.starts_with("a body of ")) {
+        let size = example.when.split(' ').nth(3).unwrap().parse().unwrap();
+        let url = format!("http://{}{}", server.address(), example.path.replace("{file}", "a"));
+        let request = reqwest::Client::new().request(example.method.clone(), url);
+        let answer = request.body(vec![b'x'; size]).send().await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        example.assert_is(status, &headers, &answer.text().await.unwrap());
+        answered.insert(example.name());
+    }
+    for when in ["every shard serves", "every pool has a shard in rotation", "at the start"] {
+        for example in description.when(|example| example.when == when) {
+            example.assert_answered(&server.get(&example.path).await);
+            answered.insert(example.name());
+        }
+    }
+    server.stop().await;
+
+    // With tokens and a quota.
+    let draw = Token::new("shop", "draw").await;
+    let observe = Token::new("monitor", "observe").await;
+    let guarded = config().set("quota.numbers_per_second", 0.001).set("quota.burst", 20);
+    site.configure(&with_tokens(guarded, &[&draw, &observe]));
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    let header = [("authorization", &*draw.header())];
+    let right = |path: &str| if path == "/random" { draw.header() } else { observe.header() };
+    answered.extend(replay(&server, &description, right).await);
+    let spent = eventually("the quota to be used up", async || {
+        let answer = server.client().send_with(Method::GET, "/random", &header).await.unwrap();
+        (answer.status == 429).then_some(answer)
+    })
+    .await;
+    for example in description.when(|example| example.status == 429) {
+        example.assert_answered(&spent);
+        answered.insert(example.name());
+    }
+    for example in description.when(|example| [401, 403].contains(&example.status)) {
+        let wrong = if example.path == "/random" { &observe } else { &draw };
+        let header = [("authorization", &*wrong.header())];
+        let headers = if example.status == 403 { &header[..] } else { &[] };
+        let method = example.method.clone();
+        let answer = server.client().send_with(method, &example.path, headers).await.unwrap();
+        example.assert_answered(&answer);
+        answered.insert(example.name());
+    }
+    server.stop().await;
+
+    // At the end of a range.
+    let site = Site::new(&Config::new().pool("int", 1, 10, 1, 10));
+    site.fill().await;
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    server.get("/random?count=7").await.assert_status(200);
+    let few = server.get("/random?count=5").await;
+    server.get("/random?count=3").await.assert_status(200);
+    let none = server.get("/random").await;
+    let health = eventually("the end of the rotation", async || {
+        let answer = server.get("/health").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    let ready = server.get("/ready").await;
+    for (when, answer) in [
+        ("3 numbers are left", few),
+        ("the range is used up", none),
+        ("the ranges are used up", health),
+        ("no pool has a shard in rotation", ready),
+    ] {
+        for example in description.when(|example| example.when == when) {
+            example.assert_answered(&answer);
+            answered.insert(example.name());
+        }
+    }
+    server.stop().await;
+
+    // When refills fail.
+    let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 10));
+    site.fill().await;
+    let server = site.start().await;
+    site.block_refills("int", 1).await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    let refilling = eventually("a shard that is used up", async || {
+        let answer = server.get("/random").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    for example in description.when(|example| example.path == "/random" && example.status == 503) {
+        example.assert_answered(&refilling);
+        answered.insert(example.name());
+    }
+    site.unblock_refills("int", 1);
+    server.stop().await;
+
+    described.retain(|name, _| !answered.contains(name));
+    let left: BTreeSet<_> = described.into_values().collect();
+    // Of /health it takes luck, and /openapi.json is an example itself.
+    assert_eq!(left, BTreeSet::from(["demand outran the disk".to_owned(), "in short".to_owned()]));
+
+    // Each code of the table is described, but for those of the modes below.
+    let table = description.0["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
+    let mut missing: BTreeSet<_> =
+        table.iter().map(|code| code.as_str().unwrap().to_owned()).collect();
+    missing.retain(|code| !codes.contains(code));
+    assert_eq!(missing, ["not_saved", "out_of_tries", "stopping"].map(str::to_owned).into());
+
+    // And in the README, with the same status.
+    let readme = include_str!("../README.md");
+    for (status, code) in statuses {
+        let mut rows = readme.lines().filter(|line| line.contains(&format!("`{code}`")));
+        assert!(rows.any(|row| row.contains(&status.to_string())), "{status} {code}");
+    }
+}
+
+/// Story: the description was of some server, and its callers asked this one for what it never had.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_is_of_this_very_server() {
+    let parameter = |description: &Description, name: &str| {
+        let parameters = description.0["paths"]["/random"]["get"]["parameters"].as_array().unwrap();
+        parameters.iter().find(|parameter| parameter["name"] == name).unwrap().clone()
+    };
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    let type_ = parameter(&description, "type");
+    assert_eq!(type_["schema"]["enum"], serde_json::json!(["int", "price"]));
+    assert_eq!(type_["schema"]["default"], "int");
+    for range in ["1 to 1000000", "0.01 to 999.99"] {
+        assert!(type_["description"].as_str().unwrap().contains(range), "{type_}");
+    }
+    assert_eq!(type_["required"], false);
+    let count = parameter(&description, "count");
+    assert_eq!((&count["schema"]["minimum"], &count["schema"]["maximum"]), (&1.into(), &40.into()));
+    assert!(description.0["components"].get("securitySchemes").is_none());
+    assert!(
+        description.examples().iter().all(|example| ![401, 403, 429].contains(&example.status))
+    );
+    server.stop().await;
+
+    let token = Token::new("shop", "draw").await;
+    let strict = Config::new().pool("ticket", 1, 1_000, 1, 100).set("quota.numbers_per_second", 5);
+    site.configure(&with_tokens(strict.set("quota.burst", 20), &[&token]));
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    // Without a pool `int` there is none that a request need not name.
+    assert_eq!(parameter(&description, "type")["required"], true);
+    assert_eq!(parameter(&description, "count")["schema"]["maximum"], 20);
+    assert_eq!(description.0["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+    for (path, _, operation) in description.operations() {
+        let needs = operation.get("security").map(|all| all[0]["token"][0].as_str().unwrap());
+        let target = path.replace("{file}", "index.css");
+        let url = format!("http://{}{target}", server.address());
+        let status = reqwest::get(url).await.unwrap().status();
+        assert_eq!(needs.is_some(), status == 401, "{path}");
+        assert_eq!(needs == Some("draw"), path == "/random", "{path}");
+    }
+    server.stop().await;
+}
+
+/// Story: without a network the page stayed white: its scripts were on another host. In a browser, it
+/// shows each route.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let url = format!("http://{}/docs", server.address());
+    let answer = reqwest::get(&url).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.contains("default-src 'none'") && !policy.contains("http"), "{policy}");
+    let page = answer.text().await.unwrap();
+    let targets = page.split(['"']).filter(|part| part.contains('.') && !part.contains([' ', '>']));
+    let mut files = 0;
+    for target in targets {
+        assert!(!target.contains("//"), "{target}");
+        let url = format!("http://{}/{target}", server.address());
+        let answer = reqwest::get(&url).await.unwrap();
+        assert_eq!(answer.status(), 200, "{target}");
+        files += usize::from(target.starts_with("docs/"));
+    }
+    assert_eq!(files, 6);
+    let initializer = format!("{url}/swagger-initializer.js");
+    let initializer = reqwest::get(initializer).await.unwrap().text().await.unwrap();
+    for words in ["\"url\": \"openapi.json\"", "\"validatorUrl\": \"none\""] {
+        assert!(initializer.contains(words), "{initializer}");
+    }
+
+    let description = Description::of(&server).await;
+    let browser = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|browser| {
+        Command::new(browser).arg("--version").output().is_ok_and(|output| output.status.success())
+    });
+    match browser {
+        None => eprintln!("skipped: there is no Chromium to show the page in"),
+        Some(browser) => {
+            let mut command = Command::new(browser);
+            command.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);
+            command.arg(format!("--user-data-dir={}", site.folder().join("browser").display()));
+            command.args(["--virtual-time-budget=20000", &url]);
+            let shown = run(command).await.stdout;
+            for (path, method, operation) in description.operations() {
+                let id = operation["operationId"].as_str().unwrap();
+                let tag = operation["tags"][0].as_str().unwrap();
+                assert!(
+                    shown.contains(&format!("operations-{tag}-{id}")),
+                    "{method} {path}: {shown}"
+                );
+            }
+        }
+    }
+    server.stop().await;
+}
+
+/// The modes below describe nothing: they are four lines of the README.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_modes_below_have_no_description() {
+    for mode in ["simple", "json", "sqlite"] {
+        let site = Site::new(
+            &Config::new().pool("int", 1, 1_000, 1, 100).set("server.mode", format!("'{mode}'")),
+        );
+        let server = site.start().await;
+        for path in ["/openapi.json", "/docs", "/docs/index.css"] {
+            server.get(path).await.assert_status(404);
+        }
+        server.stop().await;
+    }
+}
