@@ -50,7 +50,7 @@ async fn a_folder_whose_server_was_killed_is_whole_and_stays_as_it_was() {
     }
     eventually("a standby generation", async || site.files(".db.next").first().map(drop)).await;
     let (code, said) = verify(&site).await;
-    assert_eq!(code, 1);
+    assert_eq!(code, 3);
     assert!(said.contains("is in use") && said.contains("verify a backup"), "{said}");
     server.kill().await;
 
