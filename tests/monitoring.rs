@@ -168,6 +168,18 @@ async fn issued_numbers_are_counted_one_by_one_and_for_good() {
     server.stop().await;
 }
 
+/// Story: a generation that lay ready at a stop was shown as issued after the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_ready_at_a_start_is_not_issued() {
+    let site = Site::new(&config());
+    let taken = site.stop_with_standby(500).await.len() as u64;
+    let server = site.start().await;
+    let pool = &status(&server).await["pools"]["int"];
+    assert_eq!(count(&pool["issued"]), taken, "{pool}");
+    assert_adds_up(pool);
+    server.stop().await;
+}
+
 /// Story: the disk was full, the pool ran dry, and nothing said so but the callers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_runs_dry_is_seen_and_so_is_its_return() {
