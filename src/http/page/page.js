@@ -151,8 +151,8 @@ function why(status, scope) {
   const given = sessionStorage.getItem(TOKENS[scope]);
   if (given && status === 401) return ["This server does not know that token. Check that all of it was copied.", true];
   if (given) return [`This server knows that token, but it is not for this: its scope is not ${scope}.`, true];
-  const what = scope === "draw" ? "draw numbers" : "see what it does";
-  return [`This server wants a token from those who ${what}.`, false];
+  const what = scope === "draw" ? "draw here" : "see what this server does";
+  return [`To ${what}, a token is needed.`, false];
 }
 
 function askForToken(form, status, scope) {
@@ -164,11 +164,16 @@ function askForToken(form, status, scope) {
   form.hidden = false;
 }
 
-// Calls `use` with each token that is entered and can be one.
+// The focus would be lost with it.
+function close(form) {
+  if (form.contains(document.activeElement)) $("draw-one").focus();
+  form.hidden = true;
+}
+
+// Calls `use` when a token is entered that can be one.
 function onToken(form, scope, use) {
   const input = form.querySelector("input");
   const note = form.querySelector(".why");
-  note.setAttribute("role", "status");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const token = input.value.trim();
@@ -197,31 +202,56 @@ function ask(target, scope) {
 let heard = null;
 let timer = null;
 let asking = false;
+let due = false;
 
 async function poll() {
   clearTimeout(timer);
+  due = asking;
   if (asking) return;
   asking = true;
   let again = true;
   try {
-    const answer = await ask("status", "observe");
-    if (answer.ok) {
-      render(await answer.json());
-      heard = new Date();
-      gone(null);
-    } else if (answer.status === 401 || answer.status === 403) {
-      again = false;
-      await lock(answer.status);
-      gone(null);
-    } else {
-      const problem = await answer.json().catch(() => ({}));
-      gone(`The server answers ${answer.status}${problem.error ? ` (${problem.error})` : ""}`);
-    }
+    again = await look();
+  } finally {
+    asking = false;
+    if (due) poll();
+    else if (again && !document.hidden) timer = setTimeout(poll, POLL_MS);
+  }
+}
+
+// Whether to look again by itself.
+async function look() {
+  let answer, text;
+  try {
+    answer = await ask("status", "observe");
+    text = await answer.text();
   } catch {
     gone("No answer from the server");
+    return true;
   }
-  asking = false;
-  if (again && !document.hidden) timer = setTimeout(poll, POLL_MS);
+  const body = parse(text);
+  if (answer.ok && body) {
+    heard = new Date();
+    gone(null);
+    render(body);
+    return true;
+  }
+  if (answer.status === 401 || answer.status === 403) {
+    gone(null);
+    await lock(answer.status);
+    return false;
+  }
+  gone(`The server answers ${answer.status}${body?.error ? ` (${body.error})` : ""}`);
+  return true;
+}
+
+// Nothing, if it is no JSON: a proxy in between may say something of its own.
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -256,14 +286,13 @@ async function lock(status) {
   put($("build"), "");
   document.title = "tombola: a token is needed";
   // /health is open, and says the names of the pools.
-  const health = await (await ask("health", null)).json();
+  const health = await ask("health", null).then((answer) => answer.json()).catch(() => ({ pools: {} }));
   choices(Object.keys(health.pools));
 }
 
 // ---- The figures
 
 function render(status) {
-  $("observe").hidden = true;
   document.querySelector("main").classList.remove("locked");
   for (const id of ["now", "charts", "history"]) $(id).hidden = false;
 
@@ -284,6 +313,7 @@ function render(status) {
   choices(pools.map(([name]) => name));
   const cards = keyed($("pools"), pools.map(([name]) => name), () => copy("pool-template"));
   cards.forEach((card, index) => renderPool(card, ...pools[index]));
+  close($("observe"));
   history = status.history;
   renderCharts();
   renderEvents(status.events);
@@ -510,7 +540,7 @@ async function draw() {
       put($("outcome"), "No number was drawn.");
       $("draw-token").focus();
     } else {
-      $("draw-ask").hidden = true;
+      close($("draw-ask"));
       const retry = answer.headers.get("Retry-After");
       put($("outcome"), `${outcome(answer.status)}${retry ? ` Ask again in ${span(Number(retry))}.` : ""} Status ${answer.status}, ${took}.`);
       put($("answer"), text);
