@@ -231,8 +231,9 @@ impl OpenPool {
         let lease = LeaseConfig { rows: READY_ROWS as usize };
         let refill =
             RefillConfig { low_water: 0.0, retry: Duration::ZERO, retry_limit: Duration::ZERO };
-        let files = [ShardFiles { index: SHARD, live: Some(live), standby: false }];
-        let (pool, workers) = Pool::open(&config, lease, refill, &paths, &files).await;
+        let files = [ShardFiles { index: SHARD, live: Some(live), standby: None, damaged: false }];
+        let (pool, workers) =
+            Pool::open(&config, lease, refill, &paths, &files, Arc::default()).await;
         Ok(Self { pool, workers, ready: 0, _folder: folder })
     }
 

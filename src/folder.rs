@@ -109,8 +109,10 @@ pub struct ShardFiles {
     pub index: ShardIndex,
     /// The live file's label; `None` where there is no live file.
     pub live: Option<Label>,
-    /// Whether a standby generation lies ready.
-    pub standby: bool,
+    /// The label of the standby generation, where one lies ready.
+    pub standby: Option<Label>,
+    /// Whether this start set its live file aside as damaged.
+    pub damaged: bool,
 }
 
 impl Folder {
@@ -365,11 +367,13 @@ fn open_shard(
 ) -> Result<ShardFiles, FolderError> {
     adopt(paths, ledger, index)?;
     let standby = open_standby(paths, ledger, index)?;
+    let found = files::length_bytes(&paths.live(index))?.is_some();
     let live = open_live(paths, ledger, index, standby.as_ref())?;
     if let Some(live) = &live {
         refuse_stale(paths, ledger, live, standby.as_ref())?;
     }
-    Ok(ShardFiles { index, live, standby: standby.is_some() })
+    let damaged = found && live.is_none();
+    Ok(ShardFiles { index, live, standby, damaged })
 }
 
 /// Makes an unfinished build the shard's standby if the ledger has its batch, and removes it if not.

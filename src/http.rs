@@ -6,10 +6,13 @@ mod answer;
 mod forwarded;
 mod guard;
 mod health;
+mod metrics;
 mod page;
 mod query;
 mod quota;
+mod ready;
 mod rung;
+mod status;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -37,6 +40,7 @@ pub(crate) use self::quota::Account;
 use self::rung::rung_router;
 pub(crate) use self::rung::{Routes, Step, stopping};
 use crate::config::PoolConfig;
+use crate::monitor::Monitor;
 use crate::pool::{Health, Pool, TakeError};
 use crate::rungs::Desk;
 use crate::space::Number;
@@ -47,14 +51,15 @@ const RANDOM: &str = "/random";
 /// What `/random` answers to.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
 
-/// What `/health` answers to.
-const HEALTH_METHODS: &str = "GET, HEAD";
+/// What everything that only tells something answers to.
+const TELL_METHODS: &str = "GET, HEAD";
 
 /// What the handlers need.
 #[derive(Debug)]
 struct App {
     pools: Vec<Arc<Pool>>,
     count_limit: NonZeroU32,
+    monitor: Arc<Monitor>,
 }
 
 impl App {
@@ -92,16 +97,20 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Of the pool server, over these pools.
+    /// Of the pool server, over the pools that are watched.
     pub(crate) fn of_pools(
-        pools: Vec<Arc<Pool>>,
+        monitor: Arc<Monitor>,
         count_limit: NonZeroU32,
         guard: Option<Arc<Guard>>,
     ) -> Self {
-        let app = Arc::new(App { pools, count_limit });
+        let pools = monitor.pools().to_vec();
+        let app = Arc::new(App { pools, count_limit, monitor });
         let router = Router::new()
             .route(RANDOM, only(head(probe), RANDOM_METHODS))
-            .route("/health", only(get(health), HEALTH_METHODS))
+            .route("/health", only(get(health), TELL_METHODS))
+            .route("/ready", only(get(ready), TELL_METHODS))
+            .route("/status", only(get(status), TELL_METHODS))
+            .route("/metrics", only(get(metrics), TELL_METHODS))
             .fallback(async || Refusal::UnknownPath)
             .with_state(Arc::clone(&app))
             .merge(page::router());
@@ -231,15 +240,36 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     health::answer(pools).map(Body::from)
 }
 
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    let pools = app.pools.iter().map(|pool| (pool.name(), pool.health().in_rotation > 0));
+    ready::answer(pools).map(Body::from)
+}
+
+async fn status(State(app): State<Arc<App>>) -> Response {
+    status::answer(&app.monitor).map(Body::from)
+}
+
+/// Off the thread that answers: the figures of the process are read from files.
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let answer = tokio::task::spawn_blocking(move || metrics::answer(&app.monitor)).await;
+    answer.expect("telling figures does not panic").map(Body::from)
+}
+
 fn pool_health(health: Health) -> PoolHealth {
-    let Health { in_rotation, shards, exhausted, alive, trouble } = health;
-    let (status, reason) = match (alive, in_rotation, trouble) {
+    let Health { in_rotation, shards, .. } = health;
+    let (status, reason) = fitness(health);
+    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+}
+
+/// How fit a pool is, and why it is not fitter.
+fn fitness(health: Health) -> (Status, Option<String>) {
+    let Health { in_rotation, exhausted, alive, trouble, .. } = health;
+    match (alive, in_rotation, trouble) {
         (false, ..) => (Status::Down, Some(health::DIED.to_owned())),
         (true, 0, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
         (true, 0, Some(trouble)) => (Status::Down, Some(trouble)),
         (true, 0, None) => (Status::Down, Some("all shards are being refilled".to_owned())),
         (true, _, Some(trouble)) => (Status::Degraded, Some(trouble)),
         (true, _, None) => (Status::Ok, None),
-    };
-    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+    }
 }

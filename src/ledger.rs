@@ -21,7 +21,7 @@ use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
 pub use self::audit::Drawn;
-pub use self::draw::Draw;
+pub use self::draw::{Draw, Draws};
 use self::strata::{OpenStrata, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
@@ -160,6 +160,7 @@ struct State {
     burned: u64,
     open: OpenStrata,
     rng: ChaCha20Rng,
+    draws: Draws,
 }
 
 impl Ledger {
@@ -256,6 +257,21 @@ impl Ledger {
     #[must_use]
     pub fn burned(&self) -> u64 {
         self.state.burned
+    }
+
+    /// The random draws since this was last called.
+    pub fn take_draws(&mut self) -> Draws {
+        std::mem::take(&mut self.state.draws)
+    }
+
+    /// Its file and its log, in bytes.
+    ///
+    /// # Errors
+    /// [`files::FileError`].
+    pub fn size_bytes(&self) -> Result<u64, files::FileError> {
+        let path = &self.state.path;
+        let log = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
+        Ok(files::length_bytes(path)?.unwrap_or(0) + log)
     }
 
     /// Whether every value of the range is in the ledger.
@@ -513,7 +529,17 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
         return Err(damaged(format!("it has {count} values, and its strata have {strata}")));
     }
     let rng = ChaCha20Rng::try_from_rng(&mut SysRng).expect("the operating system has randomness");
-    Ok(State { path: path.to_owned(), id, key, space, count, burned, open, rng })
+    Ok(State {
+        path: path.to_owned(),
+        id,
+        key,
+        space,
+        count,
+        burned,
+        open,
+        rng,
+        draws: Draws::default(),
+    })
 }
 
 fn retire(

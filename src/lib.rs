@@ -13,6 +13,7 @@
 //! - [`auth`]: tokens: made, kept as their SHA-256, recognised
 //! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
 //! - [`batch`]: the names that ledger and shards share
+//! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
 //! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
 //! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
 //! - [`shard`]: one file of pre-generated values, leased block by block
@@ -20,6 +21,7 @@
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
 //! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
+//! - [`monitor`]: what all of these counted, now and in the last minutes
 //! - [`http`]: who may ask, routes, wire types, status codes
 //! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
 //! - [`verify`]: whether a folder is what it should be; [`backup`]: a copy of one, whoever uses it
@@ -53,10 +55,13 @@ pub mod backup;
 pub mod batch;
 pub mod commands;
 pub mod config;
+pub mod events;
 pub mod files;
 pub mod folder;
+pub mod histogram;
 pub mod http;
 pub mod ledger;
+pub mod monitor;
 pub mod pool;
 pub mod refill;
 pub mod rungs;
@@ -65,4 +70,5 @@ pub mod shard;
 pub mod space;
 pub mod sqlite;
 pub mod telemetry;
+pub mod traffic;
 pub mod verify;

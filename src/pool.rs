@@ -4,6 +4,7 @@
 //! Each shard has a slot with a lease buffer that requests pop from, and a worker task that
 //! leases the next rows ahead of need, serves those who wait, and puts the next generation in place.
 
+mod books;
 mod buffer;
 #[cfg_attr(test, path = "pool/model/file.rs")]
 mod file;
@@ -22,13 +23,17 @@ use rand::seq::SliceRandom;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use self::books::Books;
+pub use self::books::{Figures, LastRefill, LedgerFigures, Outcome, ShardFigures, ShardState};
 use self::buffer::Buffer;
 use self::slot::{Loan, Slot};
 use self::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use self::worker::Worker;
 use crate::batch::{Generation, ShardIndex};
 use crate::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use crate::events::{Events, Kind};
 use crate::folder::{PoolPaths, ShardFiles};
+use crate::histogram::Histogram;
 use crate::space::{Space, Value};
 
 /// Why a request got no numbers.
@@ -87,6 +92,7 @@ pub struct Health {
 pub struct Pool {
     name: PoolName,
     space: Space,
+    shard_size: u32,
     slots: Vec<Arc<Slot>>,
     /// Indexes into `slots`.
     rotation: ArcSwap<Vec<usize>>,
@@ -103,8 +109,12 @@ pub struct Pool {
     exhausted: AtomicBool,
     /// Tasks that ended without being told to.
     dead_tasks: AtomicU64,
-    /// Numbers burned since the refiller last noted them in the ledger.
-    burned: AtomicU64,
+    /// Of the numbers burned in the life of the process, those that the refiller took note of.
+    burned_noted: AtomicU64,
+    events: Arc<Events>,
+    /// How long refills took, by [`Outcome`].
+    refills: [Histogram; 2],
+    books: Mutex<Books>,
 }
 
 impl Pool {
@@ -116,8 +126,10 @@ impl Pool {
         refill: RefillConfig,
         paths: &PoolPaths,
         shards: &[ShardFiles],
+        events: Arc<Events>,
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
-        let (pool, workers) = Self::with_workers(config, lease, refill, paths, shards).await;
+        let (pool, workers) =
+            Self::with_workers(config, lease, refill, paths, shards, events).await;
         (pool, workers.into_iter().map(|worker| tokio::spawn(worker.run())).collect())
     }
 
@@ -127,19 +139,27 @@ impl Pool {
         refill: RefillConfig,
         paths: &PoolPaths,
         shards: &[ShardFiles],
+        events: Arc<Events>,
     ) -> (Arc<Self>, Vec<Worker>) {
         let low_water = refill.low_water_rows(config.shard_size);
         let slots: Vec<_> = shards
             .iter()
             .map(|files| {
                 let refilled = files.index.0 < config.shards;
-                let buffer = Buffer::new(lease.rows, low_water, files.standby);
-                Arc::new(Slot::new(files.index, &paths.shard_name(files.index), refilled, buffer))
+                let name = paths.shard_name(files.index);
+                let mut buffer = Buffer::new(lease.rows, low_water, standby_rows(files));
+                if files.damaged {
+                    buffer.found_damaged();
+                    let message = format!("{name} was found damaged at the start and set aside");
+                    events.add(Kind::Damaged, Some(&config.name), Some(&name), message);
+                }
+                Arc::new(Slot::new(files.index, &name, refilled, buffer))
             })
             .collect();
         let pool = Arc::new(Self {
             name: config.name.clone(),
             space: config.space,
+            shard_size: config.shard_size,
             slots,
             rotation: ArcSwap::default(),
             gather: tokio::sync::Mutex::new(()),
@@ -150,13 +170,16 @@ impl Pool {
             refill_trouble: Mutex::new(None),
             exhausted: AtomicBool::new(false),
             dead_tasks: AtomicU64::new(0),
-            burned: AtomicU64::new(0),
+            burned_noted: AtomicU64::new(0),
+            events,
+            refills: [Histogram::default(), Histogram::default()],
+            books: Mutex::default(),
         });
         let mut workers = Vec::new();
         for (position, files) in shards.iter().enumerate() {
             let mut worker = Worker::new(Arc::clone(&pool), position, paths.clone(), refill);
             if files.live.is_some() {
-                worker.open(files.standby).await;
+                worker.open(standby_rows(files)).await;
             }
             workers.push(worker);
         }
@@ -173,6 +196,12 @@ impl Pool {
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Rows of a full generation.
+    #[must_use]
+    pub fn shard_size(&self) -> u64 {
+        self.shard_size.into()
     }
 
     /// The name of a shard's live file.
@@ -349,26 +378,30 @@ impl Pool {
         self.starved.swap(false, Ordering::AcqRel)
     }
 
-    /// A shard's next generation lies ready.
-    pub(crate) fn standby_ready(&self, shard: ShardIndex) {
+    /// A shard's next generation of so many rows lies ready.
+    pub(crate) fn standby_ready(&self, shard: ShardIndex, rows: u64) {
         for slot in self.slots.iter().filter(|slot| slot.index == shard) {
-            slot.signal(Buffer::standby_ready);
+            slot.signal(|buffer| buffer.standby_ready(rows));
         }
     }
 
-    /// What goes wrong with refilling, or nothing.
-    pub(crate) fn set_refill_trouble(&self, trouble: Option<String>) {
-        *self.refill_trouble.lock().expect("nothing panics with it") = trouble;
+    /// What goes wrong with refilling, or nothing. Answers whether that is new.
+    pub(crate) fn set_refill_trouble(&self, trouble: Option<String>) -> bool {
+        let mut current = self.refill_trouble.lock().expect("nothing panics with it");
+        let is_new = *current != trouble;
+        *current = trouble;
+        is_new
     }
 
-    /// Says whether the ledger can give no value any more.
-    pub(crate) fn set_exhausted(&self, exhausted: bool) {
-        self.exhausted.store(exhausted, Ordering::Release);
+    /// Says whether the ledger can give no value any more. Answers whether that is new.
+    pub(crate) fn set_exhausted(&self, exhausted: bool) -> bool {
+        self.exhausted.swap(exhausted, Ordering::AcqRel) != exhausted
     }
 
-    /// Numbers burned since this was last called.
+    /// Numbers burned since this was last called, by the refiller.
     pub(crate) fn take_burned(&self) -> u64 {
-        self.burned.swap(0, Ordering::Relaxed)
+        let burned = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
+        burned - self.burned_noted.swap(burned, Ordering::Relaxed)
     }
 
     /// Counts a task as dead when dropped before it is told that the task ends as it should.
@@ -391,6 +424,10 @@ impl Pool {
             rotation.iter().copied().filter(|&other| other != position).collect()
         });
     }
+}
+
+fn standby_rows(files: &ShardFiles) -> Option<u64> {
+    files.standby.as_ref().map(|label| label.rows)
 }
 
 /// Numbers that their shards gave for good, to a request that is still collecting. If it ends

@@ -14,10 +14,12 @@ use tracing::{error, info, warn};
 
 pub use self::build::{BuildError, Built, build};
 pub use self::plan::{Refill, plan};
+use crate::batch::ShardIndex;
 use crate::config::RefillConfig;
+use crate::events::Kind;
 use crate::folder::PoolPaths;
 use crate::ledger::{Ledger, LedgerError};
-use crate::pool::Pool;
+use crate::pool::{LedgerFigures, Outcome, Pool};
 use crate::space::Space;
 
 /// See the [module](self).
@@ -46,6 +48,7 @@ impl Refiller {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let space = *ledger.space();
+        pool.open_books(figures(&ledger));
         Self { ledger: Some(ledger), space, paths, pool, config, shard_size, stop }
     }
 
@@ -91,7 +94,11 @@ impl Refiller {
         };
         let due = plan(&self.pool.levels(), low_water, self.shard_size.into());
         let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted);
-        self.pool.set_exhausted(exhausted);
+        if self.pool.set_exhausted(exhausted) && exhausted {
+            warn!(pool = %self.pool.name(), "the range is used up: no shard can be refilled any more");
+            let message = "The range is used up: no shard can be refilled any more".to_owned();
+            self.pool.tell(Kind::Exhausted, None, message);
+        }
         let Some(&refill) = due.first() else {
             return Ok(false);
         };
@@ -99,30 +106,50 @@ impl Refiller {
             return Ok(false);
         }
         let started = Instant::now();
-        let built = self.build_off_the_runtime(refill).await?;
+        self.pool.refill_began(refill.shard, refill.rows);
+        let built = self.build_off_the_runtime(refill).await;
+        let took = started.elapsed();
+        let outcome = match &built {
+            Ok((Built::Batch(_) | Built::Adopted, _)) => Some(Outcome::Filled),
+            Ok((Built::Exhausted, _)) => None,
+            Err(error) if error.is_cancelled() => None,
+            Err(_) => Some(Outcome::Failed),
+        };
+        self.pool.refill_ended(refill.shard, outcome, took);
+        let (built, rows) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                self.trouble(refill.shard, &error);
+                return Err(error);
+            }
+        };
         let pool = self.pool.name();
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = took.as_secs_f64();
         match built {
             Built::Batch(batch) => info!(
                 %pool, shard = refill.shard.0, generation = batch.generation.0, rows = batch.count,
                 seconds, "the next generation of a shard is ready"
             ),
             Built::Adopted => info!(%pool, shard = refill.shard.0, "a complete build is ready"),
-            Built::Exhausted => {
-                warn!(%pool, "the range is used up: no shard can be refilled any more");
-                return Ok(true);
-            }
+            // The ledger is seen to be exhausted the next time.
+            Built::Exhausted => return Ok(true),
         }
-        self.pool.standby_ready(refill.shard);
+        let shard = self.pool.shard_name(refill.shard);
+        let message =
+            format!("The next generation of {shard} is ready: {rows} numbers in {seconds:.1} s");
+        self.pool.tell(Kind::Refilled, Some(refill.shard), message);
+        self.pool.standby_ready(refill.shard, rows);
         Ok(true)
     }
 
-    async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<Built, BuildError> {
+    /// Builds. Answers how that ended, and how many rows the shard's next generation has.
+    async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
         let ledger = self.ledger.take();
         let burned = self.pool.take_burned();
         let (space, paths) = (self.space, self.paths.clone());
         let cancel = Arc::new(AtomicBool::new(false));
         let cancelled = Arc::clone(&cancel);
+        let pool = Arc::clone(&self.pool);
         let mut work = tokio::task::spawn_blocking(move || {
             let mut ledger = match ledger {
                 Some(ledger) => ledger,
@@ -131,12 +158,18 @@ impl Refiller {
             if burned > 0 {
                 ledger.add_burned(burned)?;
             }
-            let mut step = |_| match cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            let mut step = |values| {
+                pool.refill_advanced(refill.shard, values);
+                match cancelled.load(Ordering::Relaxed) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
             };
             let built = build(&mut ledger, &paths, &refill, &mut step);
-            Ok::<_, LedgerError>((ledger, built))
+            // Whatever came of it: a build that was not completed may have committed its draw.
+            pool.note_ledger(figures(&ledger), ledger.take_draws());
+            let newest = ledger.batches(refill.shard)?.last().map_or(0, |batch| batch.count);
+            Ok::<_, LedgerError>((ledger, built.map(|built| (built, newest))))
         });
         let done = tokio::select! {
             done = &mut work => done,
@@ -152,13 +185,26 @@ impl Refiller {
         built
     }
 
+    /// Says once what goes wrong, however often it is tried.
+    fn trouble(&self, shard: ShardIndex, error: &BuildError) {
+        if error.is_cancelled() || !self.pool.set_refill_trouble(Some(error.to_string())) {
+            return;
+        }
+        let message = format!("Filling {} failed: {error}", self.pool.shard_name(shard));
+        self.pool.tell(Kind::RefillFailed, Some(shard), message);
+    }
+
     fn failed(&self, error: &BuildError, pause: Duration) {
         warn!(
             pool = %self.pool.name(), retry_in_ms = pause.as_millis(), %error,
             "a refill failed; what is in the shards is still served"
         );
-        self.pool.set_refill_trouble(Some(error.to_string()));
     }
+}
+
+fn figures(ledger: &Ledger) -> LedgerFigures {
+    let bytes = ledger.size_bytes().unwrap_or_default();
+    LedgerFigures { values: ledger.count(), burned: ledger.burned(), bytes }
 }
 
 /// Completes when the server stops, or whoever would say so is gone.

@@ -21,12 +21,15 @@ use self::lanes::Lanes;
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
+use crate::events::Events;
 use crate::folder::{Folder, FolderError, PoolFiles};
 use crate::http::{Front, Guard};
+use crate::monitor::Monitor;
 use crate::pool::Pool;
 use crate::refill::Refiller;
 use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
 use crate::sqlite;
+use crate::traffic::Traffic;
 
 /// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
 const FILES_PER_SHARD: usize = 5;
@@ -93,7 +96,9 @@ enum Tasks {
         pools: Vec<Arc<Pool>>,
         workers: Vec<JoinHandle<()>>,
         refillers: Vec<JoinHandle<()>>,
-        stop_refillers: watch::Sender<bool>,
+        monitor: JoinHandle<()>,
+        /// For the refillers and the monitor.
+        stop: watch::Sender<bool>,
     },
     /// Of a rung below it; ends with the routes.
     Numbers(JoinHandle<()>),
@@ -114,8 +119,10 @@ impl Server {
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
+        let traffic = Traffic::new(Lanes::count());
+        let lanes = Lanes::start(&traffic).map_err(ServerError::Threads)?;
         let (folder, front, tasks) = match config.server.mode {
-            Mode::Sharded => open_pools(config, guard).await?,
+            Mode::Sharded => open_pools(config, guard, traffic).await?,
             Mode::Sqlite => open_rung::<TableStore>(config, guard).await?,
             Mode::Json | Mode::Simple => open_rung::<JsonStore>(config, guard).await?,
         };
@@ -126,7 +133,6 @@ impl Server {
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
-        let lanes = Lanes::start().map_err(ServerError::Threads)?;
         Ok(Self { listener, address, terms, lanes, tasks, folder })
     }
 
@@ -162,10 +168,11 @@ impl Server {
 impl Tasks {
     async fn end(self) {
         match self {
-            Self::Pools { pools, workers, refillers, stop_refillers } => {
+            Self::Pools { pools, workers, refillers, monitor, stop } => {
                 // Refillers first: a build that nobody needs any more should not hold up the rest.
-                stop_refillers.send_replace(true);
+                stop.send_replace(true);
                 join(refillers).await;
+                join(vec![monitor]).await;
                 for pool in &pools {
                     pool.stop();
                 }
@@ -197,28 +204,33 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
 async fn open_pools(
     config: &Config,
     guard: Option<Arc<Guard>>,
+    traffic: Traffic,
 ) -> Result<(Folder, Front, Tasks), ServerError> {
     let (folder, found) = open_folder(config).await?;
-    let (stop_refillers, stop) = watch::channel(false);
+    let (stop, stopped) = watch::channel(false);
+    let events = Arc::new(Events::default());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
     for (pool_config, files) in config.pools.iter().zip(found) {
         let PoolFiles { paths, ledger, shards } = files;
+        let events = Arc::clone(&events);
         let (pool, tasks) =
-            Pool::open(pool_config, config.lease, config.refill, &paths, &shards).await;
+            Pool::open(pool_config, config.lease, config.refill, &paths, &shards, events).await;
         let refiller = Refiller::new(
             ledger,
             paths,
             Arc::clone(&pool),
             config.refill,
             pool_config.shard_size,
-            stop.clone(),
+            stopped.clone(),
         );
         refillers.push(tokio::spawn(refiller.run()));
         workers.extend(tasks);
         pools.push(pool);
     }
-    let front = Front::of_pools(pools.clone(), config.server.count_limit, guard);
-    Ok((folder, front, Tasks::Pools { pools, workers, refillers, stop_refillers }))
+    let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
+    let front = Front::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
+    let monitor = tokio::spawn(monitor.run(stopped));
+    Ok((folder, front, Tasks::Pools { pools, workers, refillers, monitor, stop }))
 }
 
 async fn open_rung<S: Store>(

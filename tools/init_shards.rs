@@ -138,7 +138,7 @@ fn fill_shard(
     if left > 0 {
         return Ok(line);
     }
-    if !files.standby {
+    if files.standby.is_none() {
         let refill = Refill {
             shard: files.index,
             live: files.live.as_ref().map(|label| label.generation),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::answer::{Answer, Refusal, json};
 use super::health::{self, PoolHealth, Status};
 use super::quota::{self, Account};
-use super::{HEALTH_METHODS, RANDOM_METHODS, query};
+use super::{RANDOM_METHODS, TELL_METHODS, query, ready};
 use crate::config::PoolConfig;
 use crate::rungs::{Desk, DrawError, Health, PoolIndex, TRIES_MAX};
 use crate::space::{Number, Value};
@@ -58,7 +58,8 @@ impl Routes {
             ("/random", "HEAD") => self.probe(query, health).map(Step::Done),
             ("/random", _) => Err(Refusal::WrongMethod { allowed: RANDOM_METHODS }),
             ("/health", "GET" | "HEAD") => Ok(Step::Done(self.health(health))),
-            ("/health", _) => Err(Refusal::WrongMethod { allowed: HEALTH_METHODS }),
+            ("/ready", "GET" | "HEAD") => Ok(Step::Done(self.ready(health))),
+            ("/health" | "/ready", _) => Err(Refusal::WrongMethod { allowed: TELL_METHODS }),
             _ => Err(Refusal::UnknownPath),
         };
         step.unwrap_or_else(|refusal| Step::Done(refusal.into()))
@@ -93,6 +94,11 @@ impl Routes {
             Health { alive: true, trouble: None } => Ok(json(StatusCode::OK, &())),
             _ => Err(Refusal::NotSaved),
         }
+    }
+
+    fn ready(&self, health: &Health) -> Answer {
+        let ready = matches!(health, Health { alive: true, trouble: None });
+        ready::answer(self.pools.iter().map(|pool| (&pool.name, ready)))
     }
 
     fn health(&self, health: &Health) -> Answer {

@@ -49,6 +49,25 @@ const INSERT_BATCH: &str =
     "INSERT INTO batches VALUES (?1, ?2, ?3, ?4, strftime('%FT%TZ', 'now'), NULL)";
 const UPDATE_COUNT: &str = "UPDATE ledger SET count = ?1";
 
+/// How values were found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Draws {
+    /// Values drawn at random.
+    pub drawn: u64,
+    /// Of these, outside the part of the strata that was drawn from: the price of touching few pages.
+    pub elsewhere: u64,
+    /// Of these, in the ledger already, or drawn twice.
+    pub used: u64,
+}
+
+impl std::ops::AddAssign for Draws {
+    fn add_assign(&mut self, more: Self) {
+        self.drawn += more.drawn;
+        self.elsewhere += more.elsewhere;
+        self.used += more.used;
+    }
+}
+
 /// Fresh values that are not yet in the ledger: [`Draw::commit`] puts them there, dropping the draw
 /// forgets them.
 #[derive(Debug)]
@@ -188,6 +207,7 @@ impl Search<'_, '_> {
         let mut candidates: Vec<(u16, Value)> = Vec::with_capacity(wanted as usize);
         // On average; a part whose strata hold nothing must not keep the round for ever.
         let tries = wanted * (STRATA / part_size) as u64 * 2 + STRATA as u64;
+        let mut drawn = 0;
         for tried in 0..tries {
             if candidates.len() as u64 == wanted {
                 break;
@@ -196,12 +216,16 @@ impl Search<'_, '_> {
                 self.report(0)?;
             }
             let value = Value(self.state.rng.sample(range));
+            drawn += 1;
             let stratum = key.stratum(value);
             if part.contains(stratum) {
                 candidates.push((stratum, value));
             }
         }
-        self.insert_fresh(&part, candidates)
+        let kept = candidates.len() as u64;
+        let fresh = self.insert_fresh(&part, candidates)?;
+        self.state.draws += Draws { drawn, elsewhere: drawn - kept, used: kept - fresh };
+        Ok(fresh)
     }
 
     /// Takes values at random from the exact set of free values of a random part of the strata,
@@ -217,6 +241,7 @@ impl Search<'_, '_> {
         let wanted = usize::try_from(wanted).expect("a shard fits in memory");
         let (taken, _) = found.partial_shuffle(&mut self.state.rng, wanted);
         let taken_count = taken.len() as u64;
+        self.state.draws.drawn += taken_count;
         let candidates = taken.iter().map(|&value| (self.state.key.stratum(value), value));
         let candidates = candidates.collect();
         let inserted = self.insert_fresh(&part, candidates)?;

@@ -78,10 +78,18 @@ pub(super) struct Buffer<R> {
     waiters: VecDeque<Waiter<R>>,
     /// Rows given to requests that may still give them back, in how many parts.
     loans: usize,
+    /// Rows in all of these parts.
+    lent: usize,
+    /// Rows leased in the life of the process, but for those that were burned or go back into the file.
+    leased: u64,
+    /// Rows that are lost for good: leased and not handed out, or in a file that was set aside.
+    burned: u64,
+    /// Its last file was set aside, and the next one does not serve yet.
+    damaged: bool,
     /// Rows in the file that are not leased.
     in_file: u64,
-    /// A next generation lies ready.
-    standby: bool,
+    /// Rows of the next generation, which lies ready.
+    standby: Option<u64>,
     /// Leasing fails for now: nobody should wait for it.
     failing: bool,
     stopping: bool,
@@ -93,7 +101,7 @@ pub(super) struct Buffer<R> {
 
 impl<R> Buffer<R> {
     /// A shard without a file.
-    pub(super) fn new(lease_rows: usize, low_water: u64, standby: bool) -> Self {
+    pub(super) fn new(lease_rows: usize, low_water: u64, standby: Option<u64>) -> Self {
         Self {
             lease_rows,
             low_water,
@@ -102,6 +110,10 @@ impl<R> Buffer<R> {
             ready: Vec::new(),
             waiters: VecDeque::new(),
             loans: 0,
+            lent: 0,
+            leased: 0,
+            burned: 0,
+            damaged: false,
             in_file: 0,
             standby,
             failing: false,
@@ -142,7 +154,7 @@ impl<R> Buffer<R> {
         if self.ready.len() >= count {
             return Take::Rows(self.lend(count), self.generation);
         }
-        let next_is_due = self.phase == Phase::Swapping || (self.standby && self.left() == 0);
+        let next_is_due = self.phase == Phase::Swapping || (self.has_standby() && self.left() == 0);
         if self.failing || (!next_is_due && self.is_short_of(count, partial)) {
             return Take::Short;
         }
@@ -162,7 +174,7 @@ impl<R> Buffer<R> {
         match self.phase {
             Phase::Serving => {}
             Phase::Swapping => return Task::Swap,
-            Phase::Depleted if self.standby => {
+            Phase::Depleted if self.has_standby() => {
                 self.phase = Phase::Swapping;
                 return Task::Swap;
             }
@@ -180,7 +192,7 @@ impl<R> Buffer<R> {
         if self.loans > 0 || !self.ready.is_empty() {
             return Task::Sleep;
         }
-        if self.standby {
+        if self.has_standby() {
             self.phase = Phase::Swapping;
             Task::Swap
         } else {
@@ -192,6 +204,7 @@ impl<R> Buffer<R> {
 
     /// A lease of `rows` is committed.
     pub(super) fn leased(&mut self, mut rows: Vec<Row>, in_file: u64) {
+        self.leased += rows.len() as u64;
         self.ready.append(&mut rows);
         self.in_file = in_file;
         self.failing = false;
@@ -209,18 +222,22 @@ impl<R> Buffer<R> {
     }
 
     /// A file is open and has these rows.
-    pub(super) fn opened(&mut self, generation: Generation, in_file: u64, standby: bool) {
+    pub(super) fn opened(&mut self, generation: Generation, in_file: u64, standby: Option<u64>) {
         self.generation = generation;
         self.in_file = in_file;
         self.standby = standby;
         self.phase = Phase::Serving;
         self.failing = false;
         self.refiller_told = false;
+        self.damaged = false;
     }
 
-    /// The file can't be trusted any more: what was leased from it is burned. Says how much.
-    pub(super) fn lost(&mut self, standby: bool) -> u64 {
-        let burned = self.ready.len() as u64;
+    /// The file can't be trusted any more: what was not handed out of it is burned. Says how much.
+    pub(super) fn lost(&mut self, standby: Option<u64>) -> u64 {
+        let burned = self.left();
+        self.burned += burned;
+        self.leased -= self.ready.len() as u64;
+        self.damaged = true;
         self.standby = standby;
         self.ready.clear();
         self.waiters.clear();
@@ -231,22 +248,27 @@ impl<R> Buffer<R> {
     }
 
     /// A standby generation lies ready.
-    pub(super) fn standby_ready(&mut self) {
-        self.standby = true;
+    pub(super) fn standby_ready(&mut self, rows: u64) {
+        self.standby = Some(rows);
     }
 
-    /// The rows of a loan were handed out.
-    pub(super) fn loan_settled(&mut self) {
+    /// The rows of a loan, so many, were handed out.
+    pub(super) fn loan_settled(&mut self, rows: usize) {
         self.loans -= 1;
+        self.lent -= rows;
     }
 
     /// The rows of a loan were not handed out. Says how many of them are burned, because their file
     /// was replaced meanwhile.
     pub(super) fn loan_returned(&mut self, rows: &mut Vec<Row>, generation: Generation) -> u64 {
         self.loans -= 1;
+        self.lent -= rows.len();
         // Invariant: a row never outlives its generation.
         if generation != self.generation {
-            return rows.len() as u64;
+            let burned = rows.len() as u64;
+            self.leased -= burned;
+            self.burned += burned;
+            return burned;
         }
         self.ready.append(rows);
         // What was on loan made the generation look shorter than it is.
@@ -262,11 +284,37 @@ impl<R> Buffer<R> {
 
     /// What was not handed out, for the end.
     pub(super) fn take_unserved(&mut self) -> Vec<Row> {
+        self.leased -= self.ready.len() as u64;
         std::mem::take(&mut self.ready)
     }
 
     pub(super) fn has_standby(&self) -> bool {
+        self.standby.is_some()
+    }
+
+    /// Rows of the next generation, where it lies ready.
+    pub(super) fn standby(&self) -> Option<u64> {
         self.standby
+    }
+
+    /// Rows handed out in the life of the process.
+    pub(super) fn issued(&self) -> u64 {
+        self.leased - self.ready.len() as u64 - self.lent as u64
+    }
+
+    /// Rows burned in the life of the process.
+    pub(super) fn burned(&self) -> u64 {
+        self.burned
+    }
+
+    /// Whether its last file was set aside, and the next one does not serve yet.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
+    /// A start found that its file can't be trusted.
+    pub(super) fn found_damaged(&mut self) {
+        self.damaged = true;
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {
@@ -292,7 +340,7 @@ impl<R> Buffer<R> {
     }
 
     fn wants_refill(&self) -> bool {
-        !self.refiller_told && !self.standby && self.left() < self.low_water
+        !self.refiller_told && !self.has_standby() && self.left() < self.low_water
     }
 
     /// Whether this generation can't give `count` any more, whatever comes back.
@@ -340,6 +388,7 @@ impl<R> Buffer<R> {
 
     fn lend(&mut self, count: usize) -> Vec<Row> {
         self.loans += 1;
+        self.lent += count;
         self.ready.split_off(self.ready.len() - count)
     }
 }

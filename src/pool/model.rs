@@ -86,9 +86,15 @@ impl Model {
         // Strict, or a few leases a generation.
         let lease = LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } };
         let shards: Vec<_> = (0..SHARDS)
-            .map(|index| ShardFiles { index: ShardIndex(index), live: None, standby: false })
+            .map(|index| ShardFiles {
+                index: ShardIndex(index),
+                live: None,
+                standby: None,
+                damaged: false,
+            })
             .collect();
-        let (pool, workers) = Pool::with_workers(&config, lease, REFILL, &paths, &shards).await;
+        let (pool, workers) =
+            Pool::with_workers(&config, lease, REFILL, &paths, &shards, Arc::default()).await;
         let model = Self {
             pool,
             handed_out: Mutex::default(),
@@ -125,7 +131,7 @@ impl Model {
             let generation = Generation(i64::from(first) + 1);
             disk().standby.insert(next.shard, Content { generation, rows, unused });
             yield_now().await;
-            self.pool.standby_ready(next.shard);
+            self.pool.standby_ready(next.shard, SHARD_SIZE.into());
         }
     }
 

@@ -2,12 +2,15 @@
 //! Knows nothing of the file.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
 use super::buffer::{Buffer, Delivery, Take, Task};
 use super::sync::{Mutex, MutexGuard};
+use super::{LastRefill, Outcome};
 use crate::batch::{Generation, ShardIndex};
+use crate::histogram::Histogram;
 use crate::shard::Row;
 use crate::space::Value;
 
@@ -24,6 +27,17 @@ pub(super) struct Slot {
     wake: Notify,
     /// What keeps the shard from leasing, for `/health`.
     trouble: Mutex<Option<String>>,
+    /// How long its leases took.
+    pub(super) leases: Histogram,
+    filling: Mutex<Filling>,
+}
+
+/// How its next generation comes along.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Filling {
+    /// Steps that are done and steps in all, of a build that runs.
+    pub(super) running: Option<(u64, u64)>,
+    pub(super) last: Option<LastRefill>,
 }
 
 impl Slot {
@@ -35,6 +49,8 @@ impl Slot {
             buffer: Mutex::new(buffer),
             wake: Notify::new(),
             trouble: Mutex::new(None),
+            leases: Histogram::default(),
+            filling: Mutex::default(),
         }
     }
 
@@ -103,6 +119,31 @@ impl Slot {
         *self.trouble.lock().expect(NO_PANIC) = trouble;
     }
 
+    /// How its next generation comes along.
+    pub(super) fn filling(&self) -> Filling {
+        *self.filling.lock().expect(NO_PANIC)
+    }
+
+    /// A build began; it will have this many steps.
+    pub(super) fn filling_began(&self, steps: u64) {
+        self.filling.lock().expect(NO_PANIC).running = Some((0, steps));
+    }
+
+    pub(super) fn filling_advanced(&self, steps: u64) {
+        if let Some((done, _)) = &mut self.filling.lock().expect(NO_PANIC).running {
+            *done += steps;
+        }
+    }
+
+    /// The build is over; without an outcome it was given up.
+    pub(super) fn filling_ended(&self, outcome: Option<Outcome>, took: Duration) {
+        let mut filling = self.filling.lock().expect(NO_PANIC);
+        filling.running = None;
+        if let Some(outcome) = outcome {
+            filling.last = Some(LastRefill { at: SystemTime::now(), took, outcome });
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Buffer<Loan>> {
         self.buffer.lock().expect(NO_PANIC)
     }
@@ -159,7 +200,7 @@ impl Drop for Loan {
     fn drop(&mut self) {
         let mut buffer = self.slot.lock();
         if self.settled {
-            buffer.loan_settled();
+            buffer.loan_settled(self.rows.len());
         } else {
             let burned = buffer.loan_returned(&mut self.rows, self.generation);
             if burned > 0 {

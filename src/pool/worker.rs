@@ -2,7 +2,7 @@
 //! The only place where a lease is committed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
@@ -10,8 +10,9 @@ use super::Pool;
 use super::buffer::{Buffer, Task};
 use super::file::{self, OpenFile, WorkError};
 use super::slot::Slot;
-use super::sync::{Ordering, timeout};
+use super::sync::timeout;
 use crate::config::RefillConfig;
+use crate::events::Kind;
 use crate::folder::PoolPaths;
 use crate::shard::Row;
 use crate::sqlite::LOG_PAGES_MAX;
@@ -62,12 +63,12 @@ impl Worker {
     }
 
     /// Opens the live file and enters rotation; a damaged file is set aside.
-    pub(super) async fn open(&mut self, standby: bool) {
+    pub(super) async fn open(&mut self, standby: Option<u64>) {
         self.open_live(standby, false).await;
     }
 
     /// `swapped`: the file was just put in place, and can be again.
-    async fn open_live(&mut self, standby: bool, swapped: bool) {
+    async fn open_live(&mut self, standby: Option<u64>, swapped: bool) {
         match OpenFile::open(&self.paths, self.slot.index).await {
             Ok(file) => {
                 let (generation, left) = (file.generation(), file.left());
@@ -92,8 +93,10 @@ impl Worker {
     async fn lease(&mut self, rows: usize) {
         let unserved = self.slot.look(Buffer::unserved);
         let file = self.file.as_mut().expect(OPEN);
+        let started = Instant::now();
         match file.lease(rows, unserved).await {
             Ok(rows) => {
+                self.slot.leases.record(started.elapsed());
                 let left = file.left();
                 debug!(shard = %self.slot.name, rows = rows.len(), left, "rows were leased");
                 // Invariant: committed before handed out.
@@ -102,7 +105,7 @@ impl Worker {
             }
             Err(error) if error.is_transient() => self.pause("leasing fails", &error).await,
             Err(error) => {
-                let standby = self.slot.look(Buffer::has_standby);
+                let standby = self.slot.look(Buffer::standby);
                 self.lost(&error, standby).await;
             }
         }
@@ -118,7 +121,7 @@ impl Worker {
             Ok(()) => {}
             Err(error) if error.is_transient() => self.pause("a checkpoint fails", &error).await,
             Err(error) => {
-                let standby = self.slot.look(Buffer::has_standby);
+                let standby = self.slot.look(Buffer::standby);
                 self.lost(&error, standby).await;
             }
         }
@@ -128,6 +131,9 @@ impl Worker {
     fn retire(&mut self) {
         self.pool.leave_rotation(self.position);
         info!(pool = %self.pool.name, shard = %self.slot.name, "the shard is depleted");
+        let message =
+            format!("{} is depleted, and its next generation is not ready", self.slot.name);
+        self.tell(Kind::Depleted, message);
         self.pool.refill_wanted.notify_one();
     }
 
@@ -141,16 +147,15 @@ impl Worker {
             warn!(shard = %self.slot.name, %error, "a used-up shard could not be closed cleanly");
         }
         match file::install_standby(&self.paths, self.slot.index).await {
-            Ok(()) => self.open_live(false, true).await,
+            Ok(()) => self.open_live(None, true).await,
             Err(error) => self.pause("the next generation can't be put in place", &error).await,
         }
     }
 
     /// The file can't be trusted any more. The ledger knows its values, so none comes again.
-    async fn lost(&mut self, error: &WorkError, standby: bool) {
+    async fn lost(&mut self, error: &WorkError, standby: Option<u64>) {
         self.pool.leave_rotation(self.position);
         let burned = self.slot.update(|buffer| buffer.lost(standby));
-        self.pool.burned.fetch_add(burned, Ordering::Relaxed);
         if let Some(file) = self.file.take() {
             // Its state does not matter any more, and it may well fail.
             let _ = file.close().await;
@@ -165,7 +170,16 @@ impl Worker {
                 "a shard failed; a fresh generation will be built in its place"
             ),
         }
+        let name = &self.slot.name;
+        self.tell(
+            Kind::Damaged,
+            format!("{name} failed and was set aside, {burned} numbers are burned: {error}"),
+        );
         self.pool.refill_wanted.notify_one();
+    }
+
+    fn tell(&self, kind: Kind, message: String) {
+        self.pool.events.add(kind, Some(&self.pool.name), Some(&self.slot.name), message);
     }
 
     async fn pause(&mut self, what: &str, error: &(impl std::error::Error + Sync)) {

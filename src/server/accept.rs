@@ -16,6 +16,7 @@ use super::connection::{self, Door, Turn};
 use super::lanes::Lanes;
 use super::tls::Tls;
 use crate::http::Front;
+use crate::traffic;
 
 /// How long to wait for a connection to end when there can be no more.
 const FULL_RETRY: Duration = Duration::from_millis(10);
@@ -107,12 +108,13 @@ impl Crowd {
         stream: TcpStream,
         peer: IpAddr,
         terms: &Terms,
-        lane: &Handle,
+        (lane, counts): (&Handle, &Arc<traffic::Lane>),
         stop: watch::Receiver<bool>,
     ) {
         let turn = Arc::new(Turn::new());
         let acceptor = terms.tls.as_ref().map(|tls| tls.acceptor());
-        let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn) };
+        let counts = counts.open_connection();
+        let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn), counts };
         let moved = stream.into_std();
         let serving = async move {
             // The socket becomes the lane's, which wakes the task when it is ready.

@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use crate::http::{Front, Refusal, Reply};
+use crate::traffic::{OpenConnection, Route};
 
 /// A request's head, in bytes: as other servers allow, and what a connection may hold of memory.
 const HEAD_MAX: usize = 16 * 1024;
@@ -59,9 +60,12 @@ impl Turn {
         self.clients_since_ms.store(Self::SERVERS, Ordering::Relaxed);
     }
 
-    fn clients(&self) {
-        let since = u64::try_from(self.accepted.elapsed().as_millis());
+    /// Says when that was.
+    fn clients(&self) -> Instant {
+        let now = Instant::now();
+        let since = u64::try_from((now - self.accepted).as_millis());
         self.clients_since_ms.store(since.unwrap_or(Self::SERVERS - 1), Ordering::Relaxed);
+        now
     }
 }
 
@@ -71,6 +75,7 @@ pub(super) struct Door {
     pub(super) front: Front,
     pub(super) peer: IpAddr,
     pub(super) turn: Arc<Turn>,
+    pub(super) counts: OpenConnection,
 }
 
 /// Serves one connection until it ends, or `stop` and its last answer.
@@ -147,24 +152,29 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 /// be lost with the answer.
 async fn answer(door: &Door, request: Request<Incoming>) -> Result<Reply, axum::BoxError> {
     let (head, body) = request.into_parts();
-    if !body.is_end_stream() {
-        if body.size_hint().lower() > BODY_MAX as u64 {
-            return Ok(too_large());
-        }
-        match Limited::new(body, BODY_MAX).collect().await {
-            Ok(_) => {}
-            Err(error) if error.is::<LengthLimitError>() => return Ok(too_large()),
-            Err(error) => return Err(error),
-        }
-    }
+    let is_read = body.is_end_stream() || read_away(body).await?;
+    let route = Route::of(head.uri.path());
+    let asked = Instant::now();
     door.turn.servers();
-    let answer = door.front.answer(Request::from_parts(head, Body::empty()), door.peer).await;
-    door.turn.clients();
+    let answer = match is_read {
+        true => door.front.answer(Request::from_parts(head, Body::empty()), door.peer).await,
+        false => Refusal::BodyTooLarge { limit: BODY_MAX }.into(),
+    };
+    let took = door.turn.clients() - asked;
+    door.counts.answered(route, answer.status().as_u16(), took);
     Ok(answer)
 }
 
-fn too_large() -> Reply {
-    Refusal::BodyTooLarge { limit: BODY_MAX }.into()
+/// Whether the body is all read. It is not when it is too large.
+async fn read_away(body: Incoming) -> Result<bool, axum::BoxError> {
+    if body.size_hint().lower() > BODY_MAX as u64 {
+        return Ok(false);
+    }
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is::<LengthLimitError>() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A stream that gives its client more time when it goes on reading after it had stopped.
@@ -190,7 +200,7 @@ impl<S> Attended<'_, S> {
         let stalled = written.is_pending();
         // With requests in a pipeline the next answer may be in the making already.
         if self.stalled && !stalled && self.turn.waited().is_some() {
-            self.turn.clients();
+            let _now = self.turn.clients();
         }
         self.stalled = stalled;
         written

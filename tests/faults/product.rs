@@ -139,7 +139,8 @@ impl Service {
         for (pool, PoolFiles { paths, ledger, shards }) in setting.pools.iter().zip(found) {
             let config = pool.config();
             let lease = LeaseConfig { rows: setting.lease_rows };
-            let (pool, tasks) = Pool::open(&config, lease, REFILL, &paths, &shards).await;
+            let (pool, tasks) =
+                Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default()).await;
             let refiller = Refiller::new(
                 ledger,
                 paths,

@@ -70,8 +70,8 @@ const ROWS: u64 = 50;
 
 impl Model {
     fn new(lease_rows: usize) -> Self {
-        let mut buffer = Buffer::new(lease_rows, ROWS / 2, false);
-        buffer.opened(Generation(1), ROWS, false);
+        let mut buffer = Buffer::new(lease_rows, ROWS / 2, None);
+        buffer.opened(Generation(1), ROWS, None);
         Self {
             buffer,
             file: File { next_id: 0, left: ROWS },
@@ -103,7 +103,7 @@ impl Model {
             }),
             Act::Settle(which) => self.end(which, |model, request| match request {
                 Request::Holds(rows, _) => {
-                    model.buffer.loan_settled();
+                    model.buffer.loan_settled(rows.len());
                     model.hand_out(rows);
                 }
                 waits @ Request::Waits(_) => model.requests.push(waits),
@@ -113,7 +113,7 @@ impl Model {
                 waits @ Request::Waits(_) => model.requests.push(waits),
             }),
             Act::Standby => {
-                self.buffer.standby_ready();
+                self.buffer.standby_ready(ROWS);
                 self.awake = true;
             }
             Act::Work => return self.work(),
@@ -158,7 +158,7 @@ impl Model {
                 Task::Swap => {
                     self.generation += 1;
                     self.file.left = ROWS;
-                    self.buffer.opened(Generation(self.generation), ROWS, false);
+                    self.buffer.opened(Generation(self.generation), ROWS, None);
                 }
                 Task::Retire => {}
                 Task::Sleep => break,
@@ -215,6 +215,7 @@ proptest! {
             model.act(Act::Work);
         }
         prop_assert_eq!(model.waiting(), 0);
+        prop_assert_eq!(model.buffer.issued(), model.handed_out.len() as u64);
         let rest: Vec<_> = model.buffer.take_unserved();
         model.hand_out(rest);
         let unleased = model.file.left;

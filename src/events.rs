@@ -1,0 +1,104 @@
+//! What happened lately, for those who watch: the lines of the log that tell of a shard's life. Knows
+//! nothing of how they are shown.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::config::PoolName;
+
+/// Events that are kept: what a page shows, and some hours of a busy server.
+const EVENTS_MAX: usize = 100;
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The server began to serve.
+    Started,
+    /// A shard has nothing left, and nothing stands by.
+    Depleted,
+    /// The next generation of a shard lies ready.
+    Refilled,
+    /// A shard could not be filled; it is tried again.
+    RefillFailed,
+    /// A shard's file could not be trusted and was set aside.
+    Damaged,
+    /// A range has no number left to fill shards with.
+    Exhausted,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Counts up from 1 in the life of the process.
+    pub id: u64,
+    /// When.
+    pub at: SystemTime,
+    /// What kind of thing.
+    pub kind: Kind,
+    /// The pool, where it is about one.
+    pub pool: Option<PoolName>,
+    /// The name of the shard's live file, where it is about one.
+    pub shard: Option<String>,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// The last [events](Event).
+#[derive(Debug, Default)]
+pub struct Events {
+    log: Mutex<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    last_id: u64,
+    events: VecDeque<Event>,
+}
+
+impl Events {
+    /// Adds one that happens now; the oldest goes when there are too many.
+    pub fn add(&self, kind: Kind, pool: Option<&PoolName>, shard: Option<&str>, message: String) {
+        let mut log = self.log();
+        log.last_id += 1;
+        let event = Event {
+            id: log.last_id,
+            at: SystemTime::now(),
+            kind,
+            pool: pool.cloned(),
+            shard: shard.map(str::to_owned),
+            message,
+        };
+        log.events.push_front(event);
+        log.events.truncate(EVENTS_MAX);
+    }
+
+    /// The last ones, newest first.
+    #[must_use]
+    pub fn latest(&self) -> Vec<Event> {
+        self.log().events.iter().cloned().collect()
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().expect("nothing panics with it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_hundred_are_kept_newest_first() {
+        let events = Events::default();
+        for number in 1..=250 {
+            events.add(Kind::Started, None, None, format!("event {number}"));
+        }
+        let ids: Vec<_> = events.latest().iter().map(|event| event.id).collect();
+        assert_eq!(ids, (151..=250).rev().collect::<Vec<_>>());
+        assert_eq!(events.latest()[0].message, "event 250");
+    }
+}

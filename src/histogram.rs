@@ -1,0 +1,176 @@
+//! Durations counted in buckets, so that any number of them fit. Knows nothing of what took so long.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper ends of the buckets in nanoseconds: 1, 2 and 5 of each decade from 1 µs, less than any request
+/// takes, to 1000 s, more than any refill does. What is longer is in one bucket more.
+pub const BOUNDS_NANOS: [u64; 28] = bounds();
+
+const BUCKETS: usize = BOUNDS_NANOS.len() + 1;
+
+const fn bounds() -> [u64; 28] {
+    let mut bounds = [0; 28];
+    let (mut decade, mut index) = (1_000, 0);
+    while index < bounds.len() {
+        bounds[index] = decade * [1, 2, 5][index % 3];
+        index += 1;
+        if index % 3 == 0 {
+            decade *= 10;
+        }
+    }
+    bounds
+}
+
+/// Counts durations. Written by one thread or task at a time, read by any: to count is no more than a
+/// load and a store, without the lock that an addition between writers takes.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    sum_nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn record(&self, duration: Duration) {
+        // 584 years.
+        let nanos = duration.as_nanos() as u64;
+        // The first few are where almost all end: no search could be shorter.
+        let bucket = BOUNDS_NANOS.iter().position(|&bound| nanos <= bound);
+        add(&self.buckets[bucket.unwrap_or(BUCKETS - 1)], 1);
+        add(&self.sum_nanos, nanos);
+    }
+
+    /// What was counted until now.
+    #[must_use]
+    pub fn durations(&self) -> Durations {
+        Durations {
+            buckets: std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed)),
+            sum_nanos: self.sum_nanos.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Adds to a count that one thread or task at a time writes.
+pub fn add(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+}
+
+/// What a [`Histogram`] counted, or several together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durations {
+    buckets: [u64; BUCKETS],
+    sum_nanos: u64,
+}
+
+impl Durations {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// All of them, one after the other, in seconds.
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_nanos as f64 / 1e9
+    }
+
+    /// The upper end of each bucket in seconds, and how many are no longer than that.
+    pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+        let mut below = 0;
+        BOUNDS_NANOS.iter().zip(&self.buckets).map(move |(&bound, count)| {
+            below += count;
+            (bound as f64 / 1e9, below)
+        })
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub fn with(mut self, other: &Self) -> Self {
+        for (count, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            *count += more;
+        }
+        self.sum_nanos += other.sum_nanos;
+        self
+    }
+
+    /// Those that are not among the earlier ones of the same histogram.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let buckets =
+            std::array::from_fn(|index| self.buckets[index].saturating_sub(earlier.buckets[index]));
+        Self { buckets, sum_nanos: self.sum_nanos.saturating_sub(earlier.sum_nanos) }
+    }
+
+    /// The duration in seconds that this share of them does not exceed, as if those of a bucket were
+    /// spread evenly over it; none of none.
+    #[must_use]
+    pub fn quantile_seconds(&self, share: f64) -> Option<f64> {
+        let rank = share * self.count() as f64;
+        let mut below = 0;
+        let mut lower = 0.0;
+        for (upper, up_to) in self.cumulative() {
+            if up_to > below && up_to as f64 >= rank {
+                let part = (rank - below as f64).max(0.0) / (up_to - below) as f64;
+                return Some(lower + (upper - lower) * part);
+            }
+            (below, lower) = (up_to, upper);
+        }
+        // Longer than the longest bound: no more is known of it.
+        (self.count() > 0).then_some(lower)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_micros(micros: impl IntoIterator<Item = u64>) -> Durations {
+        let histogram = Histogram::default();
+        micros.into_iter().for_each(|micros| histogram.record(Duration::from_micros(micros)));
+        histogram.durations()
+    }
+
+    #[test]
+    fn bounds_are_one_two_and_five_of_each_decade() {
+        assert_eq!(BOUNDS_NANOS[..4], [1_000, 2_000, 5_000, 10_000]);
+        assert_eq!(BOUNDS_NANOS.last(), Some(&1_000_000_000_000));
+        assert!(BOUNDS_NANOS.is_sorted());
+    }
+
+    #[test]
+    fn a_duration_counts_in_each_bucket_that_it_fits() {
+        let found: Vec<_> = of_micros([1, 2, 3, 7]).cumulative().take(5).collect();
+        assert_eq!(found, [(1e-6, 1), (2e-6, 2), (5e-6, 3), (1e-5, 4), (2e-5, 4)]);
+        assert_eq!(of_micros([1, 2, 3, 7]).sum_seconds(), 13e-6);
+        // 28 hours: in no bucket with an end, and counted.
+        assert_eq!(of_micros([100_000_000_000]).count(), 1);
+    }
+
+    #[test]
+    fn quantiles_lie_where_they_should() {
+        let check = |micros: Vec<u64>, share, expected: Option<f64>| {
+            let found = of_micros(micros.clone()).quantile_seconds(share);
+            let near = match (found, expected) {
+                (Some(found), Some(expected)) => (found - expected).abs() < 1e-9,
+                (found, expected) => found == expected,
+            };
+            assert!(near, "{share} of {micros:?} is {found:?}, not {expected:?}");
+        };
+        check(vec![], 0.5, None);
+        // In the middle of the bucket from 10 to 20 µs.
+        check(vec![15, 15], 0.5, Some(15e-6));
+        check(vec![15, 15], 1.0, Some(20e-6));
+        check([vec![15; 99], vec![3_000]].concat(), 0.99, Some(20e-6));
+        check([vec![15; 99], vec![3_000]].concat(), 0.999, Some(4.7e-3));
+        check(vec![100_000_000_000], 0.5, Some(1_000.0));
+    }
+
+    #[test]
+    fn what_came_since_is_the_rest() {
+        let (before, after) = (of_micros([3, 80]), of_micros([3, 80, 80, 900]));
+        assert_eq!(after.since(&before), of_micros([80, 900]));
+        assert_eq!(before.clone().with(&after.since(&before)), after);
+    }
+}

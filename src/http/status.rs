@@ -1,0 +1,212 @@
+//! How `/status` looks: all that the monitor knows, for pages and consoles. Pure; counts nothing itself.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use super::answer::{Answer, json};
+use super::fitness;
+use super::health::Status as Fitness;
+use crate::events::{Event, Kind};
+use crate::monitor::{Monitor, Pace, STEP};
+use crate::pool::{Figures, LastRefill, Pool, ShardFigures};
+use crate::space::Number;
+use crate::traffic::{Route, STATUSES};
+
+/// Durations are seconds, times RFC 3339 in UTC, and what is not there is null.
+#[derive(Serialize)]
+struct Status {
+    version: &'static str,
+    time: String,
+    started_at: String,
+    uptime_seconds: f64,
+    /// As fit as the least fit pool.
+    status: Fitness,
+    connections: u64,
+    requests: Requests,
+    history: History,
+    pools: BTreeMap<String, PoolStatus>,
+    /// The last 100, newest first.
+    events: Vec<EventStatus>,
+}
+
+/// Requests for numbers, all since the start; rates and times are of the last 10 seconds.
+#[derive(Serialize)]
+struct Requests {
+    total: u64,
+    per_second: f64,
+    p50_seconds: Option<f64>,
+    p99_seconds: Option<f64>,
+    p999_seconds: Option<f64>,
+    by_status: BTreeMap<String, u64>,
+}
+
+/// The last five minutes, oldest first.
+#[derive(Serialize)]
+struct History {
+    step_seconds: u64,
+    requests_per_second: Vec<f64>,
+    numbers_per_second: Vec<f64>,
+    p50_seconds: Vec<Option<f64>>,
+    p99_seconds: Vec<Option<f64>>,
+}
+
+#[derive(Serialize)]
+struct PoolStatus {
+    status: Fitness,
+    reason: Option<String>,
+    range: Range,
+    issued: u64,
+    pooled: u64,
+    free: u64,
+    burned: u64,
+    issued_per_second: f64,
+    /// At this rate; of a pool that nobody asks, never.
+    seconds_until_used_up: Option<f64>,
+    /// That one guess hits an issued number.
+    guess_chance: f64,
+    shards: Vec<ShardStatus>,
+}
+
+#[derive(Serialize)]
+struct Range {
+    min: Number,
+    max: Number,
+    decimals: u8,
+    size: u64,
+}
+
+#[derive(Serialize)]
+struct ShardStatus {
+    name: String,
+    state: &'static str,
+    left: u64,
+    /// Of a full generation.
+    size: u64,
+    generation: Option<i64>,
+    standby: bool,
+    progress: Option<f64>,
+    last_refill: Option<RefillStatus>,
+}
+
+#[derive(Serialize)]
+struct RefillStatus {
+    at: String,
+    seconds: f64,
+    outcome: &'static str,
+}
+
+#[derive(Serialize)]
+struct EventStatus {
+    id: u64,
+    at: String,
+    kind: Kind,
+    pool: Option<String>,
+    shard: Option<String>,
+    message: String,
+}
+
+pub(super) fn answer(monitor: &Monitor) -> Answer {
+    let pace = monitor.pace();
+    let pools: BTreeMap<_, _> = monitor
+        .pools()
+        .iter()
+        .zip(&pace.numbers_per_second)
+        .map(|(pool, &rate)| (pool.name().to_string(), pool_status(pool, rate)))
+        .collect();
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        time: time(SystemTime::now()),
+        started_at: time(monitor.started_at()),
+        uptime_seconds: monitor.uptime().as_secs_f64(),
+        status: pools.values().map(|pool| pool.status).max().unwrap_or(Fitness::Ok),
+        connections: monitor.traffic().connections(),
+        requests: requests(monitor, &pace),
+        history: history(&monitor.history()),
+        pools,
+        events: monitor.events().into_iter().map(event_status).collect(),
+    };
+    json(StatusCode::OK, &status)
+}
+
+fn requests(monitor: &Monitor, pace: &Pace) -> Requests {
+    let counts = monitor.traffic().requests(Route::RANDOM);
+    let by_status = STATUSES.iter().zip(counts).filter(|&(_, count)| count > 0);
+    let name = |status: u16| if status == 0 { "other".to_owned() } else { status.to_string() };
+    Requests {
+        total: counts.iter().sum(),
+        per_second: pace.requests_per_second,
+        p50_seconds: pace.durations.quantile_seconds(0.5),
+        p99_seconds: pace.durations.quantile_seconds(0.99),
+        p999_seconds: pace.durations.quantile_seconds(0.999),
+        by_status: by_status.map(|(&status, count)| (name(status), count)).collect(),
+    }
+}
+
+fn history(steps: &[Pace]) -> History {
+    let quantiles = |share| {
+        let quantile = |step: &Pace| step.durations.quantile_seconds(share);
+        steps.iter().map(quantile).collect()
+    };
+    History {
+        step_seconds: STEP.as_secs(),
+        requests_per_second: steps.iter().map(|step| step.requests_per_second).collect(),
+        numbers_per_second: steps.iter().map(|step| step.numbers_per_second.iter().sum()).collect(),
+        p50_seconds: quantiles(0.5),
+        p99_seconds: quantiles(0.99),
+    }
+}
+
+fn pool_status(pool: &Pool, issued_per_second: f64) -> PoolStatus {
+    let (status, reason) = fitness(pool.health());
+    let Figures { issued, pooled, burned, free, shards, .. } = pool.figures();
+    let space = pool.space();
+    let size = space.size();
+    let left = (pooled + free) as f64;
+    PoolStatus {
+        status,
+        reason,
+        range: Range {
+            min: space.number(space.min()),
+            max: space.number(space.max()),
+            decimals: space.decimals(),
+            size,
+        },
+        issued,
+        pooled,
+        free,
+        burned,
+        issued_per_second,
+        seconds_until_used_up: (issued_per_second > 0.0).then(|| left / issued_per_second),
+        guess_chance: issued as f64 / size as f64,
+        shards: shards.into_iter().map(|shard| shard_status(shard, pool.shard_size())).collect(),
+    }
+}
+
+fn shard_status(shard: ShardFigures, size: u64) -> ShardStatus {
+    ShardStatus {
+        name: shard.name,
+        state: shard.state.as_str(),
+        left: shard.left,
+        size,
+        generation: shard.generation.map(|generation| generation.0),
+        standby: shard.standby.is_some(),
+        progress: shard.progress,
+        last_refill: shard.last_refill.map(|LastRefill { at, took, outcome }| RefillStatus {
+            at: time(at),
+            seconds: took.as_secs_f64(),
+            outcome: outcome.as_str(),
+        }),
+    }
+}
+
+fn event_status(event: Event) -> EventStatus {
+    let Event { id, at, kind, pool, shard, message } = event;
+    EventStatus { id, at: time(at), kind, pool: pool.map(|pool| pool.to_string()), shard, message }
+}
+
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}

@@ -1,0 +1,160 @@
+//! Requests, counted where they are answered: each thread that answers has a block of counts of its
+//! own, so that counting shares no cache line between threads. Knows nothing of routes but their names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::histogram::{Durations, Histogram, add};
+
+/// What requests are counted under: the path, or the last one for all that is not known. Where numbers
+/// are comes first: it is found with one look.
+pub const ROUTES: [&str; 9] =
+    ["/random", "/health", "/ready", "/status", "/metrics", "/", "/openapi.json", "/docs", "other"];
+
+/// The status codes of answers; 0 stands for any other.
+pub const STATUSES: [u16; 12] = [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 500, 0];
+
+/// A place among [`ROUTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route(usize);
+
+impl Route {
+    /// Where numbers are.
+    pub const RANDOM: Self = Self(0);
+
+    /// That of a path.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let known = &ROUTES[..ROUTES.len() - 1];
+        Self(known.iter().position(|&route| route == path).unwrap_or(known.len()))
+    }
+}
+
+/// The counts of one thread, on cache lines of their own: processors fetch them in pairs of 64 bytes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Lane {
+    requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
+    durations: [Histogram; ROUTES.len()],
+    connections: AtomicU64,
+}
+
+impl Lane {
+    /// Counts an answer. Only from the lane's own thread.
+    pub fn answered(&self, Route(route): Route, status: u16, took: Duration) {
+        let place = STATUSES.iter().position(|&known| known == status);
+        add(&self.requests[route][place.unwrap_or(STATUSES.len() - 1)], 1);
+        self.durations[route].record(took);
+    }
+
+    /// Counts a connection as open until the answer is dropped.
+    #[must_use]
+    pub fn open_connection(self: &Arc<Self>) -> OpenConnection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnection { lane: Arc::clone(self) }
+    }
+}
+
+/// An open connection, and the lane that serves it.
+#[derive(Debug)]
+pub struct OpenConnection {
+    lane: Arc<Lane>,
+}
+
+impl OpenConnection {
+    /// Counts an answer on it, as [`Lane::answered`] does.
+    pub fn answered(&self, route: Route, status: u16, took: Duration) {
+        self.lane.answered(route, status, took);
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.lane.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The counts of all lanes.
+#[derive(Debug)]
+pub struct Traffic {
+    lanes: Vec<Arc<Lane>>,
+}
+
+impl Traffic {
+    /// Counts of this many threads, all 0.
+    #[must_use]
+    pub fn new(lanes: usize) -> Self {
+        Self { lanes: (0..lanes).map(|_| Arc::default()).collect() }
+    }
+
+    /// The counts of each thread.
+    #[must_use]
+    pub fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
+    }
+
+    /// Connections that are open.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.connections.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Requests to a route, by the place of their status in [`STATUSES`].
+    #[must_use]
+    pub fn requests(&self, Route(route): Route) -> [u64; STATUSES.len()] {
+        std::array::from_fn(|status| {
+            let count = |lane: &Arc<Lane>| lane.requests[route][status].load(Ordering::Relaxed);
+            self.lanes.iter().map(count).sum()
+        })
+    }
+
+    /// How long the answers of a route took: from the end of the request to the answer, without its
+    /// way over the network.
+    #[must_use]
+    pub fn durations(&self, Route(route): Route) -> Durations {
+        let each = self.lanes.iter().map(|lane| lane.durations[route].durations());
+        each.fold(Durations::default(), |all, lane| all.with(&lane))
+    }
+
+    /// All routes, and their names.
+    pub fn routes() -> impl Iterator<Item = (Route, &'static str)> {
+        (0..).map(Route).zip(ROUTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_summed_by_route_and_status() {
+        let traffic = Traffic::new(2);
+        for lane in traffic.lanes() {
+            lane.answered(Route::of("/random"), 200, Duration::from_micros(3));
+            lane.answered(Route::of("/no such thing"), 404, Duration::from_micros(3));
+            // A status that no route answers with is not lost.
+            lane.answered(Route::of("/random"), 418, Duration::from_micros(3));
+        }
+        assert_eq!(traffic.requests(Route::RANDOM)[0], 2);
+        assert_eq!(traffic.requests(Route::RANDOM).iter().sum::<u64>(), 4);
+        assert_eq!(traffic.requests(Route::RANDOM).last(), Some(&2));
+        assert_eq!(traffic.durations(Route::RANDOM).count(), 4);
+        assert_eq!(traffic.requests(Route::of("other")).iter().sum::<u64>(), 2);
+        assert_eq!(traffic.requests(Route::of("/health")).iter().sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn a_connection_counts_while_it_is_open() {
+        let traffic = Traffic::new(1);
+        let open = traffic.lanes()[0].open_connection();
+        assert_eq!(traffic.connections(), 1);
+        drop(open);
+        assert_eq!(traffic.connections(), 0);
+    }
+
+    #[test]
+    fn lanes_share_no_cache_line() {
+        assert_eq!(align_of::<Lane>(), 128);
+    }
+}
