@@ -177,12 +177,12 @@ function onToken(form, scope, use) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const token = input.value.trim();
+    input.value = "";
     if (!/^[\x21-\x7e]+$/.test(token)) {
       put(note, "A token is one word of plain letters and digits. Check that nothing else was copied.");
       note.toggleAttribute("data-wrong", true);
       return;
     }
-    input.value = "";
     keep(scope, token);
     use();
   });
@@ -360,7 +360,8 @@ function renderShard(row, shard) {
   set(part(".level"), "aria-valuenow", shard.left);
   set(part(".level"), "aria-valuetext", left);
   fill(part(".next"), shard.standby ? 1 : shard.progress ?? 0);
-  put(part(".coming"), `Generation ${whole(shard.generation)}, the next ${next(shard)}`);
+  const generation = shard.generation === null ? "No generation" : `Generation ${shard.generation}`;
+  put(part(".coming"), `${generation}, the next ${next(shard)}`);
   put(part(".last"), last(shard.last_refill));
 }
 
@@ -412,10 +413,10 @@ function svg(name, attributes, text) {
 
 // Up to four steps of 1, 2 or 5 times a power of ten, from 0 to above the highest.
 function linearScale(highest) {
-  const rough = Math.max(highest, 4) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
-  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < highest + step);
+  const top = Math.max(highest, 4);
+  const power = 10 ** Math.floor(Math.log10(top / 4));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => 4 * step >= top);
+  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < top + step);
   return { ticks, place: (value) => value / ticks.at(-1) };
 }
 
@@ -512,13 +513,13 @@ new ResizeObserver(renderCharts).observe($("charts"));
 function choices(names) {
   $("draw").hidden = names.length === 0;
   keyed($("pool"), names, (name) => element("option", name, { value: name }));
-  curl();
+  showCommand();
 }
 
 const target = () => `random?type=${encodeURIComponent($("pool").value)}`;
 
 // The secret itself is not shown: the screen may be on a wall.
-function curl() {
+function showCommand() {
   const token = tokenFor("draw") || !$("draw-ask").hidden;
   const header = token ? `-H "Authorization: Bearer $TOKEN" ` : "";
   put($("curl"), `curl ${header}'${new URL(target(), document.baseURI)}'`);
@@ -550,7 +551,7 @@ async function draw() {
     $("answer").hidden = true;
     put($("outcome"), "No answer from the server. Whether a number was drawn is not known; if one was, it never comes again.");
   }
-  curl();
+  showCommand();
   put($("copied"), "");
   drawing = false;
   $("draw-one").removeAttribute("aria-disabled");
@@ -558,7 +559,7 @@ async function draw() {
 
 const outcome = (status) => (status === 200 ? "Drawn." : "No number was drawn.");
 
-async function copyCurl() {
+async function copyCommand() {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
     put($("copied"), "Copied.");
@@ -570,8 +571,8 @@ async function copyCurl() {
 }
 
 $("draw-one").addEventListener("click", draw);
-$("copy").addEventListener("click", copyCurl);
-$("pool").addEventListener("change", curl);
+$("copy").addEventListener("click", copyCommand);
+$("pool").addEventListener("change", showCommand);
 onToken($("observe"), "observe", poll);
 onToken($("draw-ask"), "draw", draw);
 $("forget").addEventListener("click", () => {
