@@ -466,9 +466,10 @@ function chart(frame, label, scale, write, lines) {
         const [from, to] = [points[0][0], points.at(-1)[0]].map((x) => x.toFixed(1));
         parts.push(svg("path", { class: "area", d: `${path(points)}L${to} ${BOTTOM}L${from} ${BOTTOM}Z` }));
       }
-      // A point alone is seen, too.
-      const ends = points.length > 1 ? points : [points[0], [points[0][0] + 0.1, points[0][1]]];
-      parts.push(svg("path", { class: `line${of}`, d: path(ends) }));
+      parts.push(svg("path", { class: `line${of}`, d: path(points) }));
+      // The end; also, a point alone would not be seen.
+      const [cx, cy] = points.at(-1);
+      parts.push(svg("circle", { class: `dot${of}`, cx, cy, r: 3 }));
     }
     const end = values.at(-1);
     if (name && end !== null && end !== undefined) {
