@@ -237,15 +237,4 @@ mod tests {
         assert_eq!(monitor.pace().durations.count(), 7);
         assert!(monitor.pace().requests_per_second > 0.0);
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_sample_is_taken_every_second_until_the_stop() {
-        let monitor = Arc::new(monitor());
-        let (stop, stopped) = watch::channel(false);
-        let running = tokio::spawn(Arc::clone(&monitor).run(stopped));
-        tokio::time::sleep(Duration::from_millis(10_500)).await;
-        stop.send_replace(true);
-        running.await.unwrap();
-        assert_eq!(monitor.samples().count, 11);
-    }
 }

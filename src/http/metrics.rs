@@ -1,6 +1,291 @@
-//! stub
-use super::answer::Answer;
+//! How `/metrics` looks: all that the monitor knows, in the text format of Prometheus, with names and
+//! units as its conventions have them. Counts nothing itself.
+
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use prometheus::TextEncoder;
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
+
+use super::answer::{Answer, json_text};
+use crate::histogram::Durations;
 use crate::monitor::Monitor;
-pub(super) fn answer(_monitor: &Monitor) -> Answer {
-    Answer::new(Vec::new())
+use crate::pool::{Figures, ShardFigures, ShardState};
+use crate::traffic::{Route, STATUSES, Traffic};
+
+/// As the format demands.
+const TEXT_FORMAT: HeaderValue =
+    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Statuses of `/random` that are told of before there is any: a rate from nothing is none.
+const AWAITED_STATUSES: [u16; 2] = [200, 503];
+
+pub(super) fn answer(monitor: &Monitor) -> Answer {
+    let mut families = Families::default();
+    families.gauge(
+        "tombola_build_info",
+        "Which version this is; always 1.",
+        [(labels([("version", env!("CARGO_PKG_VERSION"))]), 1.0)],
+    );
+    tell_traffic(&mut families, monitor.traffic());
+    tell_pools(&mut families, monitor);
+    #[cfg(target_os = "linux")]
+    {
+        use prometheus::core::Collector;
+        families.0.extend(prometheus::process_collector::ProcessCollector::for_self().collect());
+    }
+    let text = TextEncoder::new().encode_to_string(&families.0);
+    let text = text.expect("each family has a name and a metric");
+    let mut answer = json_text(StatusCode::OK, text);
+    answer.headers_mut().insert(CONTENT_TYPE, TEXT_FORMAT);
+    answer
+}
+
+fn tell_traffic(families: &mut Families, traffic: &Traffic) {
+    let mut requests = Vec::new();
+    let mut durations = Vec::new();
+    for (route, name) in Traffic::routes() {
+        let is_random = route == Route::RANDOM;
+        for (status, count) in STATUSES.iter().zip(traffic.requests(route)) {
+            if count > 0 || is_random && AWAITED_STATUSES.contains(status) {
+                let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
+                requests.push((labels([("route", name), ("status", &status)]), count as f64));
+            }
+        }
+        let took = traffic.durations(route);
+        if took.count() > 0 || is_random {
+            durations.push((labels([("route", name)]), took));
+        }
+    }
+    families.counter("tombola_http_requests_total", "Requests that were answered.", requests);
+    families.histogram(
+        "tombola_http_request_duration_seconds",
+        "How long answers took, from the end of the request.",
+        durations,
+    );
+    families.gauge(
+        "tombola_http_open_connections",
+        "Connections that are open.",
+        [(Vec::new(), traffic.connections() as f64)],
+    );
+}
+
+fn tell_pools(families: &mut Families, monitor: &Monitor) {
+    let pools: Vec<PoolFigures<'_>> = monitor
+        .pools()
+        .iter()
+        .map(|pool| PoolFigures {
+            name: pool.name().as_str(),
+            size: pool.space().size(),
+            shard_size: pool.shard_size(),
+            figures: pool.figures(),
+        })
+        .collect();
+    families.counter(
+        "tombola_numbers_issued_total",
+        "Numbers handed out since the start.",
+        by_shard(&pools, |_, shard| shard.issued as f64),
+    );
+    families.gauge(
+        "tombola_shard_numbers_left",
+        "Numbers of the live generation that are not handed out.",
+        by_shard(&pools, |_, shard| shard.left as f64),
+    );
+    families.gauge(
+        "tombola_shard_size",
+        "Numbers in a full generation.",
+        by_shard(&pools, |pool, _| pool.shard_size as f64),
+    );
+    families.gauge(
+        "tombola_shard_in_rotation",
+        "Whether requests draw from the shard: 1 or 0.",
+        by_shard(&pools, |_, shard| one_if(shard.state == ShardState::InRotation)),
+    );
+    families.gauge(
+        "tombola_standby_ready",
+        "Whether the next generation lies ready: 1 or 0.",
+        by_shard(&pools, |_, shard| one_if(shard.standby.is_some())),
+    );
+    families.histogram(
+        "tombola_lease_duration_seconds",
+        "How long it took to mark numbers as used and sync them to the disk.",
+        by_pool(&pools, |pool| {
+            let shards = pool.figures.shards.iter();
+            shards.fold(Durations::default(), |all, shard| all.with(&shard.leases))
+        }),
+    );
+    let refills = pools.iter().flat_map(|pool| {
+        pool.figures.refills.iter().map(|(outcome, took)| {
+            (labels([("pool", pool.name), ("outcome", outcome.as_str())]), took.clone())
+        })
+    });
+    families.histogram(
+        "tombola_refill_duration_seconds",
+        "How long it took to build the next generation of a shard, or to fail at it.",
+        refills,
+    );
+    families.counter(
+        "tombola_ledger_draws_total",
+        "Values drawn to fill shards with.",
+        by_pool(&pools, |pool| pool.figures.draws.drawn as f64),
+    );
+    let rejected = pools.iter().flat_map(|pool| {
+        let draws = pool.figures.draws;
+        [("elsewhere", draws.elsewhere), ("used", draws.used)].map(|(reason, count)| {
+            (labels([("pool", pool.name), ("reason", reason)]), count as f64)
+        })
+    });
+    families.counter(
+        "tombola_ledger_draws_rejected_total",
+        "Values drawn and not kept: elsewhere, outside the part of the range that was drawn from; or \
+         used already.",
+        rejected,
+    );
+    families.counter(
+        "tombola_numbers_burned_total",
+        "Numbers lost to crashes and damage, ever: they never come.",
+        by_pool(&pools, |pool| pool.figures.burned as f64),
+    );
+    families.gauge(
+        "tombola_ledger_values",
+        "Values that ever entered a shard.",
+        by_pool(&pools, |pool| pool.figures.ledger.values as f64),
+    );
+    families.gauge(
+        "tombola_ledger_size_bytes",
+        "The ledger and its log on the disk.",
+        by_pool(&pools, |pool| pool.figures.ledger.bytes as f64),
+    );
+    families.gauge(
+        "tombola_range_numbers",
+        "Numbers in the range.",
+        by_pool(&pools, |pool| pool.size as f64),
+    );
+    families.gauge(
+        "tombola_range_numbers_left",
+        "Numbers of the range that can still be handed out.",
+        by_pool(&pools, |pool| (pool.figures.pooled + pool.figures.free) as f64),
+    );
+}
+
+struct PoolFigures<'p> {
+    name: &'p str,
+    size: u64,
+    shard_size: u64,
+    figures: Figures,
+}
+
+fn by_pool<'p, T>(
+    pools: &'p [PoolFigures<'p>],
+    value: impl Fn(&PoolFigures<'p>) -> T + 'p,
+) -> impl Iterator<Item = (Vec<LabelPair>, T)> {
+    pools.iter().map(move |pool| (labels([("pool", pool.name)]), value(pool)))
+}
+
+fn by_shard<'p>(
+    pools: &'p [PoolFigures<'p>],
+    value: impl Fn(&PoolFigures<'p>, &ShardFigures) -> f64,
+) -> Vec<(Vec<LabelPair>, f64)> {
+    let mut values = Vec::new();
+    for pool in pools {
+        for shard in &pool.figures.shards {
+            let labels = labels([("pool", pool.name), ("shard", &shard.name)]);
+            values.push((labels, value(pool, shard)));
+        }
+    }
+    values
+}
+
+fn one_if(condition: bool) -> f64 {
+    f64::from(u8::from(condition))
+}
+
+fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Vec<LabelPair> {
+    let pair = |(name, value): (&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        pair
+    };
+    pairs.into_iter().map(pair).collect()
+}
+
+/// The library's own counters count by themselves; what others counted is put into what it encodes.
+#[derive(Default)]
+struct Families(Vec<MetricFamily>);
+
+impl Families {
+    fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<LabelPair>, f64)>,
+    ) {
+        self.add(name, help, MetricType::COUNTER, values, |metric, value| {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        });
+    }
+
+    fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<LabelPair>, f64)>,
+    ) {
+        self.add(name, help, MetricType::GAUGE, values, |metric, value| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        });
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<LabelPair>, Durations)>,
+    ) {
+        self.add(name, help, MetricType::HISTOGRAM, values, |metric, durations| {
+            let bucket = |(bound, count)| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(bound);
+                bucket.set_cumulative_count(count);
+                bucket
+            };
+            let mut histogram = Histogram::default();
+            histogram.set_bucket(durations.cumulative().map(bucket).collect());
+            histogram.set_sample_count(durations.count());
+            histogram.set_sample_sum(durations.sum_seconds());
+            metric.set_histogram(histogram);
+        });
+    }
+
+    /// Nothing where there are no values: a server without pools.
+    fn add<T>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        values: impl IntoIterator<Item = (Vec<LabelPair>, T)>,
+        set: impl Fn(&mut Metric, T),
+    ) {
+        let metric = |(labels, value)| {
+            let mut metric = Metric::from_label(labels);
+            set(&mut metric, value);
+            metric
+        };
+        let metrics: Vec<_> = values.into_iter().map(metric).collect();
+        if metrics.is_empty() {
+            return;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        self.0.push(family);
+    }
 }

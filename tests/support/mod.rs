@@ -471,8 +471,8 @@ impl Client {
         self.send_with(method, target, &[]).await
     }
 
-    /// Sends with these headers. Every answer, errors included, has to be JSON that nobody keeps or
-    /// takes for a page, and says nothing of the program.
+    /// Sends with these headers. Every answer, errors included, has to be JSON (metrics are text) that
+    /// nobody keeps or takes for a page, and says nothing of the program.
     pub(crate) async fn send_with(
         &self,
         method: Method,
@@ -489,8 +489,12 @@ impl Client {
             headers: response.headers().clone(),
             body: response.text().await?,
         };
+        let content_type = match (target, answer.status) {
+            ("/metrics", 200) => "text/plain; version=0.0.4; charset=utf-8",
+            _ => "application/json",
+        };
         for (name, value) in [
-            ("content-type", "application/json"),
+            ("content-type", content_type),
             ("cache-control", "no-store"),
             ("x-content-type-options", "nosniff"),
             ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),

@@ -222,3 +222,22 @@ proptest! {
         prop_assert_eq!(model.handed_out.len() as u64 + unleased, ROWS * model.generation as u64);
     }
 }
+
+/// What is not handed out of a file that is set aside never comes: leased or not, on loan or not.
+#[test]
+fn what_is_lost_is_burned_and_what_was_issued_is_not() {
+    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
+    buffer.opened(Generation(1), ROWS, None);
+    buffer.leased((0..10).map(Row::for_test).collect(), ROWS - 10);
+    buffer.pop();
+    let Take::Rows(mut rows, generation) = buffer.take(3, false) else {
+        panic!("they are there");
+    };
+    assert_eq!(buffer.issued(), 1);
+    assert_eq!(buffer.lost(None), ROWS - 4);
+    assert!(buffer.is_damaged());
+    assert_eq!(buffer.loan_returned(&mut rows, generation), 3);
+    assert_eq!((buffer.issued(), buffer.burned()), (1, ROWS - 1));
+    buffer.opened(Generation(2), ROWS, None);
+    assert!(!buffer.is_damaged());
+}
