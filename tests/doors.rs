@@ -102,7 +102,7 @@ async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
 }
 
 /// Story: a route was added, and the check for the token forgotten there. No door is open but
-/// `/health`, and nobody learns without a token what there is.
+/// `/health` and the page (`tests/page.rs`), and nobody learns without a token what there is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_opens_its_own_doors_and_no_others() {
     let draw = Token::new("shop", "draw").await;

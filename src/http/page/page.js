@@ -151,8 +151,8 @@ function why(status, scope) {
   const given = sessionStorage.getItem(TOKENS[scope]);
   if (given && status === 401) return ["This server does not know that token. Check that all of it was copied.", true];
   if (given) return [`This server knows that token, but it is not for this: its scope is not ${scope}.`, true];
-  const what = scope === "draw" ? "draw numbers" : "see what it does";
-  return [`This server wants a token from those who ${what}.`, false];
+  const what = scope === "draw" ? "draw here" : "see what this server does";
+  return [`To ${what}, a token is needed.`, false];
 }
 
 function askForToken(form, status, scope) {
@@ -164,20 +164,25 @@ function askForToken(form, status, scope) {
   form.hidden = false;
 }
 
-// Calls `use` with each token that is entered and can be one.
+// The focus would be lost with it.
+function close(form) {
+  if (form.contains(document.activeElement)) $("draw-one").focus();
+  form.hidden = true;
+}
+
+// Calls `use` when a token is entered that can be one.
 function onToken(form, scope, use) {
   const input = form.querySelector("input");
   const note = form.querySelector(".why");
-  note.setAttribute("role", "status");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const token = input.value.trim();
+    input.value = "";
     if (!/^[\x21-\x7e]+$/.test(token)) {
       put(note, "A token is one word of plain letters and digits. Check that nothing else was copied.");
       note.toggleAttribute("data-wrong", true);
       return;
     }
-    input.value = "";
     keep(scope, token);
     use();
   });
@@ -197,31 +202,56 @@ function ask(target, scope) {
 let heard = null;
 let timer = null;
 let asking = false;
+let due = false;
 
 async function poll() {
   clearTimeout(timer);
+  due = asking;
   if (asking) return;
   asking = true;
   let again = true;
   try {
-    const answer = await ask("status", "observe");
-    if (answer.ok) {
-      render(await answer.json());
-      heard = new Date();
-      gone(null);
-    } else if (answer.status === 401 || answer.status === 403) {
-      again = false;
-      await lock(answer.status);
-      gone(null);
-    } else {
-      const problem = await answer.json().catch(() => ({}));
-      gone(`The server answers ${answer.status}${problem.error ? ` (${problem.error})` : ""}`);
-    }
+    again = await look();
+  } finally {
+    asking = false;
+    if (due) poll();
+    else if (again && !document.hidden) timer = setTimeout(poll, POLL_MS);
+  }
+}
+
+// Whether to look again by itself.
+async function look() {
+  let answer, text;
+  try {
+    answer = await ask("status", "observe");
+    text = await answer.text();
   } catch {
     gone("No answer from the server");
+    return true;
   }
-  asking = false;
-  if (again && !document.hidden) timer = setTimeout(poll, POLL_MS);
+  const body = parse(text);
+  if (answer.ok && body) {
+    heard = new Date();
+    gone(null);
+    render(body);
+    return true;
+  }
+  if (answer.status === 401 || answer.status === 403) {
+    gone(null);
+    await lock(answer.status);
+    return false;
+  }
+  gone(`The server answers ${answer.status}${body?.error ? ` (${body.error})` : ""}`);
+  return true;
+}
+
+// Nothing, if it is no JSON: a proxy in between may say something of its own.
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -256,14 +286,13 @@ async function lock(status) {
   put($("build"), "");
   document.title = "tombola: a token is needed";
   // /health is open, and says the names of the pools.
-  const health = await (await ask("health", null)).json();
+  const health = await ask("health", null).then((answer) => answer.json()).catch(() => ({ pools: {} }));
   choices(Object.keys(health.pools));
 }
 
 // ---- The figures
 
 function render(status) {
-  $("observe").hidden = true;
   document.querySelector("main").classList.remove("locked");
   for (const id of ["now", "charts", "history"]) $(id).hidden = false;
 
@@ -284,6 +313,7 @@ function render(status) {
   choices(pools.map(([name]) => name));
   const cards = keyed($("pools"), pools.map(([name]) => name), () => copy("pool-template"));
   cards.forEach((card, index) => renderPool(card, ...pools[index]));
+  close($("observe"));
   history = status.history;
   renderCharts();
   renderEvents(status.events);
@@ -330,7 +360,8 @@ function renderShard(row, shard) {
   set(part(".level"), "aria-valuenow", shard.left);
   set(part(".level"), "aria-valuetext", left);
   fill(part(".next"), shard.standby ? 1 : shard.progress ?? 0);
-  put(part(".coming"), `Generation ${whole(shard.generation)}, the next ${next(shard)}`);
+  const generation = shard.generation === null ? "No generation" : `Generation ${shard.generation}`;
+  put(part(".coming"), `${generation}, the next ${next(shard)}`);
   put(part(".last"), last(shard.last_refill));
 }
 
@@ -382,10 +413,10 @@ function svg(name, attributes, text) {
 
 // Up to four steps of 1, 2 or 5 times a power of ten, from 0 to above the highest.
 function linearScale(highest) {
-  const rough = Math.max(highest, 4) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
-  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < highest + step);
+  const top = Math.max(highest, 4);
+  const power = 10 ** Math.floor(Math.log10(top / 4));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => 4 * step >= top);
+  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < top + step);
   return { ticks, place: (value) => value / ticks.at(-1) };
 }
 
@@ -435,9 +466,10 @@ function chart(frame, label, scale, write, lines) {
         const [from, to] = [points[0][0], points.at(-1)[0]].map((x) => x.toFixed(1));
         parts.push(svg("path", { class: "area", d: `${path(points)}L${to} ${BOTTOM}L${from} ${BOTTOM}Z` }));
       }
-      // A point alone is seen, too.
-      const ends = points.length > 1 ? points : [points[0], [points[0][0] + 0.1, points[0][1]]];
-      parts.push(svg("path", { class: `line${of}`, d: path(ends) }));
+      parts.push(svg("path", { class: `line${of}`, d: path(points) }));
+      // The end; also, a point alone would not be seen.
+      const [cx, cy] = points.at(-1);
+      parts.push(svg("circle", { class: `dot${of}`, cx, cy, r: 3 }));
     }
     const end = values.at(-1);
     if (name && end !== null && end !== undefined) {
@@ -482,13 +514,13 @@ new ResizeObserver(renderCharts).observe($("charts"));
 function choices(names) {
   $("draw").hidden = names.length === 0;
   keyed($("pool"), names, (name) => element("option", name, { value: name }));
-  curl();
+  showCommand();
 }
 
 const target = () => `random?type=${encodeURIComponent($("pool").value)}`;
 
 // The secret itself is not shown: the screen may be on a wall.
-function curl() {
+function showCommand() {
   const token = tokenFor("draw") || !$("draw-ask").hidden;
   const header = token ? `-H "Authorization: Bearer $TOKEN" ` : "";
   put($("curl"), `curl ${header}'${new URL(target(), document.baseURI)}'`);
@@ -510,7 +542,7 @@ async function draw() {
       put($("outcome"), "No number was drawn.");
       $("draw-token").focus();
     } else {
-      $("draw-ask").hidden = true;
+      close($("draw-ask"));
       const retry = answer.headers.get("Retry-After");
       put($("outcome"), `${outcome(answer.status)}${retry ? ` Ask again in ${span(Number(retry))}.` : ""} Status ${answer.status}, ${took}.`);
       put($("answer"), text);
@@ -520,7 +552,7 @@ async function draw() {
     $("answer").hidden = true;
     put($("outcome"), "No answer from the server. Whether a number was drawn is not known; if one was, it never comes again.");
   }
-  curl();
+  showCommand();
   put($("copied"), "");
   drawing = false;
   $("draw-one").removeAttribute("aria-disabled");
@@ -528,7 +560,7 @@ async function draw() {
 
 const outcome = (status) => (status === 200 ? "Drawn." : "No number was drawn.");
 
-async function copyCurl() {
+async function copyCommand() {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
     put($("copied"), "Copied.");
@@ -540,8 +572,8 @@ async function copyCurl() {
 }
 
 $("draw-one").addEventListener("click", draw);
-$("copy").addEventListener("click", copyCurl);
-$("pool").addEventListener("change", curl);
+$("copy").addEventListener("click", copyCommand);
+$("pool").addEventListener("change", showCommand);
 onToken($("observe"), "observe", poll);
 onToken($("draw-ask"), "draw", draw);
 $("forget").addEventListener("click", () => {
