@@ -1,0 +1,62 @@
+//! Prints one number. Usage: `cargo run --example random -- [URL] [POOL]`, a token in `TOMBOLA_TOKEN`.
+
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Client, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+const TRIES: u32 = 10;
+
+#[derive(Deserialize)]
+struct Answer {
+    /// As the text that came: 5.100000, not 5.1.
+    number: Box<RawValue>,
+}
+
+async fn draw(client: &Client, url: &str, pool: &str, token: Option<&str>) -> anyhow::Result<String> {
+    for left in (0..TRIES).rev() {
+        let mut request = client.get(format!("{url}/random")).query(&[("type", pool)]);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            // No answer came: the number that may have been on its way never comes again.
+            Err(_) if left > 0 => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            Err(error) => return Err(error).context(format!("no answer from {url}")),
+        };
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let text = answer.text().await?;
+        match status {
+            StatusCode::OK => {
+                return Ok(serde_json::from_str::<Answer>(&text)?.number.get().to_owned());
+            }
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if left > 0 => {
+                let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+                let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(1);
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+            }
+            _ => bail!("{status}: {text}"),
+        }
+    }
+    unreachable!("the last try returns")
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let url = arguments.next().unwrap_or_else(|| "http://127.0.0.1:8000".to_owned());
+    let pool = arguments.next().unwrap_or_else(|| "int".to_owned());
+    let token = std::env::var("TOMBOLA_TOKEN").ok();
+    let client = Client::builder().timeout(Duration::from_secs(10)).build()?;
+    println!("{}", draw(&client, &url, &pool, token.as_deref()).await?);
+    Ok(())
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Prints one number. Usage: random_number.py [URL] [POOL], a token in TOMBOLA_TOKEN."""
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+TRIES = 10
+
+
+def draw(url: str, pool: str, token: str | None = None) -> str:
+    """One number, as the text that came: 5.100000, not 5.1."""
+    request = urllib.request.Request(f"{url}/random?{urllib.parse.urlencode({'type': pool})}")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    for left in reversed(range(TRIES)):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer, parse_int=str, parse_float=str)["number"]
+        except urllib.error.HTTPError as refused:
+            if refused.code not in (429, 503) or left == 0:
+                raise SystemExit(f"{refused.code}: {refused.read().decode()}") from refused
+            time.sleep(int(refused.headers.get("Retry-After", 1)))
+        except OSError as lost:
+            # No answer came: the number that may have been on its way never comes again.
+            if left == 0:
+                raise SystemExit(f"no answer from {url}: {lost}") from lost
+            time.sleep(1)
+    raise AssertionError("the last try returns or ends")
+
+
+if __name__ == "__main__":
+    url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
+    pool = sys.argv[2] if len(sys.argv) > 2 else "int"
+    print(draw(url, pool, os.environ.get("TOMBOLA_TOKEN")))

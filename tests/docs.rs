@@ -1,0 +1,213 @@
+//! What the documents say is so: their links lead somewhere, the reference of the settings is whole, and
+//! the clients work.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The documents, from the root.
+fn documents() -> Vec<PathBuf> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap();
+    let mut files: Vec<_> = docs
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    files.extend(["README.md", "CHANGELOG.md", "fuzz/README.md"].map(|file| root().join(file)));
+    files
+}
+
+/// The text without its code.
+fn prose(text: &str) -> String {
+    let mut in_block = false;
+    let lines = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        in_block ^= fence;
+        !in_block && !fence
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The anchors of a document's headings, as they are made of them where Markdown is shown.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text);
+    let headings = headings.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let title = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.collect::<String>().replace(' ', "-")
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut dead = Vec::new();
+    let mut links = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for link in prose(&text).split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            links += 1;
+            // Other hosts can't be asked in a test; but a link to one is at least to one.
+            if link.starts_with("https://") || link.starts_with("http://127.0.0.1:") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => document.clone(),
+                file => document.parent().unwrap().join(file),
+            };
+            let there = target.exists()
+                && (anchor.is_empty()
+                    || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !there {
+                dead.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(links > 20, "there are more links than {links}");
+    assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+/// Every key of `config.toml`, its commented ones too, has its place in the reference, and every key of
+/// the reference is one.
+#[test]
+fn the_reference_has_every_setting() {
+    let mut keys = BTreeSet::new();
+    let mut table = String::new();
+    for line in read("config.toml").lines() {
+        let line = line.trim_start_matches(['#', ' ']);
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+            table = name.trim_start_matches('[').to_owned();
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+        {
+            let table = match table.as_str() {
+                "pools.int" | "pools.float" => "pools.NAME",
+                table => table,
+            };
+            keys.insert(format!("{table}.{key}"));
+        }
+    }
+    let mut described = BTreeSet::new();
+    for row in read("docs/configuration.md").lines().filter(|line| line.starts_with("| `")) {
+        let mut table = String::new();
+        // A cell names one key, or several of one table: `pools.NAME.min`, `max`.
+        for name in row.split('|').nth(1).unwrap().split(", ") {
+            let name = name.trim().trim_matches('`');
+            let key = match name.rsplit_once('.') {
+                Some((of, key)) => {
+                    of.clone_into(&mut table);
+                    key
+                }
+                None => name,
+            };
+            described.insert(format!("{table}.{key}"));
+        }
+    }
+    assert_eq!(keys, described);
+}
+
+/// A server that answers the first request with 503 and asks for a second's patience, and all others
+/// with `then`. Answers with the requests' moments and heads.
+fn stub(then: &'static str, requests: usize) -> (String, thread::JoinHandle<Vec<(Instant, String)>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        let mut seen = Vec::new();
+        for number in 0..requests {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let head: Vec<_> = lines.map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+            seen.push((Instant::now(), head.join("\n")));
+            let busy = "{\"error\":\"Please retry.\",\"code\":\"refilling\"}";
+            let (status, body) = match (number, then) {
+                (0, "exhausted") => ("410 Gone", "{\"error\":\"used up\",\"code\":\"exhausted\"}"),
+                (0, _) => ("503 Service Unavailable\r\nretry-after: 1", busy),
+                _ => ("200 OK", then),
+            };
+            let length = body.len();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+                .unwrap();
+        }
+        seen
+    };
+    (url, thread::spawn(serve))
+}
+
+/// The command of each client, where what it needs is here.
+fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
+    let docs = root().join("docs/clients");
+    let tests = std::env::current_exe().unwrap();
+    let example = tests.parent().unwrap().parent().unwrap().join("examples/random");
+    [
+        ("curl", vec!["sh".into(), docs.join("random.sh")]),
+        ("python3", vec!["python3".into(), docs.join("random_number.py")]),
+        ("node", vec!["node".into(), docs.join("random.mjs")]),
+        ("", vec![example]),
+    ]
+    .into_iter()
+    .filter(|(needs, _)| {
+        let here = needs.is_empty() || Command::new(needs).arg("--version").output().is_ok();
+        if !here {
+            println!("skipped: the client for {needs}, which is not here");
+        }
+        here
+    })
+    .collect()
+}
+
+fn run(command: &[PathBuf], url: &str) -> Output {
+    Command::new(&command[0])
+        .args(&command[1..])
+        .args([url, "float"])
+        .env("TOMBOLA_TOKEN", "tombola_test")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn each_client_waits_as_long_as_it_is_told() {
+    for (name, command) in clients() {
+        let (url, served) = stub("{\"number\":5.100000,\"shard\":\"float_shard_0.db\"}", 2);
+        let output = run(&command, &url);
+        let said = String::from_utf8(output.stdout).unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said, "5.100000\n", "{name}: {complaint}");
+        let seen = served.join().unwrap();
+        let waited = seen[1].0 - seen[0].0;
+        assert!(waited >= Duration::from_millis(990), "{name} came again after {waited:?}");
+        for (_, head) in seen {
+            assert!(head.starts_with("GET /random?type=float HTTP/1.1"), "{name}: {head}");
+            let head = head.to_lowercase();
+            assert!(head.contains("authorization: bearer tombola_test"), "{name}: {head}");
+        }
+    }
+}
+
+#[test]
+fn no_client_asks_again_for_what_is_used_up() {
+    for (name, command) in clients() {
+        let (url, served) = stub("exhausted", 1);
+        let output = run(&command, &url);
+        assert!(!output.status.success(), "{name}");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(complaint.contains("exhausted") && output.stdout.is_empty(), "{name}: {complaint}");
+        served.join().unwrap();
+    }
+}
