@@ -3,14 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+const BOUNDS: usize = 28;
+
+// Not of the table's length: an optimised build evaluates types before the function that makes it.
+const BUCKETS: usize = BOUNDS + 1;
+
 /// Upper ends of the buckets in nanoseconds: 1, 2 and 5 of each decade from 1 µs, less than any request
 /// takes, to 1000 s, more than any refill does. What is longer is in one bucket more.
-pub const BOUNDS_NANOS: [u64; 28] = bounds();
+pub const BOUNDS_NANOS: [u64; BOUNDS] = bounds();
 
-const BUCKETS: usize = BOUNDS_NANOS.len() + 1;
-
-const fn bounds() -> [u64; 28] {
-    let mut bounds = [0; 28];
+const fn bounds() -> [u64; BOUNDS] {
+    let mut bounds = [0; BOUNDS];
     let (mut decade, mut index) = (1_000, 0);
     while index < bounds.len() {
         bounds[index] = decade * [1, 2, 5][index % 3];

@@ -125,7 +125,10 @@ fn the_reference_has_every_setting() {
 
 /// A server that answers the first request with 503 and asks for a second's patience, and all others
 /// with `then`. Answers with the requests' moments and heads.
-fn stub(then: &'static str, requests: usize) -> (String, thread::JoinHandle<Vec<(Instant, String)>>) {
+fn stub(
+    then: &'static str,
+    requests: usize,
+) -> (String, thread::JoinHandle<Vec<(Instant, String)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serve = move || {
@@ -133,7 +136,8 @@ fn stub(then: &'static str, requests: usize) -> (String, thread::JoinHandle<Vec<
         for number in 0..requests {
             let (mut stream, _) = listener.accept().unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            let head: Vec<_> = lines.map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+            let head: Vec<_> =
+                lines.map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
             seen.push((Instant::now(), head.join("\n")));
             let busy = "{\"error\":\"Please retry.\",\"code\":\"refilling\"}";
             let (status, body) = match (number, then) {
@@ -142,8 +146,11 @@ fn stub(then: &'static str, requests: usize) -> (String, thread::JoinHandle<Vec<
                 _ => ("200 OK", then),
             };
             let length = body.len();
-            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
-                .unwrap();
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            )
+            .unwrap();
         }
         seen
     };

@@ -18,7 +18,12 @@ struct Answer {
     number: Box<RawValue>,
 }
 
-async fn draw(client: &Client, url: &str, pool: &str, token: Option<&str>) -> anyhow::Result<String> {
+async fn draw(
+    client: &Client,
+    url: &str,
+    pool: &str,
+    token: Option<&str>,
+) -> anyhow::Result<String> {
     for left in (0..TRIES).rev() {
         let mut request = client.get(format!("{url}/random")).query(&[("type", pool)]);
         if let Some(token) = token {
