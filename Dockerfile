@@ -22,6 +22,7 @@ COPY Cargo.toml Cargo.lock config.toml README.md ./
 COPY src/ src/
 COPY tools/ tools/
 COPY benches/ benches/
+COPY docs/clients/ docs/clients/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bin tombola --bin init-shards \
