@@ -221,9 +221,9 @@ async fn every_route_is_described_and_every_described_route_is_there() {
         assert_eq!(methods, allowed, "{path}");
     }
 
-    // What the README names is there.
-    let readme = include_str!("../README.md");
-    for part in readme.split("`GET /").skip(1) {
+    // What the reference names is there.
+    let reference = include_str!("../docs/http.md");
+    for part in reference.split("`GET /").skip(1) {
         let path = format!("/{}", part.split('`').next().unwrap());
         assert!(description.0["paths"].get(&path).is_some(), "{path}");
     }
@@ -363,10 +363,10 @@ async fn each_example_is_what_the_server_answers() {
     missing.retain(|code| !codes.contains(code));
     assert_eq!(missing, ["not_saved", "out_of_tries", "stopping"].map(str::to_owned).into());
 
-    // And in the README, with the same status.
-    let readme = include_str!("../README.md");
+    // And in the reference, with the same status.
+    let reference = include_str!("../docs/http.md");
     for (status, code) in statuses {
-        let mut rows = readme.lines().filter(|line| line.contains(&format!("`{code}`")));
+        let mut rows = reference.lines().filter(|line| line.contains(&format!("`{code}`")));
         assert!(rows.any(|row| row.contains(&status.to_string())), "{status} {code}");
     }
 }

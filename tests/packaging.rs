@@ -94,7 +94,7 @@ fn the_dockerfile_builds_with_the_stated_rust_from_files_that_are_there() {
     }
     // Whatever Cargo looks for has to come along.
     for path in MANIFEST.lines().filter_map(|line| line.strip_prefix("path = ")) {
-        let folder = path.trim_matches('"').split('/').next().unwrap();
+        let folder = path.trim_matches('"').rsplit_once('/').unwrap().0;
         assert!(DOCKERFILE.contains(&format!("COPY {folder}/ {folder}/")), "{path}");
     }
 }
