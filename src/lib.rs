@@ -9,9 +9,9 @@
 //! One direction. A request never touches the ledger; the refiller never touches a request.
 //!
 //! # The modules, in reading order
+//! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
 //! - [`config`]: the settings, parsed and validated once
 //! - [`auth`]: tokens: made, kept as their SHA-256, recognised
-//! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
 //! - [`batch`]: the names that ledger and shards share
 //! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
 //! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
@@ -47,7 +47,11 @@
 //! 3. A row is marked used, durably, before it is handed out.
 //! 4. A row never outlives its generation: what is leased from a file ends with the file.
 //! 5. A file that the ledger does not expect where it lies is never served.
-//! 6. On the rungs below, a number is durable in the store before its answer is written.
+//! 6. Before anything is drawn from a stratum, all its rows were read once in this process and held
+//!    against the count and the digest of what was drawn into it.
+//! 7. A log (`-wal`) is not believed before it is known to be on the disk: one left by a process that
+//!    died is written anew and synced first.
+//! 8. In the modes below sharded, a number is durable in the store before its answer is written.
 
 #![forbid(unsafe_code)]
 
