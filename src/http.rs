@@ -37,7 +37,6 @@ use utoipa::ToSchema;
 pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
 use self::answer::{json, json_text};
 pub(crate) use self::guard::Guard;
-use self::health::{PoolHealth, Status};
 use self::openapi::Offer;
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
@@ -83,7 +82,7 @@ struct App {
     count_limit: NonZeroU32,
     monitor: Arc<Monitor>,
     /// What `/openapi.json` answers.
-    description: String,
+    description: Bytes,
 }
 
 impl App {
@@ -141,9 +140,9 @@ impl Front {
         routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
         // Written from the routes themselves, so that none can be forgotten.
         let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
-        let description =
-            Offer { monitor: &monitor, count_limit, guard: guard.as_deref() }.describe(paths);
         let pools = monitor.pools().to_vec();
+        let offer = Offer { pools: &pools, count_limit, guard: guard.as_deref() };
+        let description = Bytes::from(offer.describe(paths));
         let app = Arc::new(App { pools, count_limit, monitor, description });
         let router = routes
             .into_iter()
@@ -271,10 +270,10 @@ async fn probe(
     let (pool, count) = app.wanted(query.as_deref())?;
     quota::probe(account.as_deref(), count)?;
     match pool.health() {
-        Health { in_rotation: 0, exhausted: true, .. } => {
+        Health { serves: false, exhausted: true, .. } => {
             Err(Refusal::Exhausted { asked: 1, left: 0 })
         }
-        Health { in_rotation: 0, .. } => Err(Refusal::Refilling),
+        Health { serves: false, .. } => Err(Refusal::Refilling),
         Health { .. } => Ok(json(StatusCode::OK, &()).map(Body::from)),
     }
 }
@@ -287,44 +286,29 @@ fn refusal(error: TakeError, asked: u32) -> Refusal {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let pools = app.pools.iter().map(|pool| (pool.name(), pool_health(pool.health())));
+    let pools = app.pools.iter().map(|pool| (pool.name(), health::of_pool(pool.health())));
     health::answer(pools).map(Body::from)
 }
 
 async fn description(State(app): State<Arc<App>>) -> Response {
-    json_text(StatusCode::OK, app.description.clone()).map(Body::from)
+    json_text(StatusCode::OK, String::new()).map(|_| Body::from(app.description.clone()))
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let pools = app.pools.iter().map(|pool| (pool.name(), pool.health().in_rotation > 0));
+    let pools = app.pools.iter().map(|pool| (pool.name(), pool.serves()));
     ready::answer(pools).map(Body::from)
 }
 
 async fn status(State(app): State<Arc<App>>) -> Response {
-    status::answer(&app.monitor).map(Body::from)
+    off_the_lane(move || status::answer(&app.monitor)).await
 }
 
-/// Off the thread that answers: the figures of the process are read from files.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let answer = tokio::task::spawn_blocking(move || metrics::answer(&app.monitor)).await;
+    off_the_lane(move || metrics::answer(&app.monitor)).await
+}
+
+/// An answer that is long in the making: those of others must not wait for it.
+async fn off_the_lane(tell: impl FnOnce() -> Answer + Send + 'static) -> Response {
+    let answer = tokio::task::spawn_blocking(tell).await;
     answer.expect("telling figures does not panic").map(Body::from)
-}
-
-fn pool_health(health: Health) -> PoolHealth {
-    let Health { in_rotation, shards, .. } = health;
-    let (status, reason) = fitness(health);
-    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
-}
-
-/// How fit a pool is, and why it is not fitter.
-fn fitness(health: Health) -> (Status, Option<String>) {
-    let Health { in_rotation, exhausted, alive, trouble, .. } = health;
-    match (alive, in_rotation, trouble) {
-        (false, ..) => (Status::Down, Some(health::DIED.to_owned())),
-        (true, 0, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
-        (true, 0, Some(trouble)) => (Status::Down, Some(trouble)),
-        (true, 0, None) => (Status::Down, Some("all shards are being refilled".to_owned())),
-        (true, _, Some(trouble)) => (Status::Degraded, Some(trouble)),
-        (true, _, None) => (Status::Ok, None),
-    }
 }

@@ -1,5 +1,5 @@
-//! A pool's rotation, and how a request takes numbers from it. Knows nothing of the ledger, of HTTP,
-//! or of how shards are filled.
+//! A pool's rotation, and how a request takes numbers from it. Knows nothing of HTTP or of how shards
+//! are filled; of the ledger, what the refiller says of it.
 //!
 //! Each shard has a slot with a lease buffer that requests pop from, and a worker task that
 //! leases the next rows ahead of need, serves those who wait, and puts the next generation in place.
@@ -79,6 +79,8 @@ pub struct Health {
     pub in_rotation: usize,
     /// Shards in all.
     pub shards: usize,
+    /// Whether numbers can be had.
+    pub serves: bool,
     /// Whether the range is used up.
     pub exhausted: bool,
     /// Whether the refiller and all workers run.
@@ -349,6 +351,14 @@ impl Pool {
         self.slots.iter().map(level).collect()
     }
 
+    /// Whether numbers can be had: a shard that can't be leased from for now stays in rotation, for what
+    /// is leased of it.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.has_leftovers.load(Ordering::Relaxed)
+            || self.rotation.load().iter().any(|&at| self.slots[at].look(Buffer::can_serve))
+    }
+
     /// Whether the pool can serve, and what goes wrong.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -357,6 +367,7 @@ impl Pool {
         Health {
             in_rotation: self.rotation.load().len(),
             shards: self.slots.len(),
+            serves: self.serves(),
             exhausted: self.nothing_left(1) != TakeError::Refilling,
             alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
             trouble: shard_trouble.or(refill_trouble),
@@ -408,10 +419,15 @@ impl Pool {
         self.exhausted.swap(exhausted, Ordering::AcqRel) != exhausted
     }
 
-    /// Numbers burned since this was last called, by the refiller.
-    pub(crate) fn take_burned(&self) -> u64 {
-        let burned = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
-        burned - self.burned_noted.swap(burned, Ordering::Relaxed)
+    /// Numbers burned in the life of the process that the ledger does not know of.
+    pub(crate) fn burned_to_note(&self) -> u64 {
+        let burned: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
+        burned - self.burned_noted.load(Ordering::Relaxed)
+    }
+
+    /// The ledger knows of so many more now. Only the refiller says so.
+    pub(crate) fn burned_noted(&self, count: u64) {
+        self.burned_noted.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Counts a task as dead when dropped before it is told that the task ends as it should.

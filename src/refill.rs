@@ -78,7 +78,13 @@ impl Refiller {
                 }
             }
         }
-        let closed = tokio::task::spawn_blocking(|| self.ledger.map(Ledger::close)).await;
+        let burned = self.pool.burned_to_note();
+        let close = move |ledger: Ledger| {
+            let mut ledger = ledger;
+            let noted = if burned > 0 { ledger.add_burned(burned) } else { Ok(()) };
+            ledger.close().and(noted)
+        };
+        let closed = tokio::task::spawn_blocking(move || self.ledger.map(close)).await;
         if let Ok(Some(Err(error))) = closed {
             error!(%error, "the ledger could not be closed");
         }
@@ -95,8 +101,12 @@ impl Refiller {
         let due = plan(&self.pool.levels(), low_water, self.shard_size.into());
         let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted);
         if self.pool.set_exhausted(exhausted) && exhausted {
-            warn!(pool = %self.pool.name(), "the range is used up: no shard can be refilled any more");
-            let message = "The range is used up: no shard can be refilled any more".to_owned();
+            warn!(
+                pool = %self.pool.name(),
+                "every number of the range is in a shard, or was: no shard can be filled again"
+            );
+            let message =
+                "Every number of the range is in a shard, or was: none can be filled again".to_owned();
             self.pool.tell(Kind::Exhausted, None, message);
         }
         let Some(&refill) = due.first() else {
@@ -145,7 +155,7 @@ impl Refiller {
     /// Builds. Answers how that ended, and how many rows the shard's next generation has.
     async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
         let ledger = self.ledger.take();
-        let burned = self.pool.take_burned();
+        let burned = self.pool.burned_to_note();
         let (space, paths) = (self.space, self.paths.clone());
         let cancel = Arc::new(AtomicBool::new(false));
         let cancelled = Arc::clone(&cancel);
@@ -157,6 +167,7 @@ impl Refiller {
             };
             if burned > 0 {
                 ledger.add_burned(burned)?;
+                pool.burned_noted(burned);
             }
             let mut step = |values| {
                 pool.refill_advanced(refill.shard, values);

@@ -413,6 +413,11 @@ async fn the_description_is_of_this_very_server() {
         assert_eq!(needs.is_some(), status == 401, "{path}");
         assert_eq!(needs == Some("draw"), path == "/random", "{path}");
     }
+    // It is open to all: what only those may see who observe is not in it.
+    let examples = description.examples();
+    let status = examples.iter().find(|example| example.path == "/status").unwrap();
+    assert_eq!(status.body["pools"], serde_json::json!({}));
+    assert!(!description.0.to_string().contains("process_"));
     server.stop().await;
 }
 

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::answer::{Answer, json};
 use crate::config::PoolName;
+use crate::pool::Health;
 
 /// The reason when a task that serves is gone.
 pub(super) const DIED: &str = "a background task died; see the log";
@@ -54,4 +55,24 @@ pub(super) fn answer<'p>(pools: impl Iterator<Item = (&'p PoolName, PoolHealth)>
     let code =
         if status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     json(code, &HealthAnswer { status, pools })
+}
+
+/// A pool's part of the answer.
+pub(super) fn of_pool(health: Health) -> PoolHealth {
+    let Health { in_rotation, shards, .. } = health;
+    let (status, reason) = fitness(health);
+    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+}
+
+/// How fit a pool is, and why it is not fitter.
+pub(super) fn fitness(health: Health) -> (Status, Option<String>) {
+    let Health { serves, exhausted, alive, trouble, .. } = health;
+    match (alive, serves, trouble) {
+        (false, ..) => (Status::Down, Some(DIED.to_owned())),
+        (true, false, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
+        (true, false, Some(trouble)) => (Status::Down, Some(trouble)),
+        (true, false, None) => (Status::Down, Some("all shards are being refilled".to_owned())),
+        (true, true, Some(trouble)) => (Status::Degraded, Some(trouble)),
+        (true, true, None) => (Status::Ok, None),
+    }
 }

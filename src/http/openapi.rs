@@ -26,18 +26,24 @@ use super::health::{self, HealthAnswer};
 use super::ready::{self, ReadyAnswer};
 use super::{
     DOCS, HEALTH, METRICS, Many, OPENAPI, One, RANDOM, READY, STATUS, docs, metrics, one_of, page,
-    pool_health, query, status,
+    query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
 use crate::pool::{Health, Pool};
 use crate::space::{Number, Space, Value};
+use crate::traffic::Traffic;
 
 /// What holds for every route.
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
     Errors are JSON: `error` is a sentence for people, `code` a word for programs. Answers are never \
     cached. What `GET` answers to, `HEAD` answers to as well. A request needs no body; up to 16 KiB of \
     one are read and ignored.";
+
+/// Not of this server, as its status is not.
+const METRICS_EXAMPLE: &str = "# HELP tombola_shard_numbers_left Numbers of the live generation that are not handed out.\n\
+    # TYPE tombola_shard_numbers_left gauge\n\
+    tombola_shard_numbers_left{pool=\"int\",shard=\"int_shard_0.db\"} 2500000\n";
 
 /// The name of the security scheme.
 const TOKEN: &str = "token";
@@ -47,7 +53,7 @@ const TAGS: [&str; 3] = ["numbers", "operations", "pages"];
 
 /// What a server offers.
 pub(super) struct Offer<'a> {
-    pub(super) monitor: &'a Monitor,
+    pub(super) pools: &'a [Arc<Pool>],
     pub(super) count_limit: NonZeroU32,
     pub(super) guard: Option<&'a Guard>,
 }
@@ -108,10 +114,6 @@ impl Offer<'_> {
             .build()
             .to_json()
             .expect("a description has no maps with odd keys")
-    }
-
-    fn pools(&self) -> &[Arc<Pool>] {
-        self.monitor.pools()
     }
 
     fn asks_for_tokens(&self) -> bool {
@@ -185,8 +187,8 @@ impl Offer<'_> {
     }
 
     fn random(&self, method: &str) -> Route {
-        let mut answers: Vec<_> = self.pools().iter().map(|pool| one(pool)).collect();
-        answers.extend(self.pools().first().map(|pool| many(pool)));
+        let mut answers: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
+        answers.extend(self.pools.first().map(|pool| many(pool)));
         let schema = utoipa::openapi::OneOfBuilder::new()
             .item(Ref::from_schema_name(One::name()))
             .item(Ref::from_schema_name(Many::name()));
@@ -196,7 +198,7 @@ impl Offer<'_> {
         let mut refusals: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
             .into_iter()
             .filter_map(|query| {
-                let names = self.pools().iter().map(|pool| pool.name());
+                let names = self.pools.iter().map(|pool| pool.name());
                 let read = query::parse(names, Some(self.count_limit), Some(&query[1..]));
                 Some((query.to_owned(), read.err()?))
             })
@@ -238,7 +240,7 @@ impl Offer<'_> {
     }
 
     fn type_parameter(&self) -> Parameter {
-        let names = self.pools().iter().map(|pool| pool.name().as_str());
+        let names = self.pools.iter().map(|pool| pool.name().as_str());
         let default = names.clone().find(|&name| name == query::TYPE_DEFAULT);
         let ranges: Vec<_> = self
             .pools()
@@ -277,23 +279,25 @@ impl Offer<'_> {
 
     fn health(&self) -> Route {
         let example = |of: fn(usize) -> Health| {
-            health::answer(self.pools().iter().map(|pool| {
+            health::answer(self.pools.iter().map(|pool| {
                 let shards = pool.health().shards;
-                (pool.name(), pool_health(of(shards)))
+                (pool.name(), health::of_pool(of(shards)))
             }))
         };
         let sound = |shards| Health {
             in_rotation: shards,
             shards,
+            serves: true,
             exhausted: false,
             alive: true,
             trouble: None,
         };
         let exhausted =
-            |shards| Health { in_rotation: 0, shards, exhausted: true, alive: true, trouble: None };
+            |shards| Health { in_rotation: 0, shards, serves: false, exhausted: true, alive: true, trouble: None };
         let refilling = |shards| Health {
             in_rotation: 0,
             shards,
+            serves: false,
             exhausted: false,
             alive: true,
             trouble: None,
@@ -323,7 +327,7 @@ impl Offer<'_> {
     }
 
     fn ready(&self) -> Route {
-        let example = |ready| ready::answer(self.pools().iter().map(|pool| (pool.name(), ready)));
+        let example = |ready| ready::answer(self.pools.iter().map(|pool| (pool.name(), ready)));
         let schema = || Ref::from_schema_name(ReadyAnswer::name());
         let mut answers = answered(
             "Numbers can be had from every pool.",
@@ -344,6 +348,8 @@ impl Offer<'_> {
     }
 
     fn status(&self) -> Route {
+        // Not of this server: what it has issued is for those who may observe it.
+        let nobody = Monitor::new(Traffic::new(1), Vec::new(), Arc::default());
         Route {
             summary: "All that is known of the pools",
             description:
@@ -353,7 +359,7 @@ impl Offer<'_> {
             answers: answered(
                 "The state of the server.",
                 Ref::from_schema_name(status::Status::name()),
-                vec![("at the start".to_owned(), status::answer(self.monitor))],
+                vec![("at the start".to_owned(), status::answer(&nobody))],
             ),
             ..Route::default()
         }
@@ -366,7 +372,7 @@ impl Offer<'_> {
             answers: answered(
                 "The metrics.",
                 Object::with_type(Type::String),
-                vec![("at the start".to_owned(), metrics::answer(self.monitor))],
+                vec![("in short".to_owned(), metrics::in_format(METRICS_EXAMPLE.to_owned()))],
             ),
             ..Route::default()
         }

@@ -145,11 +145,13 @@ impl Pool {
             (books.ledger, books.draws, books.issued_before, books.burned_before)
         };
         let rotation = self.rotation.load();
-        let shard = |(position, slot): (usize, &std::sync::Arc<Slot>)| {
-            shard_figures(slot, rotation.contains(&position))
-        };
-        let shards: Vec<_> = self.slots.iter().enumerate().map(shard).collect();
-        let issued = issued_before + shards.iter().map(|shard| shard.issued).sum::<u64>();
+        let mut in_rotation = vec![false; self.slots.len()];
+        rotation.iter().for_each(|&position| in_rotation[position] = true);
+        let shards = self.slots.iter().zip(in_rotation);
+        let shards: Vec<_> =
+            shards.map(|(slot, in_rotation)| shard_figures(slot, in_rotation)).collect();
+        let handed_out = shards.iter().map(|shard| shard.issued).sum::<u64>();
+        let issued = (issued_before + handed_out).saturating_sub(self.leftovers());
         let burned_now: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
         let burned = burned_before + burned_now;
         Figures {
@@ -169,7 +171,13 @@ impl Pool {
     #[must_use]
     pub fn issued(&self) -> u64 {
         let before = self.books.lock().expect("nothing panics with it").issued_before;
-        before + self.slots.iter().map(|slot| slot.look(Buffer::issued)).sum::<u64>()
+        let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::issued)).sum::<u64>();
+        (before + handed_out).saturating_sub(self.leftovers())
+    }
+
+    /// Numbers that left their shard with a request whose caller went away: the next one's.
+    fn leftovers(&self) -> u64 {
+        self.leftovers.lock().expect("nothing panics with it").len() as u64
     }
 
     /// What the refiller finds in the ledger before anything is handed out.

@@ -232,9 +232,11 @@ impl<R> Buffer<R> {
         self.damaged = false;
     }
 
-    /// The file can't be trusted any more: what was not handed out of it is burned. Says how much.
+    /// The file can't be trusted any more: what was not handed out of it is burned, or all of the
+    /// standby that was put in its place and is no standby any more. Says how much.
     pub(super) fn lost(&mut self, standby: Option<u64>) -> u64 {
-        let burned = self.left();
+        let rows = |standby: Option<u64>| standby.unwrap_or(0);
+        let burned = self.left() + rows(self.standby).saturating_sub(rows(standby));
         self.burned += burned;
         self.leased -= self.ready.len() as u64;
         self.damaged = true;
@@ -300,6 +302,11 @@ impl<R> Buffer<R> {
     /// Rows handed out in the life of the process.
     pub(super) fn issued(&self) -> u64 {
         self.leased - self.ready.len() as u64 - self.lent as u64
+    }
+
+    /// Whether who asks now gets numbers, or waits for some that come.
+    pub(super) fn can_serve(&self) -> bool {
+        !self.failing || !self.ready.is_empty()
     }
 
     /// Rows burned in the life of the process.

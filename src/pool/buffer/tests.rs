@@ -241,3 +241,26 @@ fn what_is_lost_is_burned_and_what_was_issued_is_not() {
     buffer.opened(Generation(2), ROWS, None);
     assert!(!buffer.is_damaged());
 }
+
+/// A standby that was put in place and can't be opened is lost whole.
+#[test]
+fn a_standby_that_is_set_aside_is_burned() {
+    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
+    buffer.opened(Generation(1), 0, Some(ROWS));
+    assert_eq!(buffer.lost(None), ROWS);
+    assert_eq!(buffer.burned(), ROWS);
+}
+
+/// Story: on a full disk a load balancer was told to send on what nobody could serve.
+#[test]
+fn a_shard_that_fails_serves_while_it_has_leased_rows() {
+    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
+    buffer.opened(Generation(1), ROWS, None);
+    buffer.leased(vec![Row::for_test(0)], ROWS - 1);
+    buffer.pause();
+    assert!(buffer.can_serve());
+    buffer.pop();
+    assert!(!buffer.can_serve());
+    buffer.retry();
+    assert!(buffer.can_serve());
+}
