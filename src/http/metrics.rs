@@ -12,7 +12,7 @@ use super::answer::{Answer, json_text};
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
 use crate::pool::{Figures, ShardFigures, ShardState};
-use crate::traffic::{Route, STATUSES, Traffic};
+use crate::traffic::{Route, STATUSES, Traffic, status_name};
 
 /// As the format demands.
 const TEXT_FORMAT: HeaderValue =
@@ -49,7 +49,7 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
         let is_random = route == Route::RANDOM;
         for (status, count) in STATUSES.iter().zip(traffic.requests(route)) {
             if count > 0 || is_random && AWAITED_STATUSES.contains(status) {
-                let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
+                let status = status_name(*status);
                 requests.push((labels([("route", name), ("status", &status)]), count as f64));
             }
         }

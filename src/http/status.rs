@@ -14,7 +14,7 @@ use crate::events::{Event, Kind};
 use crate::monitor::{Monitor, Pace, STEP};
 use crate::pool::{Figures, LastRefill, Pool, ShardFigures};
 use crate::space::Number;
-use crate::traffic::{Route, STATUSES};
+use crate::traffic::{Route, STATUSES, status_name};
 
 /// Durations are seconds, times RFC 3339 in UTC, and what is not there is null.
 #[derive(Serialize, ToSchema)]
@@ -138,14 +138,13 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
 fn requests(monitor: &Monitor, pace: &Pace) -> Requests {
     let counts = monitor.traffic().requests(Route::RANDOM);
     let by_status = STATUSES.iter().zip(counts).filter(|&(_, count)| count > 0);
-    let name = |status: u16| if status == 0 { "other".to_owned() } else { status.to_string() };
     Requests {
         total: counts.iter().sum(),
         per_second: pace.requests_per_second,
         p50_seconds: pace.durations.quantile_seconds(0.5),
         p99_seconds: pace.durations.quantile_seconds(0.99),
         p999_seconds: pace.durations.quantile_seconds(0.999),
-        by_status: by_status.map(|(&status, count)| (name(status), count)).collect(),
+        by_status: by_status.map(|(&status, count)| (status_name(status), count)).collect(),
     }
 }
 
