@@ -335,6 +335,16 @@ async fn health_is_an_exit_code() {
         assert!(finished.stderr.contains(part), "{}", finished.stderr);
         server.heads();
     }
+
+    // ESC can't be in a text of JSON as it is; U+009B, which terminals take for ESC [, can.
+    let long = format!("{{\"status\":\"down\",\n\"pools\":\"\u{9b}31m{}\"}}", "x".repeat(1_000));
+    let server = Canned::new(&[(503, &long)]);
+    let finished = run(site.bare(TOMBOLA, &["health", "--url", &server.url])).await;
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+    let said = finished.stderr.trim_end();
+    assert!(said.contains(r#""down","pools":"31mxxx"#), "{said}");
+    assert!(!said.contains(char::is_control) && said.len() < 400, "{said}");
+    server.heads();
 }
 
 #[tokio::test]
