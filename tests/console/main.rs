@@ -215,6 +215,19 @@ async fn status_is_one_table_that_fits() {
     assert!(!row("int_shard_0.db").contains('░'), "{}", shown.stdout);
     assert!(row("int_shard_0.db").contains("ready"), "{}", shown.stdout);
 
+    // What was burned never comes: the range ends with numbers that nobody got.
+    let burned = [
+        ("\"pooled\": 2500000", "\"pooled\": 0"),
+        ("\"free\": 9992499901, \"burned\": 1024", "\"free\": 0, \"burned\": 9994999901"),
+        ("\"seconds_until_used_up\": 810000000.0", "\"seconds_until_used_up\": null"),
+    ];
+    let ended = burned.into_iter().fold(STATUS.to_owned(), |status, (from, to)| {
+        assert_eq!(status.matches(from).count(), 1, "{from}");
+        status.replace(from, to)
+    });
+    let shown = status_of(&site, (200, &ended), &[]).await.stdout;
+    assert!(shown.contains("\n  used up; one guess in 2,000 hits"), "{shown}");
+
     for columns in [20, 44, 60, 80, 200] {
         let server = Canned::new(&[(200, STATUS)]);
         let mut command = site.bare(TOMBOLA, &["status", "--url", &server.url]);
