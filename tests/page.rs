@@ -208,13 +208,13 @@ async fn started_at(server: &Server) -> String {
     started["at"].as_str().unwrap().to_owned()
 }
 
-/// That of the rows of events exactly one tells of a start, at this time.
+/// That of the rows of events exactly one tells of a start, at this time, and none is older.
 fn starts_are(at: &str) -> String {
     format!(
         "(() => {{ const rows = [...document.querySelectorAll('#events li')]; \
            const starts = rows.filter(row => row.querySelector('[data-is=started]')); \
-           return starts.length === 1 \
-             && starts[0].querySelector('time').dateTime === '{at}'; }})()"
+           return starts.length === 1 && starts[0].querySelector('time').dateTime === '{at}' \
+             && rows.every(row => row.querySelector('time').dateTime >= '{at}'); }})()"
     )
 }
 
