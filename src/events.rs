@@ -5,18 +5,13 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use serde::Serialize;
-use utoipa::ToSchema;
-
 use crate::config::PoolName;
 
 /// Events that are kept: what a page shows, and some hours of a busy server.
 const EVENTS_MAX: usize = 100;
 
 /// What kind of thing happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = EventKind)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The server began to serve.
     Started,
@@ -30,6 +25,31 @@ pub enum Kind {
     Damaged,
     /// A range has no number left to fill shards with.
     Exhausted,
+}
+
+impl Kind {
+    /// All there are.
+    pub const ALL: [Self; 6] = [
+        Self::Started,
+        Self::Depleted,
+        Self::Refilled,
+        Self::RefillFailed,
+        Self::Damaged,
+        Self::Exhausted,
+    ];
+
+    /// A word for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Depleted => "depleted",
+            Self::Refilled => "refilled",
+            Self::RefillFailed => "refill_failed",
+            Self::Damaged => "damaged",
+            Self::Exhausted => "exhausted",
+        }
+    }
 }
 
 /// One thing that happened.

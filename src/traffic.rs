@@ -16,6 +16,12 @@ pub const ROUTES: [&str; 9] =
 /// The status codes of answers; 0 stands for any other.
 pub const STATUSES: [u16; 12] = [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 500, 0];
 
+/// What a status of [`STATUSES`] is called.
+#[must_use]
+pub fn status_name(status: u16) -> String {
+    if status == 0 { "other".to_owned() } else { status.to_string() }
+}
+
 /// A place among [`ROUTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route(usize);

@@ -10,7 +10,7 @@ use std::process::Command;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use support::{Answer, Config, Server, Site, Token, eventually, run, with_tokens};
+use support::{Answer, Config, Server, Site, Token, eventually, run, skipped, with_tokens};
 
 /// Two pools, so that the description has to name them, with room for all that a test takes.
 fn config() -> Config {
@@ -371,6 +371,27 @@ async fn each_example_is_what_the_server_answers() {
     }
 }
 
+/// Story: a program was written from the description, which did not say what words a shard's state has.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_words_of_the_status_are_described() {
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    let schemas = &description.0["components"]["schemas"];
+    for (schema, field, words) in [
+        ("ShardStatus", "state", "in_rotation refilling depleted damaged"),
+        ("RefillStatus", "outcome", "filled failed"),
+        ("EventStatus", "kind", "started depleted refilled refill_failed damaged exhausted"),
+    ] {
+        let described = schemas[schema]["properties"][field]["enum"].as_array().unwrap().iter();
+        let described: Vec<_> = described.map(|word| word.as_str().unwrap()).collect();
+        assert_eq!(described, words.split(' ').collect::<Vec<_>>(), "{schema}");
+        let required = schemas[schema]["required"].as_array().unwrap();
+        assert!(required.iter().any(|name| name == field), "{schema}: {field}");
+    }
+    server.stop().await;
+}
+
 /// Story: the description was of some server, and its callers asked this one for what it never had.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_description_is_of_this_very_server() {
@@ -454,7 +475,7 @@ async fn the_page_needs_nothing_from_elsewhere() {
         Command::new(browser).arg("--version").output().is_ok_and(|output| output.status.success())
     });
     match browser {
-        None => eprintln!("skipped: there is no Chromium to show the page in"),
+        None => skipped("there is no Chromium to show the page in (Debian package chromium)"),
         Some(browser) => {
             let mut command = Command::new(browser);
             command.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use support::skipped;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -175,7 +179,7 @@ fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
     .filter(|(needs, _)| {
         let here = needs.is_empty() || Command::new(needs).arg("--version").output().is_ok();
         if !here {
-            println!("skipped: the client for {needs}, which is not here");
+            skipped(&format!("the client for {needs}, which is not here"));
         }
         here
     })

@@ -1,5 +1,6 @@
 //! The page at `/`, in Chromium: what its visitors see and do. Where Chromium or its driver is missing
-//! (Debian packages chromium and chromium-driver), these tests say so and pass; the first needs neither.
+//! (Debian packages chromium and chromium-driver), these tests say so and pass (not in `.ci/run`);
+//! the first needs neither.
 //!
 //! How the page looks is kept as pictures in `target/tmp/page/`: light, dark, narrow, stale, locked.
 
@@ -14,7 +15,9 @@ use std::process::Command;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{Config, Failure, One, Process, Server, Site, Token, eventually, with_tokens};
+use support::{
+    Config, Failure, One, Process, Server, Site, Token, eventually, skipped, with_tokens,
+};
 use thirtyfour::prelude::{ElementQueryable, ElementWaitable};
 use thirtyfour::{
     By, ChromiumLikeCapabilities, DesiredCapabilities, Key, LoggingPrefsLogLevel, WebDriver,
@@ -48,7 +51,9 @@ impl Browser {
         for program in ["chromium", "chromedriver"] {
             if let Err(error) = Command::new(program).arg("--version").output() {
                 assert_eq!(error.kind(), ErrorKind::NotFound, "{program}: {error}");
-                println!("skipped: {program} is missing; apt-get install chromium chromium-driver");
+                skipped(&format!(
+                    "{program} is missing (Debian packages chromium, chromium-driver)"
+                ));
                 return None;
             }
         }
@@ -92,6 +97,12 @@ impl Browser {
     async fn reads(&self, selector: &str, words: &str) {
         let what = format!("{words:?} at {selector}");
         eventually(&what, async || self.text(selector).await.contains(words).then_some(())).await;
+    }
+
+    /// Waits until this, and no more, is to be read there: for figures, of which 0 is in 10 as well.
+    async fn reads_just(&self, selector: &str, words: &str) {
+        let what = format!("just {words:?} at {selector}");
+        eventually(&what, async || (self.text(selector).await.trim() == words).then_some(())).await;
     }
 
     /// Waits until this expression in JavaScript holds.
@@ -189,6 +200,24 @@ impl Passage {
     }
 }
 
+/// When a server began to serve, as its events have it.
+async fn started_at(server: &Server) -> String {
+    let status: Value = server.get("/status").await.parse();
+    let events = status["events"].as_array().unwrap();
+    let started = events.iter().find(|event| event["kind"] == "started").unwrap();
+    started["at"].as_str().unwrap().to_owned()
+}
+
+/// That of the rows of events exactly one tells of a start, at this time, and none is older.
+fn starts_are(at: &str) -> String {
+    format!(
+        "(() => {{ const rows = [...document.querySelectorAll('#events li')]; \
+           const starts = rows.filter(row => row.querySelector('[data-is=started]')); \
+           return starts.length === 1 && starts[0].querySelector('time').dateTime === '{at}' \
+             && rows.every(row => row.querySelector('time').dateTime >= '{at}'); }})()"
+    )
+}
+
 /// What drawing shows, as it came.
 async fn drawn(browser: &Browser) -> String {
     browser.holds("!document.querySelector('#answer').hidden").await;
@@ -250,16 +279,16 @@ async fn levels_move_while_numbers_are_drawn() {
     let server = site.start().await;
     browser.open(server.address()).await;
     browser.reads("#state", "all pools serve").await;
-    browser.reads(".pool .name", "int").await;
-    browser.reads(".pool .range", "1 to 100,000").await;
-    browser.reads(".pool .pooled", "2,000").await;
-    browser.reads(".shard .left", "1,000 of 1,000 left").await;
-    browser.reads("#rate", "0").await;
+    browser.reads_just(".pool .name", "int").await;
+    browser.reads_just(".pool .range", "1 to 100,000").await;
+    browser.reads_just(".pool .pooled", "2,000").await;
+    browser.reads_just(".shard .left", "1,000 of 1,000 left").await;
+    browser.reads_just("#rate", "0").await;
 
     for _ in 0..12 {
         server.take("int", Some(100)).await;
     }
-    browser.reads(".pool .issued", "1,200").await;
+    browser.reads_just(".pool .issued", "1,200").await;
     // As far as the bars go, so far the text, the meter and the picture agree.
     browser
         .holds(
@@ -270,7 +299,7 @@ async fn levels_move_while_numbers_are_drawn() {
         )
         .await;
     browser.holds("Number(document.querySelector('#rate').innerText.replace(',', '')) > 0").await;
-    browser.reads(".pool .chance", "1 in 83").await;
+    browser.reads_just(".pool .chance", "1 in 83").await;
     browser.reads(".pool .share", "1.2 % of the range is issued").await;
     browser.holds("document.querySelectorAll('#rate-chart .line').length > 0").await;
     browser.holds("document.querySelectorAll('#latency-chart .line').length > 1").await;
@@ -294,7 +323,7 @@ async fn a_depleted_pool_shows() {
     browser.reads("#state", "int does not serve").await;
     browser.reads(".pool .state", "does not serve: ").await;
     browser.reads(".shard .state", "depleted").await;
-    browser.reads(".shard .left", "0 of 1,000 left").await;
+    browser.reads_just(".shard .left", "0 of 1,000 left").await;
     browser.reads("#events", "depleted").await;
     browser.click("#draw-one").await;
     assert!(drawn(&browser).await.contains(support::REFILLING));
@@ -330,7 +359,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
         assert_eq!(browser.text("#now").await, "", "shown without a token");
     }
     browser.enter("#observe-token", &observe.text).await;
-    browser.reads(".pool .pooled", "2,000").await;
+    browser.reads_just(".pool .pooled", "2,000").await;
     browser.holds("document.querySelector('#observe').hidden").await;
 
     browser.click("#draw-one").await;
@@ -354,7 +383,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
 
     // It is kept when the page is loaded anew, and for this tab alone.
     browser.open(server.address()).await;
-    browser.reads(".pool .issued", "1").await;
+    browser.reads_just(".pool .issued", "1").await;
     let first = browser.driver.window().await.unwrap();
     for _ in 0..2 {
         let tab = browser.driver.new_tab().await.unwrap();
@@ -362,7 +391,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
         browser.open(server.address()).await;
         browser.reads("#observe .why", "To see what this server does, a token is needed.").await;
         browser.enter("#observe-token", &observe.text).await;
-        browser.reads(".pool .issued", "1").await;
+        browser.reads_just(".pool .issued", "1").await;
         browser.driver.close_window().await.unwrap();
         browser.driver.switch_to_window(first.clone()).await.unwrap();
     }
@@ -388,6 +417,7 @@ async fn a_server_that_is_gone_is_said_to_be_and_comes_back_by_itself() {
     let passage = Passage::open(&server).await;
     browser.open(&passage.address).await;
     browser.reads("#state", "all pools serve").await;
+    browser.holds(&starts_are(&started_at(&server).await)).await;
 
     passage.server.send_replace(None);
     server.kill().await;
@@ -413,6 +443,8 @@ async fn a_server_that_is_gone_is_said_to_be_and_comes_back_by_itself() {
     passage.server.send_replace(Some(server.address().to_owned()));
     browser.holds("document.querySelector('#banner').hidden").await;
     browser.reads("#state", "all pools serve").await;
+    // Its ids begin at 1 again, and its events are its own.
+    browser.holds(&starts_are(&started_at(&server).await)).await;
     browser.finish(&["net::ERR_"]).await;
     server.stop().await;
 }
@@ -440,7 +472,7 @@ async fn a_number_is_drawn_with_the_keyboard_alone() {
                 let one: One<'_> = serde_json::from_str(&answer).unwrap();
                 assert!(one.shard.starts_with("voucher_shard_"), "{answer}");
                 browser.reads("#outcome", "Drawn. Status 200").await;
-                browser.reads(".pool:last-child .issued", "1").await;
+                browser.reads_just(".pool:last-child .issued", "1").await;
             }
             _ => {
                 browser.press(Key::Enter).await;
@@ -500,8 +532,8 @@ async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
         server.take(&longest, Some(50)).await;
     }
     browser.open(server.address()).await;
-    browser.reads(".pool .issued", "30,000").await;
-    browser.reads(".pool:last-child .range", "1.000 to 99,999.999").await;
+    browser.reads_just(".pool .issued", "30,000").await;
+    browser.reads_just(".pool:last-child .range", "1.000 to 99,999.999").await;
     browser.holds("document.querySelectorAll('#rate-chart .line').length > 0").await;
     browser.click("#draw-one").await;
     drawn(&browser).await;

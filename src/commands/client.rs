@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer that is read: `/status` of a thousand shards has a third of a megabyte.
 const BODY_LIMIT_BYTES: usize = 16 << 20;
 
+/// Of an answer that went wrong, in an error message: a few lines of a terminal.
+const EXCERPT_CHARS: usize = 200;
+
 /// Which server, and how it proves that it is the one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
@@ -165,6 +168,15 @@ impl fmt::Display for Server {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body's beginning, safe to print: whatever answers at the other end, it does not get to
+    /// command the terminal or to fill it.
+    pub(super) fn excerpt(&self) -> String {
+        let body = String::from_utf8_lossy(&self.body);
+        body.chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
+    }
 }
 
 impl Server {

@@ -23,7 +23,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
         return Err(Ended::error(Exit::Unreachable, message));
     };
     if answer.status != 200 {
-        return Err(anyhow!("{server} is {status:?}: {}", String::from_utf8_lossy(&answer.body)));
+        return Err(anyhow!("{server} is {status:?}: {}", answer.excerpt()));
     }
     let _ = writeln!(io::stdout(), "{}", status.escape_default());
     Ok(())

@@ -109,9 +109,7 @@ fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<Str
             return failed(Exit::Unreachable, problem.to_owned());
         }
         status => {
-            let body = String::from_utf8_lossy(&answer.body);
-            let body: String = body.chars().filter(|c| !c.is_control()).take(200).collect();
-            return failed(Exit::Failed, format!("it answers {status}: {body}"));
+            return failed(Exit::Failed, format!("it answers {status}: {}", answer.excerpt()));
         }
     }
     let page: Page = match serde_json::from_slice(&answer.body) {

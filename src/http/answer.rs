@@ -1,4 +1,5 @@
-//! How answers look: always JSON, never cached, never taken for a page. The one table of status codes.
+//! How answers look: JSON, unless it is a page, a page's file or the metrics; never cached, unless a
+//! file says so; never taken for what they are not. The one table of status codes.
 
 use std::sync::LazyLock;
 
@@ -21,7 +22,7 @@ const RETRY_AFTER_SECONDS: &str = "1";
 /// An answer, whichever server sends it.
 pub(crate) type Answer = axum::http::Response<Vec<u8>>;
 
-/// What every answer says about itself.
+/// What every answer says about itself; those that are not JSON have other words for some.
 pub(super) const HEADERS: [(HeaderName, &str); 6] = [
     (CONTENT_TYPE, "application/json"),
     (CACHE_CONTROL, "no-store"),
@@ -197,6 +198,22 @@ impl IntoResponse for Refusal {
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_string(body).expect("the wire types have no maps with odd keys");
     json_text(status, body)
+}
+
+/// An answer with a body that is not JSON, and with a policy of its own if it is a page.
+pub(super) fn typed<B>(
+    content_type: HeaderValue,
+    policy: Option<&'static str>,
+    body: B,
+) -> Response<B> {
+    let mut answer = Response::new(body);
+    let headers = answer.headers_mut();
+    headers.clone_from(&HEADER_MAP);
+    headers.insert(CONTENT_TYPE, content_type);
+    if let Some(policy) = policy {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    }
+    answer
 }
 
 /// An answer with this body, which is JSON.

@@ -4,12 +4,12 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING};
+use axum::http::{HeaderValue, Uri};
 use axum::response::Response;
 use utoipa_swagger_ui::Config;
 
-use super::answer::{Answer, Refusal, json_text};
+use super::answer::{Refusal, typed};
 use super::{DOCS, OPENAPI};
 
 /// Where its files are.
@@ -45,10 +45,7 @@ static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
 
 /// `/docs`.
 pub(super) async fn page() -> Response {
-    let mut page = json_text(StatusCode::OK, PAGE.to_owned());
-    page.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    page.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    page.map(Body::from)
+    typed(HeaderValue::from_static("text/html; charset=utf-8"), Some(POLICY), Body::from(PAGE))
 }
 
 /// `/docs/{file}`.
@@ -59,13 +56,12 @@ pub(super) async fn file(uri: Uri) -> Result<Response, Refusal> {
         .expect("the settings of the page can be written as JSON")
         .expect("the library has each of FILES");
     let content_type = HeaderValue::from_str(&file.content_type).expect("media types are ASCII");
-    let mut answer: Answer = json_text(StatusCode::OK, String::new());
+    let mut answer = typed(content_type, None, Body::from(file.bytes));
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, content_type);
     // 1.5 MB of script: worth keeping for an hour, and a newer program's page has it soon enough.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
     if file.gzpipped {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
-    Ok(answer.map(|_| Body::from(file.bytes)))
+    Ok(answer)
 }

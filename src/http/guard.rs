@@ -83,7 +83,9 @@ impl Guard {
     }
 }
 
-/// What a token is to be for at this path, where there are tokens; nothing at a path that is open.
+/// What a token is to be for at this path, where there are tokens; nothing at a path that is open. In
+/// the modes below sharded there is nothing at `/`, `/page.*`, `/docs*` and `/openapi.json`: there these
+/// are 404s that are open too, which tells only the mode.
 pub(super) fn scope(path: &str) -> Option<Scope> {
     match path {
         RANDOM => Some(Scope::Draw),

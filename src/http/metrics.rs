@@ -1,18 +1,17 @@
 //! How `/metrics` looks: all that the monitor knows, in the text format of Prometheus, with names and
 //! units as its conventions have them. Counts nothing itself.
 
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::HeaderValue;
 use prometheus::TextEncoder;
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-use super::answer::{Answer, json_text};
+use super::answer::{Answer, typed};
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
 use crate::pool::{Figures, ShardFigures, ShardState};
-use crate::traffic::{Route, STATUSES, Traffic};
+use crate::traffic::{Route, STATUSES, Traffic, status_name};
 
 /// As the format demands.
 const TEXT_FORMAT: HeaderValue =
@@ -37,9 +36,7 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
     }
     let text = TextEncoder::new().encode_to_string(&families.0);
     let text = text.expect("each family has a name and a metric");
-    let mut answer = json_text(StatusCode::OK, text);
-    answer.headers_mut().insert(CONTENT_TYPE, TEXT_FORMAT);
-    answer
+    typed(TEXT_FORMAT, None, text.into_bytes())
 }
 
 fn tell_traffic(families: &mut Families, traffic: &Traffic) {
@@ -49,7 +46,7 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
         let is_random = route == Route::RANDOM;
         for (status, count) in STATUSES.iter().zip(traffic.requests(route)) {
             if count > 0 || is_random && AWAITED_STATUSES.contains(status) {
-                let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
+                let status = status_name(*status);
                 requests.push((labels([("route", name), ("status", &status)]), count as f64));
             }
         }

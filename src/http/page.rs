@@ -2,13 +2,11 @@
 //! figures: those the page asks `/status` for, with the token that it is given.
 
 use axum::body::Body;
-use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
-};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::HeaderValue;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
+
+use super::answer::typed;
 
 /// Path, type and text.
 pub(super) const PARTS: [(&str, &str, &str); 4] = [
@@ -18,18 +16,9 @@ pub(super) const PARTS: [(&str, &str, &str); 4] = [
     ("/page.svg", "image/svg+xml", include_str!("page/page.svg")),
 ];
 
-/// Beside the type. No script, style or form but the page's own: it knows tokens.
-const HEADERS: [(HeaderName, &str); 5] = [
-    (CACHE_CONTROL, "no-store"),
-    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (
-        CONTENT_SECURITY_POLICY,
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (REFERRER_POLICY, "no-referrer"),
-    (X_FRAME_OPTIONS, "DENY"),
-];
+/// No script, style or form but the page's own: it knows tokens.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Whether this is one of the parts.
 pub(super) fn has(path: &str) -> bool {
@@ -45,9 +34,5 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>()
 }
 
 fn answer(content_type: &'static str, text: &'static str) -> Response {
-    let mut answer = Response::new(Body::from(text));
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
-    answer
+    typed(HeaderValue::from_static(content_type), Some(POLICY), Body::from(text))
 }

@@ -6,15 +6,16 @@ use std::time::SystemTime;
 use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::answer::{Answer, json};
 use super::fitness;
 use super::health::Status as Fitness;
 use crate::events::{Event, Kind};
 use crate::monitor::{Monitor, Pace, STEP};
-use crate::pool::{Figures, LastRefill, Pool, ShardFigures};
+use crate::pool::{Figures, LastRefill, Outcome, Pool, ShardFigures, ShardState};
 use crate::space::Number;
-use crate::traffic::{Route, STATUSES};
+use crate::traffic::{Route, STATUSES, status_name};
 
 /// Durations are seconds, times RFC 3339 in UTC, and what is not there is null.
 #[derive(Serialize, ToSchema)]
@@ -85,6 +86,7 @@ struct Range {
 #[derive(Serialize, ToSchema)]
 struct ShardStatus {
     name: String,
+    #[schema(schema_with = shard_states)]
     state: &'static str,
     left: u64,
     /// Of a full generation.
@@ -99,6 +101,7 @@ struct ShardStatus {
 struct RefillStatus {
     at: String,
     seconds: f64,
+    #[schema(schema_with = outcomes)]
     outcome: &'static str,
 }
 
@@ -106,7 +109,8 @@ struct RefillStatus {
 struct EventStatus {
     id: u64,
     at: String,
-    kind: Kind,
+    #[schema(schema_with = event_kinds)]
+    kind: &'static str,
     pool: Option<String>,
     shard: Option<String>,
     message: String,
@@ -138,14 +142,13 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
 fn requests(monitor: &Monitor, pace: &Pace) -> Requests {
     let counts = monitor.traffic().requests(Route::RANDOM);
     let by_status = STATUSES.iter().zip(counts).filter(|&(_, count)| count > 0);
-    let name = |status: u16| if status == 0 { "other".to_owned() } else { status.to_string() };
     Requests {
         total: counts.iter().sum(),
         per_second: pace.requests_per_second,
         p50_seconds: pace.durations.quantile_seconds(0.5),
         p99_seconds: pace.durations.quantile_seconds(0.99),
         p999_seconds: pace.durations.quantile_seconds(0.999),
-        by_status: by_status.map(|(&status, count)| (name(status), count)).collect(),
+        by_status: by_status.map(|(&status, count)| (status_name(status), count)).collect(),
     }
 }
 
@@ -208,9 +211,28 @@ fn shard_status(shard: ShardFigures, size: u64) -> ShardStatus {
 
 fn event_status(event: Event) -> EventStatus {
     let Event { id, at, kind, pool, shard, message } = event;
-    EventStatus { id, at: time(at), kind, pool: pool.map(|pool| pool.to_string()), shard, message }
+    let pool = pool.map(|pool| pool.to_string());
+    EventStatus { id, at: time(at), kind: kind.as_str(), pool, shard, message }
 }
 
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+fn shard_states() -> Object {
+    use ShardState::{Damaged, Depleted, InRotation, Refilling};
+    word_of([InRotation, Refilling, Depleted, Damaged].map(ShardState::as_str))
+}
+
+fn outcomes() -> Object {
+    word_of(Outcome::ALL.map(Outcome::as_str))
+}
+
+fn event_kinds() -> Object {
+    word_of(Kind::ALL.map(Kind::as_str))
+}
+
+/// How a field with one of these words is described.
+fn word_of<const N: usize>(words: [&'static str; N]) -> Object {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
 }

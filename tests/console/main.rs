@@ -215,6 +215,19 @@ async fn status_is_one_table_that_fits() {
     assert!(!row("int_shard_0.db").contains('░'), "{}", shown.stdout);
     assert!(row("int_shard_0.db").contains("ready"), "{}", shown.stdout);
 
+    // What was burned never comes: the range ends with numbers that nobody got.
+    let burned = [
+        ("\"pooled\": 2500000", "\"pooled\": 0"),
+        ("\"free\": 9992499901, \"burned\": 1024", "\"free\": 0, \"burned\": 9994999901"),
+        ("\"seconds_until_used_up\": 810000000.0", "\"seconds_until_used_up\": null"),
+    ];
+    let ended = burned.into_iter().fold(STATUS.to_owned(), |status, (from, to)| {
+        assert_eq!(status.matches(from).count(), 1, "{from}");
+        status.replace(from, to)
+    });
+    let shown = status_of(&site, (200, &ended), &[]).await.stdout;
+    assert!(shown.contains("\n  used up; one guess in 2,000 hits"), "{shown}");
+
     for columns in [20, 44, 60, 80, 200] {
         let server = Canned::new(&[(200, STATUS)]);
         let mut command = site.bare(TOMBOLA, &["status", "--url", &server.url]);
@@ -335,6 +348,16 @@ async fn health_is_an_exit_code() {
         assert!(finished.stderr.contains(part), "{}", finished.stderr);
         server.heads();
     }
+
+    // ESC can't be in a text of JSON as it is; U+009B, which terminals take for ESC [, can.
+    let long = format!("{{\"status\":\"down\",\n\"pools\":\"\u{9b}31m{}\"}}", "x".repeat(1_000));
+    let server = Canned::new(&[(503, &long)]);
+    let finished = run(site.bare(TOMBOLA, &["health", "--url", &server.url])).await;
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+    let said = finished.stderr.trim_end();
+    assert!(said.contains(r#""down","pools":"31mxxx"#), "{said}");
+    assert!(!said.contains(char::is_control) && said.len() < 400, "{said}");
+    server.heads();
 }
 
 #[tokio::test]

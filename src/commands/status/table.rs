@@ -95,7 +95,7 @@ fn head(name: &Text, pool: &Pool) -> Vec<String> {
             thousands(pool.free),
             thousands(pool.burned)
         ),
-        format!("  {}; {}", used_up(pool.seconds_until_used_up), guess(pool.guess_chance)),
+        format!("  {}; {}", used_up(pool), guess(pool.guess_chance)),
     ];
     if let Some(reason) = &pool.reason {
         lines.insert(1, format!("  {}", style(reason.as_str()).red()));
@@ -103,8 +103,12 @@ fn head(name: &Text, pool: &Pool) -> Vec<String> {
     lines
 }
 
-fn used_up(seconds: Option<f64>) -> String {
-    match seconds {
+fn used_up(pool: &Pool) -> String {
+    // Numbers that were burned never come: what counts is what is left.
+    if pool.pooled == 0 && pool.free == 0 {
+        return "used up".to_owned();
+    }
+    match pool.seconds_until_used_up {
         Some(seconds) => format!("used up in {} at this rate", span(seconds)),
         None => "never used up at this rate".to_owned(),
     }

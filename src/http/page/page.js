@@ -58,8 +58,9 @@ function span(seconds) {
   return `${text} ${name}${count === 1 ? "" : "s"}`;
 }
 
+// Numbers that were burned never come: what counts is what is left.
 function until(pool) {
-  if (pool.issued >= pool.range.size) return "it is used up";
+  if (pool.pooled + pool.free === 0) return "it is used up";
   return pool.seconds_until_used_up === null ? "nothing is drawn now" : span(pool.seconds_until_used_up);
 }
 
@@ -376,9 +377,10 @@ function last(refill) {
   return `Last refilled at ${moment(refill.at)} in ${latency(refill.seconds)}`;
 }
 
+// The time of the last event. Ids begin anew with the server, times (RFC 3339, all of one width) do not.
 let newest = null;
 function renderEvents(events) {
-  const rows = keyed($("events"), events.map((event) => String(event.id)), () => element("li", ""));
+  const rows = keyed($("events"), events.map((event) => `${event.at} ${event.id}`), () => element("li", ""));
   rows.forEach((row, index) => {
     if (row.hasChildNodes()) return;
     const { at, kind, pool, shard, message } = events[index];
@@ -389,9 +391,9 @@ function renderEvents(events) {
       element("span", of && !message.includes(of) ? `${of}: ${message}` : message),
     );
   });
-  const fresh = events.filter((event) => newest !== null && event.id > newest && GRAVE.includes(event.kind));
+  const fresh = events.filter((event) => newest !== null && event.at > newest && GRAVE.includes(event.kind));
   if (fresh.length) put($("announce"), fresh.map((event) => event.message).join(" "));
-  newest = events[0]?.id ?? newest ?? 0;
+  newest = events[0]?.at ?? newest ?? "";
 }
 
 // ---- Charts
