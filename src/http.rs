@@ -24,7 +24,7 @@ use std::net::IpAddr;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{HeaderValue, Method, Request, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, head};
 use axum::{Extension, Router};
@@ -35,7 +35,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
-use self::answer::{json, json_text};
+use self::answer::{json, json_text, typed};
 pub(crate) use self::guard::Guard;
 use self::openapi::Offer;
 use self::query::Wanted;
@@ -291,7 +291,8 @@ async fn health(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn description(State(app): State<Arc<App>>) -> Response {
-    json_text(StatusCode::OK, String::new()).map(|_| Body::from(app.description.clone()))
+    let json = HeaderValue::from_static("application/json");
+    typed(json, None, Body::from(app.description.clone()))
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {

@@ -106,7 +106,8 @@ impl Refiller {
                 "every number of the range is in a shard, or was: no shard can be filled again"
             );
             let message =
-                "Every number of the range is in a shard, or was: none can be filled again".to_owned();
+                "Every number of the range is in a shard, or was: none can be filled again"
+                    .to_owned();
             self.pool.tell(Kind::Exhausted, None, message);
         }
         let Some(&refill) = due.first() else {

@@ -35,7 +35,11 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
         families.0.extend(prometheus::process_collector::ProcessCollector::for_self().collect());
     }
     let text = TextEncoder::new().encode_to_string(&families.0);
-    let text = text.expect("each family has a name and a metric");
+    in_format(text.expect("each family has a name and a metric"))
+}
+
+/// The answer with this text.
+pub(super) fn in_format(text: String) -> Answer {
     typed(TEXT_FORMAT, None, text.into_bytes())
 }
 

@@ -36,8 +36,9 @@ use crate::traffic::Traffic;
 
 /// What holds for every route.
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
-    Errors are JSON: `error` is a sentence for people, `code` a word for programs. Answers are never \
-    cached. What `GET` answers to, `HEAD` answers to as well. A request needs no body; up to 16 KiB of \
+    Errors are JSON: `error` is a sentence for people, `code` a word for programs. Answers are JSON, \
+    but for `/metrics` and the pages, and never cached, but for the files of `/docs`, which are kept \
+    for an hour. What `GET` answers to, `HEAD` answers to as well. A request needs no body; up to 16 KiB of \
     one are read and ignored.";
 
 /// Not of this server, as its status is not.
@@ -292,8 +293,14 @@ impl Offer<'_> {
             alive: true,
             trouble: None,
         };
-        let exhausted =
-            |shards| Health { in_rotation: 0, shards, serves: false, exhausted: true, alive: true, trouble: None };
+        let exhausted = |shards| Health {
+            in_rotation: 0,
+            shards,
+            serves: false,
+            exhausted: true,
+            alive: true,
+            trouble: None,
+        };
         let refilling = |shards| Health {
             in_rotation: 0,
             shards,

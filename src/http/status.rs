@@ -220,8 +220,7 @@ fn time(at: SystemTime) -> String {
 }
 
 fn shard_states() -> Object {
-    use ShardState::{Damaged, Depleted, InRotation, Refilling};
-    word_of([InRotation, Refilling, Depleted, Damaged].map(ShardState::as_str))
+    word_of(ShardState::ALL.map(ShardState::as_str))
 }
 
 fn outcomes() -> Object {

@@ -79,6 +79,9 @@ pub enum ShardState {
 }
 
 impl ShardState {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::InRotation, Self::Refilling, Self::Depleted, Self::Damaged];
+
     /// A word for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
