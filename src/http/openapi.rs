@@ -244,7 +244,7 @@ impl Offer<'_> {
         let names = self.pools.iter().map(|pool| pool.name().as_str());
         let default = names.clone().find(|&name| name == query::TYPE_DEFAULT);
         let ranges: Vec<_> = self
-            .pools()
+            .pools
             .iter()
             .map(|pool| format!("- `{}`: {}", pool.name(), pool.space()))
             .collect();

@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::answer::{Answer, json};
-use super::fitness;
-use super::health::Status as Fitness;
+
+use super::health::{Status as Fitness, fitness};
 use crate::events::{Event, Kind};
 use crate::monitor::{Monitor, Pace, STEP};
 use crate::pool::{Figures, LastRefill, Outcome, Pool, ShardFigures, ShardState};
