@@ -193,6 +193,7 @@ impl Ledger {
         let mut connection = sqlite::open(path).map_err(failed)?;
         // After a failure the log is read anew, sum by sum, and not put into the file unseen.
         sqlite::keep_log(&connection, true).map_err(failed)?;
+        sqlite::checkpoint(&connection, Checkpoint::Full).map_err(failed)?;
         let mut state = read_state(path, &connection)?;
         if state.space != *space {
             if !space.covers(&state.space) {

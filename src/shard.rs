@@ -242,6 +242,7 @@ pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
 /// [`ShardError`].
 pub fn end_use(path: &Path) -> Result<(), ShardError> {
     let connection = sqlite::open(path)?;
+    sqlite::checkpoint(&connection, Checkpoint::Full)?;
     connection.execute(UPDATE_IN_USE, [false])?;
     connection.close().map_err(|(_, error)| error.into())
 }

@@ -68,6 +68,7 @@ impl Store for TableStore {
         drop(connection);
 
         let mut connection = sqlite::open(&path).map_err(sqlite)?;
+        sqlite::checkpoint(&connection, Checkpoint::Full).map_err(sqlite)?;
         // Whoever waits here holds up all who ask. The tries are the wait.
         connection.busy_timeout(Duration::ZERO).map_err(sqlite)?;
         connection.set_transaction_behavior(TransactionBehavior::Immediate);

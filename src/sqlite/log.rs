@@ -31,6 +31,11 @@ const VERSION: u32 = 3_007_000;
 /// write what follows them, and put them into the file; after a power loss the log would end where its
 /// sync had failed. So all of it is written anew.
 ///
+/// Whoever is the first to write to the file has to [checkpoint](super::checkpoint) the log before, on
+/// the same connection, so that it is begun anew: its last commit may share a sector with what would be
+/// appended, and a power loss spoils sectors whole. SQLite fills the sector when a commit succeeds, and
+/// here one may not have.
+///
 /// # Errors
 /// The file system refused, or (inside) what the log lacks.
 pub fn secure_log(path: &Path) -> Result<Result<(), String>, FileError> {

@@ -220,7 +220,7 @@ fn a_power_loss_after_a_failed_sync_of_a_log_repeats_nothing() {
             if disk.fired() == 0 {
                 break;
             }
-            survive(test, Device::PLAIN, 20, || disk.recording(), verdict);
+            survive(test, Device::PLAIN, 60, || disk.recording(), verdict);
         }
     }
 }
