@@ -71,6 +71,9 @@ struct Plan {
     /// Values in the ledger at the end of the part growth
     #[arg(long, default_value_t = 200_000_000, value_name = "N")]
     to: u64,
+    /// Values of a draw between the sizes that the part growth reports: with more, it is there sooner
+    #[arg(long, default_value_t = growth::BATCH, value_name = "N")]
+    stride: u64,
     /// Redis behind webdis too, where both are installed: the same as --only peers beside the rest
     #[arg(long)]
     peers: bool,

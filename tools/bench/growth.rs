@@ -12,14 +12,14 @@ use tombola::space::Space;
 use crate::Plan;
 use crate::report::{Budget, Report, median, short};
 
-/// Values of one draw.
-const BATCH: u64 = 1_000_000;
+/// Values of a draw that is reported.
+pub(crate) const BATCH: u64 = 1_000_000;
 
 /// Sizes of the ledger that are reported, where the run gets that far.
 const SIZES: &[u64] = &[1_000_000, 10_000_000, 50_000_000, 200_000_000, 1_000_000_000];
 
 /// Draws that a size's figure is the median of: those that lead up to it.
-const DRAWS: usize = 9;
+const DRAWS: u64 = 9;
 
 /// The figure that a size is held against, and how many times that it may be.
 const BUDGETS: &[(u64, u64, f64)] =
@@ -34,19 +34,24 @@ pub(crate) fn growth(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let path = dir.join("used_numbers_int.db");
     let space = Space::new("0", "9007199254740991", 0)?;
     let mut ledger = Ledger::create(&path, &space)?;
-    // Seconds of each draw, in order.
-    let mut draws: Vec<f64> = Vec::new();
+    let mut draws: Vec<Drawn> = Vec::new();
+    let mut generation = 0;
     while ledger.count() < plan.to {
+        let count = draw_size(ledger.count(), plan);
+        let live = (generation > 0).then_some(Generation(generation));
         let started = Instant::now();
-        let generation = Generation(draws.len() as i64);
-        let live = (generation.0 > 0).then_some(generation);
-        ledger.draw(ShardIndex(0), live, BATCH, &mut |_| ControlFlow::Continue(()))?.commit()?;
-        draws.push(started.elapsed().as_secs_f64());
-        if draws.len().is_multiple_of(10) {
+        ledger.draw(ShardIndex(0), live, count, &mut |_| ControlFlow::Continue(()))?.commit()?;
+        let seconds = started.elapsed().as_secs_f64();
+        generation += 1;
+        let values = ledger.count();
+        if count == BATCH {
+            draws.push(Drawn { values, seconds });
+        }
+        if generation % 10 == 0 || values >= plan.to {
             eprintln!(
-                "{} values: {:.3} s a draw",
-                short(ledger.count() as f64),
-                draws[draws.len() - 1]
+                "{} values: {seconds:.3} s a draw of {}",
+                short(values as f64),
+                short(count as f64)
             );
         }
     }
@@ -70,18 +75,35 @@ pub(crate) fn growth(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     Ok(std::fs::remove_dir_all(&dir)?)
 }
 
+/// A draw of [`BATCH`] values.
+struct Drawn {
+    /// In the ledger after it.
+    values: u64,
+    seconds: f64,
+}
+
+/// How many to draw next: long strides, but up to each size the draws that are reported.
+fn draw_size(values: u64, plan: &Plan) -> u64 {
+    let sizes = SIZES.iter().copied().chain([plan.to]);
+    let next = sizes.filter(|&size| size > values).min().unwrap_or(plan.to);
+    let free = next.saturating_sub(values + DRAWS * BATCH);
+    if plan.stride <= free { plan.stride } else { BATCH }
+}
+
 /// The median of the draws that led up to this size.
-fn at(draws: &[f64], size: u64) -> f64 {
-    let end = ((size / BATCH) as usize).min(draws.len());
-    median(&mut draws[end.saturating_sub(DRAWS)..end].to_vec())
+fn at(draws: &[Drawn], size: u64) -> f64 {
+    let those = draws.iter().filter(|drawn| drawn.values <= size);
+    let mut seconds: Vec<f64> =
+        those.rev().take(DRAWS as usize).map(|drawn| drawn.seconds).collect();
+    median(&mut seconds)
 }
 
 /// Seconds of a draw over the size of the ledger.
-fn plot(draws: &[f64], file: &Path) -> anyhow::Result<()> {
+fn plot(draws: &[Drawn], file: &Path) -> anyhow::Result<()> {
     let root = SVGBackend::new(file, (760, 320)).into_drawing_area();
     root.fill(&WHITE)?;
-    let highest = draws.iter().copied().fold(0.0, f64::max);
-    let millions = draws.len() as f64 * BATCH as f64 / 1e6;
+    let highest = draws.iter().map(|drawn| drawn.seconds).fold(0.0, f64::max);
+    let millions = draws.last().map_or(0.0, |drawn| drawn.values as f64 / 1e6);
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
         .x_label_area_size(36)
@@ -93,8 +115,7 @@ fn plot(draws: &[f64], file: &Path) -> anyhow::Result<()> {
         .x_desc("millions of values in the ledger")
         .y_desc("seconds to draw 1 million")
         .draw()?;
-    let points = draws.iter().enumerate();
-    let points = points.map(|(draw, &seconds)| ((draw + 1) as f64 * BATCH as f64 / 1e6, seconds));
+    let points = draws.iter().map(|drawn| (drawn.values as f64 / 1e6, drawn.seconds));
     chart
         .draw_series(points.map(|point| Circle::new(point, 2, RGBColor(31, 111, 180).filled())))?;
     Ok(root.present()?)
