@@ -24,6 +24,9 @@ pub const JSON_STORE: &str = "used_numbers.json";
 /// The one file of the mode sqlite.
 pub const TABLE_STORE: &str = "random_numbers.db";
 
+/// Comes with the folder in a clone of the repository, and has no numbers.
+const README: &str = "README.md";
+
 /// Why a folder can't be used as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
@@ -314,7 +317,7 @@ fn warn_of_wide_modes(folder: &Path, names: &[String]) {
             "others than its owner may use the data folder; to end that: chmod 700 {shown}"
         );
     }
-    let paths = names.iter().map(|name| folder.join(name));
+    let paths = names.iter().filter(|&name| name != README).map(|name| folder.join(name));
     let wide: Vec<_> = paths.filter_map(|path| Some((files::wide_mode(&path)?, path))).collect();
     if let [(mode, first), others @ ..] = &*wide {
         warn!(

@@ -489,6 +489,8 @@ async fn what_others_may_read_is_named_at_the_start_and_left_as_it_is() {
         server.take("int", None).await;
         server.stop().await;
         let file = site.file(&site.files("numbers").remove(0));
+        // As in a clone of the repository.
+        fs::write(site.data().join("README.md"), "About this folder.").unwrap();
         for (folder, bits, warnings) in
             [(0o700, 0o600, 0), (0o755, 0o600, 1), (0o700, 0o640, 1), (0o770, 0o604, 2)]
         {

@@ -78,7 +78,12 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
 fn greet(address: SocketAddr, config: &Config) {
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
-    let count = if config.server.mode == Mode::Sharded { "&count=5" } else { "" };
+    let (count, page) = match config.server.mode {
+        Mode::Sharded => {
+            ("&count=5", format!("\nWatch: {url}/ in a browser, or tombola status --watch"))
+        }
+        Mode::Simple | Mode::Json | Mode::Sqlite => ("", String::new()),
+    };
     let token = match config.auth {
         AuthConfig::Tokens(_) => "-H 'Authorization: Bearer TOKEN' ",
         AuthConfig::Unsaid | AuthConfig::Anyone => "",
@@ -87,7 +92,7 @@ fn greet(address: SocketAddr, config: &Config) {
     let _ = writeln!(
         io::stdout(),
         "Listening on {url}\nTry: curl {token}{url}/random\n     \
-         curl {token}'{url}/random?type=float{count}'\n     curl {url}/health"
+         curl {token}'{url}/random?type=float{count}'\n     curl {url}/health{page}"
     );
 }
 
