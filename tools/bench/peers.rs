@@ -30,8 +30,7 @@ impl Drop for Peer {
 }
 
 pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
-    let missing = |program: &str| Command::new(program).arg("--version").output().is_err();
-    if missing("redis-server") || missing("webdis") {
+    if !is_installed("redis-server")? || !is_installed("webdis")? {
         eprintln!("redis-server or webdis is not installed: the part peers is left out");
         return Ok(());
     }
@@ -64,6 +63,12 @@ pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         side.stop()?;
     }
     Ok(fs::remove_dir_all(&dir)?)
+}
+
+/// Without starting it: webdis takes `--version` for its settings' name, and serves.
+fn is_installed(program: &str) -> anyhow::Result<bool> {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output()?;
+    Ok(found.status.success())
 }
 
 fn left(webdis: SocketAddr) -> anyhow::Result<u64> {
