@@ -78,10 +78,9 @@ impl Refiller {
                 }
             }
         }
-        let burned = self.pool.burned_to_note();
-        let close = move |ledger: Ledger| {
-            let mut ledger = ledger;
-            let noted = if burned > 0 { ledger.add_burned(burned) } else { Ok(()) };
+        let pool = Arc::clone(&self.pool);
+        let close = move |mut ledger: Ledger| {
+            let noted = note_burned(&pool, &mut ledger);
             ledger.close().and(noted)
         };
         let closed = tokio::task::spawn_blocking(move || self.ledger.map(close)).await;
@@ -156,7 +155,6 @@ impl Refiller {
     /// Builds. Answers how that ended, and how many rows the shard's next generation has.
     async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
         let ledger = self.ledger.take();
-        let burned = self.pool.burned_to_note();
         let (space, paths) = (self.space, self.paths.clone());
         let cancel = Arc::new(AtomicBool::new(false));
         let cancelled = Arc::clone(&cancel);
@@ -166,10 +164,7 @@ impl Refiller {
                 Some(ledger) => ledger,
                 None => Ledger::open(&paths.ledger(), &space)?,
             };
-            if burned > 0 {
-                ledger.add_burned(burned)?;
-                pool.burned_noted(burned);
-            }
+            note_burned(&pool, &mut ledger)?;
             let mut step = |values| {
                 pool.refill_advanced(refill.shard, values);
                 match cancelled.load(Ordering::Relaxed) {
@@ -212,6 +207,16 @@ impl Refiller {
             "a refill failed; what is in the shards is still served"
         );
     }
+}
+
+/// Lets the ledger know of the numbers that the pool has burned since.
+fn note_burned(pool: &Pool, ledger: &mut Ledger) -> Result<(), LedgerError> {
+    let burned = pool.burned_to_note();
+    if burned > 0 {
+        ledger.add_burned(burned)?;
+        pool.burned_noted(burned);
+    }
+    Ok(())
 }
 
 fn figures(ledger: &Ledger) -> LedgerFigures {
