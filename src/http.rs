@@ -78,7 +78,6 @@ const TELL_METHODS: &str = "GET, HEAD";
 /// What the handlers need.
 #[derive(Debug)]
 struct App {
-    pools: Vec<Arc<Pool>>,
     count_limit: NonZeroU32,
     monitor: Arc<Monitor>,
     /// What `/openapi.json` answers.
@@ -87,9 +86,10 @@ struct App {
 
 impl App {
     fn wanted(&self, query: Option<&str>) -> Result<(&Pool, Option<NonZeroU32>), Refusal> {
-        let names = self.pools.iter().map(|pool| pool.name());
+        let pools = self.monitor.pools();
+        let names = pools.iter().map(|pool| pool.name());
         let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query)?;
-        Ok((&self.pools[pool], count))
+        Ok((&pools[pool], count))
     }
 
     async fn random(
@@ -140,10 +140,9 @@ impl Front {
         routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
         // Written from the routes themselves, so that none can be forgotten.
         let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
-        let pools = monitor.pools().to_vec();
-        let offer = Offer { pools: &pools, count_limit, guard: guard.as_deref() };
+        let offer = Offer { pools: monitor.pools(), count_limit, guard: guard.as_deref() };
         let description = Bytes::from(offer.describe(paths));
-        let app = Arc::new(App { pools, count_limit, monitor, description });
+        let app = Arc::new(App { count_limit, monitor, description });
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -286,7 +285,8 @@ fn refusal(error: TakeError, asked: u32) -> Refusal {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let pools = app.pools.iter().map(|pool| (pool.name(), health::of_pool(pool.health())));
+    let pools = app.monitor.pools().iter();
+    let pools = pools.map(|pool| (pool.name(), health::of_pool(pool.health())));
     health::answer(pools).map(Body::from)
 }
 
@@ -296,7 +296,7 @@ async fn description(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let pools = app.pools.iter().map(|pool| (pool.name(), pool.serves()));
+    let pools = app.monitor.pools().iter().map(|pool| (pool.name(), pool.serves()));
     ready::answer(pools).map(Body::from)
 }
 
