@@ -5,6 +5,7 @@
 //! variables, flags.
 
 mod auth;
+mod fleet;
 mod origins;
 mod pools;
 mod quota;
@@ -26,6 +27,8 @@ use serde::Deserialize;
 
 use self::auth::{AUTH_ALLOWED, AuthKeys, may_be_secret};
 pub use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
+use self::fleet::FleetKeys;
+pub use self::fleet::{FleetConfig, SpaceName, StoreAddress, StoreConfig, StoreTls};
 pub use self::origins::{Origin, Setting};
 use self::pools::PoolKeys;
 pub use self::pools::{PoolConfig, PoolName};
@@ -97,6 +100,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// How much each may ask for, where that is limited.
     pub quota: Option<QuotaConfig>,
+    /// With whom numbers are shared out, where they are.
+    pub fleet: Option<FleetConfig>,
 }
 
 /// What hands the numbers out: the rungs of a ladder, each better than the last.
@@ -447,6 +452,7 @@ struct Keys {
     #[serde(default)]
     auth: AuthKeys,
     quota: Option<QuotaKeys>,
+    fleet: Option<FleetKeys>,
 }
 
 #[derive(Deserialize)]
@@ -570,6 +576,11 @@ impl Keys {
         }
         let auth = self.auth.validate(&refused)?;
         let quota = self.quota.map(|keys| keys.validate(within, &refused)).transpose()?;
-        Ok(Config { server, dir: self.storage.dir, lease, refill, pools, auth, quota })
+        let fleet = self.fleet.map(|keys| keys.validate(lease, within, &refused)).transpose()?;
+        if fleet.is_some() && server.mode != Mode::Sharded {
+            let problem = format!("the mode {} serves alone; leave [fleet] out", server.mode);
+            return Err(refused("fleet", problem));
+        }
+        Ok(Config { server, dir: self.storage.dir, lease, refill, pools, auth, quota, fleet })
     }
 }

@@ -15,6 +15,7 @@
 //! - [`batch`]: the names that ledger and shards share
 //! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
 //! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
+//! - [`fleet`]: with whom the numbers are shared out, and what proves that ours are
 //! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
 //! - [`shard`]: one file of pre-generated values, leased block by block
 //! - [`folder`]: what a start finds on the disk, and what it refuses
@@ -63,6 +64,7 @@ pub mod config;
 pub mod events;
 pub mod figures;
 pub mod files;
+pub mod fleet;
 pub mod folder;
 pub mod histogram;
 pub mod http;

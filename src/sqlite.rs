@@ -43,6 +43,17 @@ const BUILD: &str = "
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA cache_size = -8000;";
 
+/// Whoever has the file is done in milliseconds.
+const PATIENT: &str = "PRAGMA busy_timeout = 5000";
+
+/// A file that several processes change, one after the other. EXTRA: FULL, and that the journal is gone
+/// is synced too; one that came back with a power loss would undo the commit.
+const SHARED: &str = "
+    PRAGMA busy_timeout = 5000;
+    PRAGMA journal_mode = DELETE;
+    PRAGMA synchronous = EXTRA;
+    PRAGMA trusted_schema = OFF;";
+
 /// Why a connection could not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
@@ -204,13 +215,24 @@ fn immutable_uri(path: &Path) -> PathBuf {
     PathBuf::from(OsString::from_vec(uri))
 }
 
+/// Opens a file that several processes may change, one after the other, and creates it where it is
+/// missing. It has a journal only while it is changed: the file alone is all there is to keep.
+///
+/// # Errors
+/// SQLite's error.
+pub fn open_shared(path: &Path) -> Result<Connection, Error> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch(SHARED)?;
+    Ok(connection)
+}
+
 /// Opens a file that another process has open, to read it beside that process.
 ///
 /// # Errors
 /// SQLite's error.
 pub fn open_beside(path: &Path) -> Result<Connection, Error> {
     let connection = open_to_read(path)?;
-    connection.execute_batch("PRAGMA busy_timeout = 5000")?;
+    connection.execute_batch(PATIENT)?;
     Ok(connection)
 }
 
