@@ -21,10 +21,12 @@
 mod claims;
 mod gate;
 mod keys;
+mod operator;
 pub mod protocol;
 mod record;
 pub mod store;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,6 +37,7 @@ use uuid::Uuid;
 pub use self::claims::Claims;
 pub use self::gate::{Gate, Gatekeeper, Lost};
 use self::keys::{Keys, PoolRecord, SpaceRecord};
+pub use self::operator::{Overview, Reseeded, reseed};
 use self::protocol::{Known, Standing};
 pub use self::record::Lease;
 use self::record::Record;
@@ -136,6 +139,12 @@ pub enum FleetError {
         /// The first such stratum.
         stratum: u16,
     },
+    /// There is nothing to put back.
+    #[error("{folder} has not joined a fleet: there is no {FLEET_RECORD}")]
+    NoInstance {
+        /// The folder.
+        folder: String,
+    },
     /// The folder may not serve, and nobody may begin anew in it.
     #[error(transparent)]
     Lost(#[from] Lost),
@@ -147,7 +156,7 @@ pub struct Fleet {
     store: Arc<Store>,
     keys: Keys,
     claim: usize,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     record: Record,
     notice: Option<String>,
 }
@@ -163,7 +172,7 @@ impl Fleet {
         let store = Arc::new(Store::open(&config.store)?);
         let keys = Keys::new(&config.space);
         let space = config.space.as_str();
-        let mut record = read_record(folder, space)?;
+        let mut record = read_record(&path, space)?;
         let uuid = join_space(&store, &keys, space, record.as_ref()).await?;
         let mut notice = None;
         if let Some(found) = &mut record
@@ -273,9 +282,9 @@ impl Fleet {
     }
 }
 
-fn read_record(folder: &Folder, space: &str) -> Result<Option<Record>, FleetError> {
-    let shown = folder.path().display().to_string();
-    match Record::read(folder.path())? {
+fn read_record(folder: &Path, space: &str) -> Result<Option<Record>, FleetError> {
+    let shown = folder.display().to_string();
+    match Record::read(folder)? {
         None => Ok(None),
         Some(Err(problem)) => Err(FleetError::Record { folder: shown, problem }),
         Some(Ok(record)) if record.space != space => Err(FleetError::OtherSpace {

@@ -102,6 +102,7 @@ fn of_fleet(error: &FleetError) -> Exit {
         FleetError::OtherRange { .. } | FleetError::Foreign { .. } => Exit::Settings,
         FleetError::Record { .. }
         | FleetError::OtherSpace { .. }
+        | FleetError::NoInstance { .. }
         | FleetError::OtherKey { .. }
         | FleetError::Taken { .. } => Exit::Folder,
         FleetError::Folder(error) => of_folder(error),
