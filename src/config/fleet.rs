@@ -272,9 +272,20 @@ mod tests {
         let short = StoreAddress::parse("postgresql://db/numbers").map(|a| a.to_string());
         assert_eq!(short.as_deref(), Some("postgres://db:5432/numbers"));
         for text in [
-            "", "a:2379", "http://a:2379", "etcd://", "etcd://a:1,,b:1", "etcd://a:2379/x",
-            "etcd://user:secret@a:2379", "etcd://a b:1", "postgres://db", "postgres://db/a/b",
-            "postgres://db/a?sslmode=disable", "file://relative.db", "file:///", "etcd://a:99999",
+            "",
+            "a:2379",
+            "http://a:2379",
+            "etcd://",
+            "etcd://a:1,,b:1",
+            "etcd://a:2379/x",
+            "etcd://user:secret@a:2379",
+            "etcd://a b:1",
+            "postgres://db",
+            "postgres://db/a/b",
+            "postgres://db/a?sslmode=disable",
+            "file://relative.db",
+            "file:///",
+            "etcd://a:99999",
         ] {
             assert_eq!(StoreAddress::parse(text), None, "{text}");
         }
