@@ -27,10 +27,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub enum Lost {
     /// Another copy of the folder has taken this one's place.
     #[error(
-        "another copy of this data folder has moved the fence on: what is leased here may be handed out \
-         there, so that this server has stopped serving. Find the copy, a clone or a restored backup, \
-         and stop one of the two; started again, this one begins anew with strata of its own, or \
-         with --refuse-if-stale not at all"
+        "another copy of this data folder has gone on from here: what this one holds may be handed out \
+         there, so that nothing of it is served any more. Find out which of them is a clone or a restored \
+         backup. Started without --refuse-if-stale, this one sets its files aside and begins anew"
     )]
     Stale,
     /// The store forgot what it had agreed to.
