@@ -22,6 +22,8 @@
 mod claims;
 mod gate;
 mod keys;
+#[cfg(test)]
+mod model;
 mod operator;
 pub mod protocol;
 mod record;
