@@ -233,7 +233,7 @@ impl OpenPool {
             RefillConfig { low_water: 0.0, retry: Duration::ZERO, retry_limit: Duration::ZERO };
         let files = [ShardFiles { index: SHARD, live: Some(live), standby: None, damaged: false }];
         let (pool, workers) =
-            Pool::open(&config, lease, refill, &paths, &files, Arc::default()).await;
+            Pool::open(&config, lease, refill, &paths, &files, Arc::default(), None).await;
         Ok(Self { pool, workers, ready: 0, _folder: folder })
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::batch::{Generation, ShardIndex};
 use crate::config::PoolName;
 use crate::files::{self, FileError, LockError};
-use crate::folder::{self, JSON_STORE, PoolPaths};
+use crate::folder::{self, FLEET_RECORD, JSON_STORE, PoolPaths};
 use crate::ledger::{Ledger, LedgerError};
 use crate::shard::{self, Label, ShardError};
 use crate::sqlite;
@@ -166,6 +166,10 @@ impl Copying<'_> {
         let survey = folder::survey(self.from)?;
         if survey.pools.is_empty() && survey.store.is_none() {
             return Err(BackupError::Nothing(self.from.to_owned()));
+        }
+        // Invariant: before the shards. A step of the fence after this makes the copy an old one.
+        if let Some(record) = files::read(&self.from.join(FLEET_RECORD))? {
+            files::replace(&self.to.join(FLEET_RECORD), &record)?;
         }
         let mut burned = Vec::new();
         for (pool, shards) in survey.pools {

@@ -4,6 +4,7 @@ mod backup;
 mod check_config;
 mod client;
 mod exit;
+mod fleet;
 mod health;
 mod serve;
 mod shell;
@@ -53,6 +54,9 @@ enum Command {
     /// Makes tokens, with which callers show who they are
     #[command(subcommand)]
     Token(token::Command),
+    /// What the store of a fleet has, and how to put back what it has forgotten
+    #[command(subcommand)]
+    Fleet(fleet::Command),
     /// Copies a data folder, also while its server runs
     Backup(backup::Flags),
     /// Checks that a folder is whole and no number can come twice; its server must not run
@@ -75,6 +79,7 @@ impl Arguments {
             Command::Status(flags) => status::run(flags),
             Command::Health(flags) => health::run(flags),
             Command::Token(command) => token::run(&command),
+            Command::Fleet(command) => fleet::run(command),
             Command::Backup(flags) => backup::run(flags),
             Command::Verify(flags) => verify::run(flags),
             Command::Completions(flags) => shell::completions(&flags),

@@ -230,6 +230,8 @@ pub struct Overrides {
     pub listen: Option<String>,
     /// `--mode`
     pub mode: Option<Mode>,
+    /// `--refuse-if-stale`
+    pub refuse_if_stale: bool,
     /// `--pool`: the only pool that `shards` and `shard_size` are for, and the only one in use.
     pub pool: Option<String>,
     /// `--shards`
@@ -246,6 +248,7 @@ impl Overrides {
             ["storage", "dir"] => (self.location.dir.is_some(), "--data-dir"),
             ["server", "listen"] => (self.listen.is_some(), "--listen"),
             ["server", "mode"] => (self.mode.is_some(), "--mode"),
+            ["fleet", "refuse_if_stale"] => (self.refuse_if_stale, "--refuse-if-stale"),
             ["pools", pool] => (self.pool.as_deref() == Some(pool), "--pool"),
             ["pools", _, "shards"] => (self.shards.is_some(), "--shards"),
             ["pools", _, "shard_size"] => (self.shard_size.is_some(), "--size"),
@@ -429,7 +432,8 @@ fn override_by_flags<'a>(
     let mut builder = builder
         .set_override_option("storage.dir", dir)?
         .set_override_option("server.listen", overrides.listen.clone())?
-        .set_override_option("server.mode", overrides.mode.map(Mode::as_str))?;
+        .set_override_option("server.mode", overrides.mode.map(Mode::as_str))?
+        .set_override_option("fleet.refuse_if_stale", overrides.refuse_if_stale.then_some(true))?;
     for pool in pools {
         if overrides.pool.as_ref().is_none_or(|only| only == pool) {
             builder = builder

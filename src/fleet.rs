@@ -1,6 +1,426 @@
-//! Sharing one number space with others: which strata are ours, and whether what we lease is. Knows
-//! nothing of shards' files or HTTP; the store agrees, and is asked neither by requests nor, while it
-//! serves, more than a few times for a million numbers.
+//! Sharing one number space with other instances: which strata are ours, and what proves that what we
+//! lease is. Knows nothing of requests or of how shards are filled; a store agrees, which is asked by no
+//! request and, while all is well, a few times for a million numbers.
+//!
+//! # The protocol
+//! - **join**: who comes first creates the space, with the secret that sorts values into strata; all
+//!   others must have the same ranges. Each folder is an instance with a UUID of its own.
+//! - **claim**: each stratum is created in the store by one instance, once, and never given back; an
+//!   instance draws in strata that it holds and in no others.
+//! - **fence**: a lease is committed in its folder, then the intent to step the fence, then the fence is
+//!   stepped in the store by compare-and-set, then the numbers are handed out.
+//!
+//! # Invariants
+//! 1. What is on a disk never proves that it may be handed out: a step of the fence does.
+//! 2. A copy of a folder that knows of a step has all leases that the step covers.
+//! 3. A step bears a token that was drawn for it, so that of two copies only one can make it.
+//! 4. No clock and no time-out decides who holds what.
+//!
+//! `fleet/model.rs` is the same as a model whose states are all looked at.
 
+mod claims;
+mod gate;
+mod keys;
+mod operator;
 pub mod protocol;
+mod record;
 pub mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::task::spawn_blocking;
+use tracing::{error, info};
+use uuid::Uuid;
+
+pub use self::claims::Claims;
+pub use self::gate::{Gate, Gatekeeper, Lost};
+use self::keys::{Keys, PoolRecord, SpaceRecord};
+pub use self::operator::{Overview, Reseeded, reseed};
+use self::protocol::{Known, Standing};
+pub use self::record::Lease;
+use self::record::Record;
+use self::store::{Store, StoreError};
+use crate::batch::Generation;
+use crate::config::{FleetConfig, PoolConfig};
+use crate::files::{self, FileError};
+use crate::folder::{FLEET_RECORD, Folder, FolderError, PoolPaths, Share};
+use crate::ledger::{Ledger, LedgerError, StratumKey};
+use crate::shard;
+
+/// Why an instance can't take part.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// The store does not answer, or refuses.
+    #[error("{0}. Nothing can be served without it: what is on a disk alone proves nothing")]
+    Store(#[from] StoreError),
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder can't be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A ledger can't be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// `fleet.json` is not whole.
+    #[error(
+        "{folder}/{FLEET_RECORD} can't be used: {problem}. Restore it from a backup of the same time as \
+         all else there, or move all files of the folder away: it begins anew then"
+    )]
+    Record {
+        /// The folder.
+        folder: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The folder belongs to another space.
+    #[error(
+        "the folder {folder} belongs to the space {theirs:?}, and fleet.space says {ours:?}: set that, or \
+         use another folder with --data-dir"
+    )]
+    OtherSpace {
+        /// The folder.
+        folder: String,
+        /// The folder's space.
+        theirs: String,
+        /// That of the settings.
+        ours: String,
+    },
+    /// Another version of tombola, or nobody of ours, made the space.
+    #[error(
+        "the space {space:?} in the store is of another version of tombola, or not of tombola's: {found}"
+    )]
+    Foreign {
+        /// Its name.
+        space: String,
+        /// What stands there.
+        found: String,
+    },
+    /// The settings differ from what all others have.
+    #[error(
+        "pools.{pool} is {ours} here, and {theirs} in the space {space:?}: all instances must have the \
+         same range and decimals. Change the settings, or give the pool another name"
+    )]
+    OtherRange {
+        /// The pool.
+        pool: String,
+        /// The range of the settings.
+        ours: String,
+        /// The space's range.
+        theirs: String,
+        /// The space.
+        space: String,
+    },
+    /// A ledger that has served alone sorts its values in a way of its own.
+    #[error(
+        "the ledger of the pool {pool} can't join the space {space:?}: it sorts values into strata by \
+         another secret than the one that the space has, so that others could draw what it has drawn. \
+         Only the first to join brings a ledger that has served alone; begin with an empty folder, or \
+         name another space"
+    )]
+    OtherKey {
+        /// The pool.
+        pool: String,
+        /// The space.
+        space: String,
+    },
+    /// Another instance holds a stratum that the ledger has drawn from.
+    #[error(
+        "the ledger of the pool {pool} can't join the space {space:?}: another instance holds stratum \
+         {stratum}, which this ledger has drawn from. Is the folder a copy of one that has joined?"
+    )]
+    Taken {
+        /// The pool.
+        pool: String,
+        /// The space.
+        space: String,
+        /// The first such stratum.
+        stratum: u16,
+    },
+    /// There is nothing to put back.
+    #[error("{folder} has not joined a fleet: there is no {FLEET_RECORD}")]
+    NoInstance {
+        /// The folder.
+        folder: String,
+    },
+    /// The folder may not serve, and nobody may begin anew in it.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+/// An instance that has joined: this folder, in its space.
+#[derive(Debug)]
+pub struct Fleet {
+    store: Arc<Store>,
+    keys: Keys,
+    claim: usize,
+    folder: PathBuf,
+    record: Record,
+    notice: Option<String>,
+}
+
+impl Fleet {
+    /// Joins the space, as the instance that the folder is or as a new one, and finds out whether the
+    /// folder is current. One that is not begins anew, unless that is to be refused.
+    ///
+    /// # Errors
+    /// [`FleetError`]; nothing of the folder may be served then.
+    pub async fn join(config: &FleetConfig, folder: &Folder) -> Result<Self, FleetError> {
+        let path = folder.path().to_owned();
+        let store = Arc::new(Store::open(&config.store)?);
+        let keys = Keys::new(&config.space);
+        let space = config.space.as_str();
+        let mut record = read_record(&path, space)?;
+        let uuid = join_space(&store, &keys, space, record.as_ref()).await?;
+        let mut notice = None;
+        if let Some(found) = &mut record
+            && is_stale(&store, &keys, folder, found).await?
+        {
+            if config.refuse_if_stale {
+                return Err(Lost::Stale.into());
+            }
+            notice = Some(begin_anew(folder)?);
+            record = None;
+        }
+        let record = match record {
+            Some(record) => record,
+            None => {
+                let record = Record::new(space, uuid);
+                record.save(&path)?;
+                info!(space, instance = %record.instance, "a new instance joins the fleet");
+                record
+            }
+        };
+        Ok(Self { store, keys, claim: config.claim, folder: path, record, notice })
+    }
+
+    /// Joins with a pool: answers with the strata that this instance holds, and the secret of all.
+    ///
+    /// # Errors
+    /// [`FleetError`].
+    pub async fn join_pool(&mut self, config: &PoolConfig) -> Result<Share, FleetError> {
+        let (pool, space) = (config.name.to_string(), self.record.space.clone());
+        let paths = PoolPaths::new(&self.folder, &config.name);
+        let ledger = read_ledger(&paths).await?;
+        let key = self.agree_on(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
+        let claims = self.claims(config);
+        let mut holdings = claims.holdings().await?;
+        if let Some(ledger) = ledger {
+            if ledger.key.to_bytes() != key.to_bytes() {
+                return Err(FleetError::OtherKey { pool, space });
+            }
+            let is_ours = |stratum: &u16| holdings.ours.contains(stratum);
+            let missing: Vec<u16> =
+                ledger.strata.into_iter().filter(|stratum| !is_ours(stratum)).collect();
+            if !missing.is_empty() {
+                if self.record.pools.contains(&pool) {
+                    return Err(Lost::StoreBehind.into());
+                }
+                claims.create(&missing).await?;
+                holdings = claims.holdings().await?;
+                let taken = missing.into_iter().find(|stratum| !holdings.ours.contains(stratum));
+                if let Some(stratum) = taken {
+                    return Err(FleetError::Taken { pool, space, stratum });
+                }
+            }
+        }
+        if !self.record.pools.contains(&pool) {
+            self.record.pools.push(pool);
+            self.record.save(&self.folder)?;
+        }
+        Ok(Share { key, strata: holdings.ours })
+    }
+
+    /// What claims more strata of a pool.
+    #[must_use]
+    pub fn claims(&self, config: &PoolConfig) -> Claims {
+        let (store, keys) = (Arc::clone(&self.store), self.keys.clone());
+        Claims::new(store, keys, config.name.clone(), self.record.instance, self.claim)
+    }
+
+    /// The gate for leases, and who opens it.
+    #[must_use]
+    pub fn into_gate(self) -> (Gate, Gatekeeper) {
+        let Self { store, keys, folder, record, notice, .. } = self;
+        Gate::new(store, keys, folder, record, notice)
+    }
+
+    /// The secret by which all sort the values of a pool: our proposal, if nobody came before.
+    async fn agree_on(
+        &self,
+        config: &PoolConfig,
+        proposal: Option<StratumKey>,
+    ) -> Result<StratumKey, FleetError> {
+        let space = self.record.space.clone();
+        let key = self.keys.pool(&config.name);
+        let proposal = PoolRecord::of(&config.space, proposal.unwrap_or_else(StratumKey::random));
+        let text = serde_json::to_string(&proposal).expect("it has plain fields");
+        if self.store.get(&key).await?.is_none() {
+            if self.record.pools.iter().any(|pool| pool == config.name.as_str()) {
+                return Err(Lost::StoreBehind.into());
+            }
+            self.store.create(&[(key.clone(), text)]).await?;
+        }
+        let found = self.store.get(&key).await?.unwrap_or_default();
+        let agreed: Option<PoolRecord> = serde_json::from_str(&found).ok();
+        let Some((agreed, key)) = agreed.and_then(|agreed| Some((agreed.space(), agreed.key()?)))
+        else {
+            return Err(FleetError::Foreign { space, found });
+        };
+        if agreed != config.space {
+            let (ours, theirs) = (config.space.to_string(), agreed.to_string());
+            return Err(FleetError::OtherRange {
+                pool: config.name.to_string(),
+                ours,
+                theirs,
+                space,
+            });
+        }
+        Ok(key)
+    }
+}
+
+fn read_record(folder: &Path, space: &str) -> Result<Option<Record>, FleetError> {
+    let shown = folder.display().to_string();
+    match Record::read(folder)? {
+        None => Ok(None),
+        Some(Err(problem)) => Err(FleetError::Record { folder: shown, problem }),
+        Some(Ok(record)) if record.space != space => Err(FleetError::OtherSpace {
+            folder: shown,
+            theirs: record.space,
+            ours: space.to_owned(),
+        }),
+        Some(Ok(record)) => Ok(Some(record)),
+    }
+}
+
+/// Creates the space if nobody has, and answers with its UUID.
+async fn join_space(
+    store: &Store,
+    keys: &Keys,
+    space: &str,
+    record: Option<&Record>,
+) -> Result<Uuid, FleetError> {
+    let key = keys.space();
+    if store.get(&key).await?.is_none() {
+        if record.is_some() {
+            return Err(Lost::StoreBehind.into());
+        }
+        let proposal = SpaceRecord::of(Uuid::new_v4());
+        let text = serde_json::to_string(&proposal).expect("it has plain fields");
+        store.create(&[(key.clone(), text)]).await?;
+    }
+    let found = store.get(&key).await?.unwrap_or_default();
+    match serde_json::from_str::<SpaceRecord>(&found) {
+        Ok(agreed) if agreed.is_understood() => match record {
+            Some(record) if record.space_uuid != agreed.uuid => Err(Lost::StoreBehind.into()),
+            _ => Ok(agreed.uuid),
+        },
+        _ => Err(FleetError::Foreign { space: space.to_owned(), found }),
+    }
+}
+
+/// Whether others have gone on from the place where this folder stands. If not, the step that it began
+/// is made: no lease is handed out for it any more, and the store must not change when nobody expects it.
+async fn is_stale(
+    store: &Store,
+    keys: &Keys,
+    folder: &Folder,
+    record: &mut Record,
+) -> Result<bool, FleetError> {
+    let standing = match record.known.judge(gate::read(store, keys, record).await?) {
+        Standing::Pending => match finish(store, keys, record).await? {
+            Ok(()) => Standing::Current,
+            Err(Lost::Stale) => Standing::Stale,
+            Err(Lost::StoreBehind) => Standing::StoreBehind,
+        },
+        standing => standing,
+    };
+    match standing {
+        Standing::StoreBehind => Err(Lost::StoreBehind.into()),
+        Standing::Stale => Ok(true),
+        Standing::Current | Standing::Pending => {
+            record.known = Known::at(record.known.intent.or(record.known.fence));
+            Ok(is_mixed(folder, record)?)
+        }
+    }
+}
+
+async fn finish(
+    store: &Store,
+    keys: &Keys,
+    record: &Record,
+) -> Result<Result<(), Lost>, StoreError> {
+    let failed = std::sync::Mutex::new(None);
+    let tell = |error: Option<&StoreError>| {
+        *failed.lock().expect("nothing panics with it") = error.cloned();
+    };
+    // Long enough for a store that answers at all, with a reply or two lost.
+    let patience = std::time::Duration::from_secs(15);
+    match tokio::time::timeout(patience, gate::make(store, keys, record, tell)).await {
+        Ok(made) => Ok(made),
+        Err(_) => Err(failed.into_inner().expect("nothing panics with it").unwrap_or_else(|| {
+            StoreError {
+                address: "in [fleet]".to_owned(),
+                problem: "it answers, and no step of the fence is made".to_owned(),
+            }
+        })),
+    }
+}
+
+/// Whether a shard's file, or the ledger, is older than what was handed out: copied while it was in use,
+/// and before `fleet.json` was.
+fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
+    for lease in record.covered() {
+        let paths = PoolPaths::new(folder.path(), &lease.pool);
+        let live = paths.live(lease.shard);
+        if files::length_bytes(&live)?.is_some()
+            // One that can't be read is not served either.
+            && let Ok(found) = shard::progress(&live)
+            && found < (lease.generation, lease.leases)
+        {
+            return Ok(true);
+        }
+        if files::length_bytes(&paths.ledger())?.is_some() {
+            let newest = Ledger::open_to_look(&paths.ledger())?.newest(lease.shard)?;
+            if newest.unwrap_or(Generation(0)) < lease.generation {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Sets all of the folder aside. Answers with what people should know.
+fn begin_anew(folder: &Folder) -> Result<String, FleetError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ending = format!(".stale-{}", now.as_millis());
+    folder.set_all_aside(&ending)?;
+    let notice = format!(
+        "the data folder was an old copy, a restored backup or a clone: nothing of it is served, its \
+         files are kept with the ending {ending}, and this instance began anew. Find out where the copy \
+         came from"
+    );
+    error!(folder = %folder.path().display(), "{notice}");
+    Ok(notice)
+}
+
+/// What joining needs of a ledger.
+struct Found {
+    key: StratumKey,
+    strata: Vec<u16>,
+}
+
+async fn read_ledger(paths: &PoolPaths) -> Result<Option<Found>, FleetError> {
+    let path = paths.ledger();
+    let read = move || {
+        if files::length_bytes(&path)?.is_none() {
+            return Ok(None);
+        }
+        let ledger = Ledger::open_to_look(&path)?;
+        Ok(Some(Found { key: ledger.key(), strata: ledger.strata().to_vec() }))
+    };
+    spawn_blocking(read).await.expect("reading does not panic")
+}

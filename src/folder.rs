@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::batch::{Batch, Generation, ShardIndex};
 use crate::config::{Mode, PoolConfig, PoolName};
 use crate::files::{self, FileError, Lock, LockError};
-use crate::ledger::{Ledger, LedgerError, RESTORE};
+use crate::ledger::{Ledger, LedgerError, RESTORE, StratumKey};
 use crate::shard::{self, Label, ShardError};
 
 /// The one file of the modes simple and json.
@@ -23,6 +23,9 @@ pub const JSON_STORE: &str = "used_numbers.json";
 
 /// The one file of the mode sqlite.
 pub const TABLE_STORE: &str = "random_numbers.db";
+
+/// What a folder knows of its place in a fleet.
+pub const FLEET_RECORD: &str = "fleet.json";
 
 /// Comes with the folder in a clone of the repository, and has no numbers.
 const README: &str = "README.md";
@@ -51,6 +54,14 @@ pub enum FolderError {
         /// The mode that was to start.
         mode: Mode,
     },
+    /// It takes part in a fleet.
+    #[error(
+        "{folder} takes part in a fleet ({FLEET_RECORD}), and nothing is said of one: what it holds may          be handed out elsewhere. Put [fleet] into the settings, or use another folder with --data-dir"
+    )]
+    InFleet {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -78,6 +89,15 @@ pub enum FolderError {
         /// The cause.
         source: ShardError,
     },
+}
+
+/// What an instance of a fleet may draw from a pool.
+#[derive(Debug)]
+pub struct Share {
+    /// The secret by which all of them sort values into strata.
+    pub key: StratumKey,
+    /// The strata that are this instance's.
+    pub strata: Vec<u16>,
 }
 
 /// A data folder, held by this process until dropped.
@@ -122,11 +142,15 @@ impl Folder {
     /// Creates the folder where it is missing, and locks it.
     ///
     /// # Errors
-    /// [`FolderError::Lock`]; [`FolderError::OtherMode`] when it is another mode's.
-    pub fn open(path: &Path, mode: Mode) -> Result<Self, FolderError> {
+    /// [`FolderError::Lock`]; [`FolderError::OtherMode`] when it is another mode's;
+    /// [`FolderError::InFleet`] when it is a fleet's, and `in_fleet` is not.
+    pub fn open(path: &Path, mode: Mode, in_fleet: bool) -> Result<Self, FolderError> {
         let lock = files::lock(path)?;
         let names = files::list(path)?;
         warn_of_wide_modes(path, &names);
+        if !in_fleet && names.iter().any(|name| name == FLEET_RECORD) {
+            return Err(FolderError::InFleet { folder: path.to_owned() });
+        }
         for file in names {
             match owners_of_file(&file) {
                 [owner, ..] if !owners_of_file(&file).contains(&mode) => {
@@ -147,17 +171,24 @@ impl Folder {
 
     /// Opens a pool's ledger, or creates one in a folder without shards, and makes sense of the
     /// shards' files: adopts or removes unfinished builds, ends what a crash left in use, sets
-    /// damaged files aside.
+    /// damaged files aside. With a share, the ledger draws from nothing else.
     ///
     /// # Errors
     /// [`FolderError`] when a file is there that could lead to a repeat.
-    pub fn open_pool(&self, config: &PoolConfig) -> Result<PoolFiles, FolderError> {
+    pub fn open_pool(
+        &self,
+        config: &PoolConfig,
+        share: Option<&Share>,
+    ) -> Result<PoolFiles, FolderError> {
         let paths = PoolPaths::new(&self.path, &config.name);
         let found: Vec<ShardIndex> = files::list(&self.path)?
             .iter()
             .filter_map(|name| shard_of_file(&config.name, name))
             .collect();
-        let mut ledger = open_ledger(&paths, config, found.first())?;
+        let mut ledger = open_ledger(&paths, config, found.first(), share)?;
+        if let Some(share) = share {
+            ledger.hold(&share.strata)?;
+        }
         let mut indexes: Vec<ShardIndex> =
             (0..config.shards).map(ShardIndex).chain(found).collect();
         indexes.sort_unstable();
@@ -167,6 +198,32 @@ impl Folder {
             .map(|index| open_shard(&paths, &mut ledger, index))
             .collect::<Result<_, _>>()?;
         Ok(PoolFiles { paths, ledger, shards })
+    }
+
+    /// Renames all of the folder's data, so that it is kept for people and never served. What tells that
+    /// it has to be is renamed last: a start after a crash in between does the rest.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn set_all_aside(&self, ending: &str) -> Result<(), FileError> {
+        let is_data = |name: &String| {
+            let file = name.trim_end_matches("-wal").trim_end_matches("-shm");
+            !owners_of_file(file).is_empty() || file.ends_with(".db.tmp")
+        };
+        let mut names: Vec<String> = files::list(&self.path)?.into_iter().filter(is_data).collect();
+        names.sort_unstable_by_key(|name| name == FLEET_RECORD);
+        for name in names {
+            // A log stays its file's.
+            let (file, log) = match name.rfind("-wal").or_else(|| name.rfind("-shm")) {
+                Some(at) => name.split_at(at),
+                None => (&*name, ""),
+            };
+            if name == FLEET_RECORD {
+                files::sync_folder(&self.path)?;
+            }
+            files::rename(&self.path.join(&name), &self.path.join(format!("{file}{ending}{log}")))?;
+        }
+        files::sync_folder(&self.path)
     }
 }
 
@@ -191,12 +248,13 @@ pub fn survey(folder: &Path) -> Result<Survey, FileError> {
     let mut survey = Survey::default();
     for name in files::list(folder)? {
         // What belongs to a file beside it.
-        if name == files::LOCK || name.ends_with("-wal") || name.ends_with("-shm") {
+        let is_beside = name.ends_with("-wal") || name.ends_with("-shm");
+        if name == files::LOCK || name == FLEET_RECORD || is_beside {
             continue;
         }
         let ledger = name.strip_prefix("used_numbers_").and_then(|rest| rest.split_once('.'));
         let shard = name.split_once("_shard_").and_then(|(pool, _)| PoolName::new(pool));
-        if name.contains(".damaged-") {
+        if name.contains(".damaged-") || name.contains(".stale-") {
             survey.set_aside.push(name);
         } else if name == JSON_STORE || name == TABLE_STORE {
             survey.store = Some(name);
@@ -332,6 +390,7 @@ fn owners_of_file(name: &str) -> &'static [Mode] {
     let is_ledger = name.starts_with("used_numbers_") && name.ends_with(".db");
     let is_shard = name.contains("_shard_") && (name.ends_with(".db") || name.ends_with(".next"));
     match name {
+        FLEET_RECORD => &[Mode::Sharded],
         JSON_STORE => &[Mode::Json, Mode::Simple],
         TABLE_STORE => &[Mode::Sqlite],
         _ if is_ledger || is_shard => &[Mode::Sharded],
@@ -351,6 +410,7 @@ fn open_ledger(
     paths: &PoolPaths,
     config: &PoolConfig,
     shard: Option<&ShardIndex>,
+    share: Option<&Share>,
 ) -> Result<Ledger, FolderError> {
     let path = paths.ledger();
     if files::length_bytes(&path)?.is_some() {
@@ -360,7 +420,10 @@ fn open_ledger(
         return Err(FolderError::LedgerMissing { ledger: path, shard: paths.shard_name(shard) });
     }
     info!(pool = %config.name, ledger = %path.display(), "a new ledger is created");
-    Ok(Ledger::create(&path, &config.space)?)
+    Ok(match share {
+        Some(share) => Ledger::create_with(&path, &config.space, share.key),
+        None => Ledger::create(&path, &config.space),
+    }?)
 }
 
 fn open_shard(

@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 pub use self::audit::Drawn;
 pub use self::draw::{Draw, Draws};
-use self::strata::{OpenStrata, StratumKey};
+use self::strata::OpenStrata;
+pub use self::strata::{STRATA, StratumKey};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::files;
 use crate::space::{Space, Value};
@@ -85,6 +86,7 @@ pub const RESTORE: &str = "Without its ledger nobody can tell which numbers were
     from a backup together with the shards of the same time, or move this pool's shards away and start \
     a new number space under another pool name";
 
+const SELECT_NEWEST: &str = "SELECT max(generation) FROM batches WHERE shard = ?1";
 const REINSTATE_BATCH: &str =
     "UPDATE batches SET retired_at = NULL WHERE shard = ?1 AND generation = ?2";
 const SELECT_SHARDS: &str = "SELECT DISTINCT shard FROM batches ORDER BY shard";
@@ -159,6 +161,10 @@ struct State {
     count: u64,
     burned: u64,
     open: OpenStrata,
+    /// Others draw from the same space: only what is [held](Ledger::hold) is open.
+    shared: bool,
+    /// Every value of a shared ledger's strata is in it.
+    used_up: bool,
     rng: ChaCha20Rng,
     draws: Draws,
 }
@@ -169,10 +175,18 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the file can't be written. A half-made ledger is never left at `path`.
     pub fn create(path: &Path, space: &Space) -> Result<Self, LedgerError> {
+        Self::create_with(path, space, StratumKey::random())
+    }
+
+    /// Creates an empty ledger that sorts values into strata as others with this key do.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn create_with(path: &Path, space: &Space, key: StratumKey) -> Result<Self, LedgerError> {
         let unfinished = path.with_extension("db.tmp");
         files::create(&unfinished)?;
         sqlite::open_for_build(&unfinished)
-            .and_then(|mut connection| fill_empty(&mut connection, space))
+            .and_then(|mut connection| fill_empty(&mut connection, space, key))
             .map_err(|source| LedgerError::Sqlite { path: unfinished.clone(), source })?;
         files::sync_file(&unfinished)?;
         files::rename(&unfinished, path)?;
@@ -248,6 +262,49 @@ impl Ledger {
         &self.state.space
     }
 
+    /// The secret that sorts its values into strata.
+    #[must_use]
+    pub fn key(&self) -> StratumKey {
+        self.state.key
+    }
+
+    /// The strata that it has opened.
+    #[must_use]
+    pub fn strata(&self) -> &[u16] {
+        self.state.open.members()
+    }
+
+    /// Shares the space with others: opens these strata, which nobody else draws from, and from now on
+    /// no other unless it is held too. Durable.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; nothing is changed then.
+    pub fn hold(&mut self, strata: &[u16]) -> Result<(), LedgerError> {
+        let Self { connection, state } = self;
+        let mut open = state.open.clone();
+        connection
+            .transaction()
+            .and_then(|transaction| {
+                open.open_these(strata, &transaction)?;
+                transaction.commit()
+            })
+            .map_err(|source| state.failed(source))?;
+        state.used_up &= open.len() == state.open.len();
+        state.open = open;
+        state.shared = true;
+        Ok(())
+    }
+
+    /// How many strata more should be held, so that those held are at most half used after this draw
+    /// and another one like it: claimed ahead of need.
+    #[must_use]
+    pub fn strata_wanted(&self, rows: u64) -> usize {
+        let State { count, open, space, .. } = &self.state;
+        let values = 2 * (u128::from(*count) + 2 * u128::from(rows));
+        let strata = (values * STRATA as u128).div_ceil(space.size().into());
+        (strata.clamp(1, STRATA as u128) as usize).saturating_sub(open.len())
+    }
+
     /// How many values ever entered a shard.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -275,10 +332,10 @@ impl Ledger {
         Ok(files::length_bytes(path)?.unwrap_or(0) + log)
     }
 
-    /// Whether every value of the range is in the ledger.
+    /// Whether every value that it may draw is in the ledger.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.state.count >= self.state.space.size()
+        self.state.used_up || self.state.count >= self.state.space.size()
     }
 
     /// Draws up to `count` fresh values for the next generation of a shard, uniformly from what is
@@ -343,6 +400,17 @@ impl Ledger {
                     })?
                     .collect()
             })
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// The newest generation of a shard, whatever became of its file.
+    ///
+    /// # Errors
+    /// [`LedgerError::Sqlite`].
+    pub fn newest(&self, shard: ShardIndex) -> Result<Option<Generation>, LedgerError> {
+        self.connection
+            .query_row(SELECT_NEWEST, [shard.0], |row| row.get(0))
+            .map(|newest: Option<i64>| newest.map(Generation))
             .map_err(|source| self.state.failed(source))
     }
 
@@ -459,8 +527,12 @@ fn checksum(id: Uuid, key: StratumKey, space: &Space) -> i64 {
     SipHasher13::new().hash(&bytes).cast_signed()
 }
 
-fn fill_empty(connection: &mut Connection, space: &Space) -> Result<(), rusqlite::Error> {
-    let (id, key) = (Uuid::new_v4(), StratumKey::random());
+fn fill_empty(
+    connection: &mut Connection,
+    space: &Space,
+    key: StratumKey,
+) -> Result<(), rusqlite::Error> {
+    let id = Uuid::new_v4();
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
     transaction.execute_batch(&view_for_people(space.decimals()))?;
@@ -538,6 +610,8 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
         count,
         burned,
         open,
+        shared: false,
+        used_up: false,
         rng,
         draws: Draws::default(),
     })

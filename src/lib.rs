@@ -15,10 +15,10 @@
 //! - [`batch`]: the names that ledger and shards share
 //! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
 //! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
-//! - [`fleet`]: with whom the numbers are shared out, and what proves that ours are
 //! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
 //! - [`shard`]: one file of pre-generated values, leased block by block
 //! - [`folder`]: what a start finds on the disk, and what it refuses
+//! - [`fleet`]: with whom the numbers are shared out, and what proves that ours are
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
 //! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for

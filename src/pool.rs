@@ -32,6 +32,7 @@ use self::worker::Worker;
 use crate::batch::{Generation, ShardIndex};
 use crate::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
 use crate::events::{Events, Kind};
+use crate::fleet::Gate;
 use crate::folder::{PoolPaths, ShardFiles};
 use crate::histogram::Histogram;
 use crate::space::{Space, Value};
@@ -114,6 +115,8 @@ pub struct Pool {
     /// Of the numbers burned in the life of the process, those that the refiller took note of.
     burned_noted: AtomicU64,
     events: Arc<Events>,
+    /// What leases must pass, in a fleet.
+    gate: Option<Gate>,
     /// How long refills took, by [`Outcome`].
     refills: [Histogram; 2],
     books: Mutex<Books>,
@@ -129,9 +132,10 @@ impl Pool {
         paths: &PoolPaths,
         shards: &[ShardFiles],
         events: Arc<Events>,
+        gate: Option<Gate>,
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
         let (pool, workers) =
-            Self::with_workers(config, lease, refill, paths, shards, events).await;
+            Self::with_workers(config, lease, refill, paths, shards, events, gate).await;
         (pool, workers.into_iter().map(|worker| tokio::spawn(worker.run())).collect())
     }
 
@@ -142,6 +146,7 @@ impl Pool {
         paths: &PoolPaths,
         shards: &[ShardFiles],
         events: Arc<Events>,
+        gate: Option<Gate>,
     ) -> (Arc<Self>, Vec<Worker>) {
         let low_water = refill.low_water_rows(config.shard_size);
         let slots: Vec<_> = shards
@@ -174,6 +179,7 @@ impl Pool {
             dead_tasks: AtomicU64::new(0),
             burned_noted: AtomicU64::new(0),
             events,
+            gate,
             refills: [Histogram::default(), Histogram::default()],
             books: Mutex::default(),
         });
@@ -370,7 +376,9 @@ impl Pool {
             serves: self.serves(),
             exhausted: self.nothing_left(1) != TakeError::Refilling,
             alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
-            trouble: shard_trouble.or(refill_trouble),
+            trouble: shard_trouble
+                .or(refill_trouble)
+                .or_else(|| self.gate.as_ref().and_then(Gate::trouble)),
         }
     }
 

@@ -17,6 +17,7 @@ pub use self::plan::{Refill, plan};
 use crate::batch::ShardIndex;
 use crate::config::RefillConfig;
 use crate::events::Kind;
+use crate::fleet::Claims;
 use crate::folder::PoolPaths;
 use crate::ledger::{Ledger, LedgerError};
 use crate::pool::{LedgerFigures, Outcome, Pool};
@@ -33,6 +34,8 @@ pub struct Refiller {
     pool: Arc<Pool>,
     config: RefillConfig,
     shard_size: u32,
+    /// In a fleet: where it gets strata to draw in.
+    claims: Option<Claims>,
     stop: watch::Receiver<bool>,
 }
 
@@ -45,11 +48,12 @@ impl Refiller {
         pool: Arc<Pool>,
         config: RefillConfig,
         shard_size: u32,
+        claims: Option<Claims>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let space = *ledger.space();
         pool.open_books(figures(&ledger));
-        Self { ledger: Some(ledger), space, paths, pool, config, shard_size, stop }
+        Self { ledger: Some(ledger), space, paths, pool, config, shard_size, claims, stop }
     }
 
     /// Refills until it is stopped; a build under way is given up then.
@@ -98,16 +102,18 @@ impl Refiller {
             false => self.config.low_water_rows(self.shard_size),
         };
         let due = plan(&self.pool.levels(), low_water, self.shard_size.into());
-        let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted);
+        let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted)
+            && self.claims.as_ref().is_none_or(Claims::none_left);
         if self.pool.set_exhausted(exhausted) && exhausted {
-            warn!(
-                pool = %self.pool.name(),
-                "every number of the range is in a shard, or was: no shard can be filled again"
-            );
-            let message =
-                "Every number of the range is in a shard, or was: none can be filled again"
-                    .to_owned();
-            self.pool.tell(Kind::Exhausted, None, message);
+            let message = match self.claims {
+                None => "Every number of the range is in a shard, or was: none can be filled again",
+                Some(_) => {
+                    "Every number that this instance may draw is in a shard, or was, and no strata are \
+                     left to claim: none can be filled again here. Others of the fleet may go on"
+                }
+            };
+            warn!(pool = %self.pool.name(), "{message}");
+            self.pool.tell(Kind::Exhausted, None, message.to_owned());
         }
         let Some(&refill) = due.first() else {
             return Ok(false);
@@ -154,16 +160,22 @@ impl Refiller {
 
     /// Builds. Answers how that ended, and how many rows the shard's next generation has.
     async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
+        let held = self.claim_ahead(refill.rows).await?;
         let ledger = self.ledger.take();
+        let shared = self.claims.is_some();
         let (space, paths) = (self.space, self.paths.clone());
         let cancel = Arc::new(AtomicBool::new(false));
         let cancelled = Arc::clone(&cancel);
         let pool = Arc::clone(&self.pool);
         let mut work = tokio::task::spawn_blocking(move || {
+            let reopened = ledger.is_none();
             let mut ledger = match ledger {
                 Some(ledger) => ledger,
                 None => Ledger::open(&paths.ledger(), &space)?,
             };
+            if shared && (reopened || !held.is_empty()) {
+                ledger.hold(&held)?;
+            }
             note_burned(&pool, &mut ledger)?;
             let mut step = |values| {
                 pool.refill_advanced(refill.shard, values);
@@ -190,6 +202,31 @@ impl Refiller {
             self.ledger = Some(ledger);
         }
         built
+    }
+
+    /// Claims strata when a build like the next one will want them. Answers with all that are held then,
+    /// or none when nothing changed.
+    async fn claim_ahead(&mut self, rows: u64) -> Result<Vec<u16>, BuildError> {
+        let (Some(claims), Some(ledger)) = (&mut self.claims, &self.ledger) else {
+            return Ok(Vec::new());
+        };
+        let wanted = ledger.strata_wanted(rows);
+        let can_do_without = !ledger.strata().is_empty() && !ledger.is_exhausted();
+        if wanted == 0 || claims.none_left() {
+            return Ok(Vec::new());
+        }
+        let claimed = tokio::select! {
+            claimed = claims.claim(wanted) => claimed,
+            () = stopped(&mut self.stop) => return Err(LedgerError::Cancelled.into()),
+        };
+        match claimed {
+            // Those that are held will do for this build.
+            Err(error) if can_do_without => {
+                warn!(pool = %self.pool.name(), %error, "no strata could be claimed ahead of need");
+                Ok(Vec::new())
+            }
+            claimed => Ok(claimed?),
+        }
     }
 
     /// Says once what goes wrong, however often it is tried.

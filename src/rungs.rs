@@ -183,7 +183,7 @@ impl<S: Store> Numbers<S> {
     /// # Errors
     /// [`OpenError`]; what is there is left as it was.
     pub fn open(config: &Config) -> Result<(Folder, Self), OpenError> {
-        let folder = Folder::open(&config.dir, config.server.mode)?;
+        let folder = Folder::open(&config.dir, config.server.mode, false)?;
         let numbers = Self {
             store: S::open(folder.path(), &config.pools)?,
             spaces: config.pools.iter().map(|pool| pool.space).collect(),

@@ -20,8 +20,9 @@ use self::accept::Terms;
 use self::lanes::Lanes;
 use self::tls::Tls;
 pub use self::tls::TlsError;
-use crate::config::{AuthConfig, Config, Mode, PoolConfig};
+use crate::config::{AuthConfig, Config, LeaseConfig, Mode, PoolConfig};
 use crate::events::Events;
+use crate::fleet::{Claims, Fleet, FleetError, Gate, Lost};
 use crate::folder::{Folder, FolderError, PoolFiles};
 use crate::http::{Front, Guard};
 use crate::monitor::Monitor;
@@ -74,6 +75,9 @@ pub enum ServerError {
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// This instance can't take part in its fleet.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
 }
 
 /// A server that listens, with all its tasks running.
@@ -99,6 +103,8 @@ enum Tasks {
         monitor: JoinHandle<()>,
         /// For the refillers and the monitor.
         stop: watch::Sender<bool>,
+        /// In a fleet.
+        gate: Option<(Gate, JoinHandle<()>)>,
     },
     /// Of a rung below it; ends with the routes.
     Numbers(JoinHandle<()>),
@@ -156,19 +162,48 @@ impl Server {
 
     /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
     /// and closes every file.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// [`Lost`] when the fleet's fence has moved on without this instance: it stops by itself then.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
         let Self { listener, terms, lanes, tasks, folder, .. } = self;
-        accept::serve(listener, terms, lanes, shutdown).await;
+        let mut lost = None;
+        let ended = async {
+            tokio::select! {
+                () = shutdown => {}
+                found = tasks.lost() => {
+                    // Invariant: nothing more is handed out, whatever is in flight.
+                    tasks.stop_pools();
+                    lost = Some(found);
+                }
+            }
+        };
+        accept::serve(listener, terms, lanes, ended).await;
         tasks.end().await;
         drop(folder);
         info!("stopped");
+        lost.map_or(Ok(()), Err)
     }
 }
 
 impl Tasks {
+    /// Completes when the fence is lost, if there is one.
+    async fn lost(&self) -> Lost {
+        match self {
+            Self::Pools { gate: Some((gate, _)), .. } => gate.lost().await,
+            Self::Pools { gate: None, .. } | Self::Numbers(_) => std::future::pending().await,
+        }
+    }
+
+    fn stop_pools(&self) {
+        if let Self::Pools { pools, .. } = self {
+            pools.iter().for_each(|pool| pool.stop());
+        }
+    }
+
     async fn end(self) {
         match self {
-            Self::Pools { pools, workers, refillers, monitor, stop } => {
+            Self::Pools { pools, workers, refillers, monitor, stop, gate } => {
                 // Refillers first: a build that nobody needs any more should not hold up the rest.
                 stop.send_replace(true);
                 join(refillers).await;
@@ -177,6 +212,9 @@ impl Tasks {
                     pool.stop();
                 }
                 join(workers).await;
+                if let Some((_, gatekeeper)) = gate {
+                    join(vec![gatekeeper]).await;
+                }
             }
             Self::Numbers(numbers) => join(vec![numbers]).await,
         }
@@ -216,21 +254,32 @@ async fn open_pools(
     guard: Option<Arc<Guard>>,
     traffic: Traffic,
 ) -> Result<(Folder, Front, Tasks), ServerError> {
-    let (folder, found) = open_folder(config).await?;
+    let Opened { folder, pools: found, mut fleet } = open_folder(config).await?;
     let (stop, stopped) = watch::channel(false);
+    let claims: Vec<Option<Claims>> =
+        config.pools.iter().map(|pool| fleet.as_ref().map(|fleet| fleet.claims(pool))).collect();
+    let gate = fleet.take().map(|fleet| {
+        let (gate, keeper) = fleet.into_gate();
+        (gate, tokio::spawn(keeper.run(stopped.clone())))
+    });
+    let lease =
+        config.fleet.as_ref().map_or(config.lease, |fleet| LeaseConfig { rows: fleet.lease_rows });
     let events = Arc::new(Events::default());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-    for (pool_config, files) in config.pools.iter().zip(found) {
+    for ((pool_config, files), claims) in config.pools.iter().zip(found).zip(claims) {
         let PoolFiles { paths, ledger, shards } = files;
         let events = Arc::clone(&events);
+        let gate = gate.as_ref().map(|(gate, _)| gate.clone());
+        let refill = config.refill;
         let (pool, tasks) =
-            Pool::open(pool_config, config.lease, config.refill, &paths, &shards, events).await;
+            Pool::open(pool_config, lease, refill, &paths, &shards, events, gate).await;
         let refiller = Refiller::new(
             ledger,
             paths,
             Arc::clone(&pool),
             config.refill,
             pool_config.shard_size,
+            claims,
             stopped.clone(),
         );
         refillers.push(tokio::spawn(refiller.run()));
@@ -240,7 +289,7 @@ async fn open_pools(
     let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
     let front = Front::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
     let monitor = tokio::spawn(monitor.run(stopped));
-    Ok((folder, front, Tasks::Pools { pools, workers, refillers, monitor, stop }))
+    Ok((folder, front, Tasks::Pools { pools, workers, refillers, monitor, stop, gate }))
 }
 
 async fn open_rung<S: Store>(
@@ -257,18 +306,38 @@ async fn open_rung<S: Store>(
     Ok((folder, front, tasks))
 }
 
-async fn open_folder(config: &Config) -> Result<(Folder, Vec<PoolFiles>), FolderError> {
-    let (dir, pools) = (config.dir.clone(), config.pools.clone());
-    let open = move || {
-        let folder = Folder::open(&dir, Mode::Sharded)?;
-        let found = pools
-            .iter()
-            .map(|pool: &PoolConfig| folder.open_pool(pool))
-            .collect::<Result<_, _>>()?;
-        Ok((folder, found))
-    };
-    tokio::task::spawn_blocking(open).await.expect("opening does not panic")
+/// A folder that may be served.
+struct Opened {
+    folder: Folder,
+    pools: Vec<PoolFiles>,
+    fleet: Option<Fleet>,
 }
+
+async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
+    let (dir, in_fleet) = (config.dir.clone(), config.fleet.is_some());
+    let open = move || Folder::open(&dir, Mode::Sharded, in_fleet);
+    let folder = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
+    let mut fleet = None;
+    let mut shares = Vec::new();
+    if let Some(settings) = &config.fleet {
+        let mut joined = Fleet::join(settings, &folder).await?;
+        for pool in &config.pools {
+            shares.push(joined.join_pool(pool).await?);
+        }
+        fleet = Some(joined);
+    }
+    let pools = config.pools.clone();
+    let open = move || {
+        let mut shares = shares.iter();
+        let open = |pool: &PoolConfig| folder.open_pool(pool, shares.next());
+        let found = pools.iter().map(open).collect::<Result<_, _>>()?;
+        Ok::<_, FolderError>((folder, found))
+    };
+    let (folder, pools) = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
+    Ok(Opened { folder, pools, fleet })
+}
+
+const OPENS: &str = "opening does not panic";
 
 /// How many connections there can be: as configured, or as many as the process may have open files
 /// for, beside its own.

@@ -27,7 +27,7 @@ pub use self::audit::{Audit, audit, each_value, twice};
 const APPLICATION_ID: i32 = 0x5442_5348;
 
 /// The version of the tables below.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
 
 /// Rows of a block: about as many as fit a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
@@ -51,6 +51,7 @@ const CREATE: &str = "
         decimals   INTEGER NOT NULL,
         in_use     INTEGER NOT NULL DEFAULT 0, -- a server has it open, or had when it crashed
         open_rows  INTEGER NOT NULL DEFAULT 0, -- leased and not handed out, at most
+        leases     INTEGER NOT NULL DEFAULT 0, -- in a fleet: tells an older copy from a newer one
         built_at   TEXT    NOT NULL
     ) STRICT;
     CREATE TABLE blocks (             -- opening a shard costs no scan of numbers
@@ -68,9 +69,9 @@ const INSERT_SHARD: &str = "INSERT INTO shard
     (ledger_id, pool, idx, generation, batch, rows, block_rows, decimals, built_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, strftime('%FT%TZ', 'now'))";
 const SELECT_SHARD: &str = "SELECT ledger_id, pool, idx, generation, batch, rows, block_rows,
-    decimals, in_use, open_rows FROM shard";
+    decimals, in_use, open_rows, leases FROM shard";
 const UPDATE_IN_USE: &str = "UPDATE shard SET in_use = ?1, open_rows = 0";
-const UPDATE_OPEN_ROWS: &str = "UPDATE shard SET open_rows = ?1";
+const UPDATE_LEASES: &str = "UPDATE shard SET open_rows = ?1, leases = ?2";
 const INSERT_NUMBERS: &str = "INSERT INTO numbers (id, value) VALUES";
 const SELECT_NUMBERS: &str =
     "SELECT id, value, used FROM numbers WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
@@ -179,6 +180,9 @@ pub struct Shard {
     left: u64,
     /// `open_rows` as the file has it.
     open_rows: u64,
+    /// Leases of this generation, as far as they are counted.
+    leases: u64,
+    counts_leases: bool,
     /// About as many pages as leases wrote to the log since the last checkpoint.
     log_pages: usize,
 }
@@ -212,6 +216,16 @@ pub fn build(
 /// [`ShardError::Damaged`] when it is not a whole shard file of this version.
 pub fn read_label(path: &Path) -> Result<Label, ShardError> {
     read_header(&sqlite::open_to_read(path)?).map(|header| header.label)
+}
+
+/// How far a file of this process's locked folder has come: its generation, and how many leases of it
+/// were counted. Changes nothing.
+///
+/// # Errors
+/// [`ShardError`].
+pub fn progress(path: &Path) -> Result<(Generation, u64), ShardError> {
+    let header = read_header(&sqlite::open_to_look(path)?)?;
+    Ok((header.label.generation, header.leases))
 }
 
 /// Ends the use of a live file whose process is gone, so that it can be opened again. Answers with
@@ -278,7 +292,7 @@ impl Shard {
     /// [`ShardError::Damaged`] when the file is not whole, or in use: [`recover`] comes first.
     pub fn open(connection: &mut Connection) -> Result<Self, ShardError> {
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
-        let Header { label, block_rows, in_use, .. } = read_header(connection)?;
+        let Header { label, block_rows, in_use, leases, .. } = read_header(connection)?;
         if in_use {
             return Err(ShardError::Damaged("it is in use".to_owned()));
         }
@@ -293,13 +307,35 @@ impl Shard {
         transaction.execute(REWRITE_PAGES, [LOG_PAGES * block_rows, block_rows])?;
         transaction.commit()?;
         sqlite::checkpoint(connection, Checkpoint::Full)?;
-        Ok(Self { label, block_rows, blocks, loaded: Vec::new(), left, open_rows: 0, log_pages: 0 })
+        Ok(Self {
+            label,
+            block_rows,
+            blocks,
+            loaded: Vec::new(),
+            left,
+            open_rows: 0,
+            leases,
+            counts_leases: false,
+            log_pages: 0,
+        })
     }
 
     /// What the file says of itself.
     #[must_use]
     pub fn label(&self) -> &Label {
         &self.label
+    }
+
+    /// From now on each lease is counted in the file, at the price of a page where nothing else is
+    /// noted there.
+    pub fn count_leases(&mut self) {
+        self.counts_leases = true;
+    }
+
+    /// How many leases of this generation were counted.
+    #[must_use]
+    pub fn leases(&self) -> u64 {
+        self.leases
     }
 
     /// Rows that can still be leased.
@@ -431,11 +467,13 @@ impl Shard {
     ) -> Result<(), ShardError> {
         let transaction = connection.transaction()?;
         mark_rows(&transaction, self.block_rows, rows, true)?;
-        if self.open_rows != open_rows {
-            transaction.prepare_cached(UPDATE_OPEN_ROWS)?.execute([open_rows])?;
+        let leases = self.leases + u64::from(self.counts_leases);
+        if (self.open_rows, self.leases) != (open_rows, leases) {
+            transaction.prepare_cached(UPDATE_LEASES)?.execute([open_rows, leases])?;
         }
         transaction.commit()?;
         self.open_rows = open_rows;
+        self.leases = leases;
         let block = |row: &Row| row.id / self.block_rows;
         // A block of rows is about a page, and two more have the counts.
         self.log_pages += 2 + rows.chunk_by(|row, next| block(row) == block(next)).count();
@@ -537,6 +575,7 @@ struct Header {
     block_rows: u32,
     in_use: bool,
     open_rows: u64,
+    leases: u64,
 }
 
 fn read_header(connection: &Connection) -> Result<Header, ShardError> {
@@ -569,7 +608,8 @@ fn read_header(connection: &Connection) -> Result<Header, ShardError> {
         if block_rows == 0 {
             return Ok(Err(ShardError::Damaged("its blocks have no rows".to_owned())));
         }
-        Ok(Ok(Header { label, block_rows, in_use: row.get(8)?, open_rows: row.get(9)? }))
+        let (in_use, open_rows, leases) = (row.get(8)?, row.get(9)?, row.get(10)?);
+        Ok(Ok(Header { label, block_rows, in_use, open_rows, leases }))
     })?
 }
 

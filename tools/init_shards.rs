@@ -16,9 +16,11 @@ use clap::Parser;
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tokio::runtime::Runtime;
 use tombola::commands::Exit;
 use tombola::config::{Config, Location, Mode, Overrides, PoolConfig};
-use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
+use tombola::fleet::{Claims, Fleet};
+use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles, Share};
 use tombola::ledger::Ledger;
 use tombola::refill::{Built, Refill, build};
 use tombola::{shard, sqlite};
@@ -74,14 +76,20 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     })?;
     cancel_on_signal().map_err(|error| anyhow!("can't listen to signals: {error}"))?;
 
-    let folder = Folder::open(&config.dir, Mode::Sharded)?;
+    let folder = Folder::open(&config.dir, Mode::Sharded, config.fleet.is_some())?;
+    let runtime = Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
+    let shares = runtime.block_on(join_fleet(&config, &folder))?;
     let bars = MultiProgress::new();
     let lines: Vec<Line> = thread::scope(|scope| {
-        let (folder, bars) = (&folder, &bars);
+        let (folder, bars, runtime) = (&folder, &bars, &runtime);
         let fillers: Vec<_> = config
             .pools
             .iter()
-            .map(|pool| scope.spawn(move || fill_pool(folder, pool, bars)))
+            .zip(shares)
+            .map(|(pool, share)| {
+                let strata = share.map(|(share, claims)| Strata { share, claims, runtime });
+                scope.spawn(move || fill_pool(folder, pool, strata, bars))
+            })
             .collect();
         fillers
             .into_iter()
@@ -92,6 +100,41 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     .flatten()
     .collect();
     Ok(print_table(&lines)?)
+}
+
+/// What an instance of a fleet draws from, pool by pool.
+async fn join_fleet(
+    config: &Config,
+    folder: &Folder,
+) -> anyhow::Result<Vec<Option<(Share, Claims)>>> {
+    let Some(settings) = &config.fleet else {
+        return Ok(config.pools.iter().map(|_| None).collect());
+    };
+    let mut fleet = Fleet::join(settings, folder).await?;
+    let mut shares = Vec::new();
+    for pool in &config.pools {
+        shares.push(Some((fleet.join_pool(pool).await?, fleet.claims(pool))));
+    }
+    Ok(shares)
+}
+
+/// In a fleet, the strata to draw from.
+struct Strata<'r> {
+    share: Share,
+    claims: Claims,
+    runtime: &'r Runtime,
+}
+
+impl Strata<'_> {
+    /// Claims what a build of so many rows wants.
+    fn secure(&mut self, ledger: &mut Ledger, rows: u64) -> anyhow::Result<()> {
+        let wanted = ledger.strata_wanted(rows);
+        if wanted > 0 && !self.claims.none_left() {
+            let held = self.runtime.block_on(self.claims.claim(wanted))?;
+            ledger.hold(&held)?;
+        }
+        Ok(())
+    }
 }
 
 /// The first signal ends the builds, the second the process.
@@ -110,11 +153,16 @@ fn cancel_on_signal() -> io::Result<()> {
 fn fill_pool(
     folder: &Folder,
     config: &PoolConfig,
+    mut strata: Option<Strata<'_>>,
     bars: &MultiProgress,
 ) -> anyhow::Result<Vec<Line>> {
-    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config)?;
+    let share = strata.as_ref().map(|strata| &strata.share);
+    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config, share)?;
     let mut lines = Vec::new();
     for files in shards.iter().filter(|files| files.index.0 < config.shards) {
+        if let Some(strata) = &mut strata {
+            strata.secure(&mut ledger, config.shard_size.into())?;
+        }
         lines.push(fill_shard(&mut ledger, &paths, config, files, bars)?);
     }
     ledger.close()?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::files::LockError;
+use crate::fleet::{FleetError, Lost};
 use crate::folder::FolderError;
 use crate::ledger::LedgerError;
 use crate::rungs::OpenError;
@@ -25,17 +26,20 @@ pub enum Exit {
     Folder = 3,
     /// No server answered.
     Unreachable = 4,
+    /// What the data folder holds may be handed out elsewhere: somebody has to find out.
+    Lost = 5,
     /// The second Ctrl-C or SIGTERM: ended at once, with nothing cleaned up.
     Aborted = 130,
 }
 
 impl Exit {
-    const ALL: [(Self, &str); 6] = [
+    const ALL: [(Self, &str); 7] = [
         (Self::Done, "done; of serve: stopped as it was told to"),
         (Self::Failed, "failed; of verify: something is not what it should be; of health: no"),
         (Self::Settings, "the arguments or the settings are wrong: mend them first"),
         (Self::Folder, "the data folder is in use, or can't be used as it is: see the message"),
         (Self::Unreachable, "no server answered, or not as one of tombola does"),
+        (Self::Lost, "in a fleet: the folder is an old copy, or the store is; see the message"),
         (Self::Aborted, "ended at once by a second Ctrl-C or SIGTERM"),
     ];
 
@@ -55,6 +59,10 @@ impl Exit {
             Self::Settings
         } else if let Some(error) = error.downcast_ref::<ServerError>() {
             of_server(error)
+        } else if let Some(error) = error.downcast_ref::<FleetError>() {
+            of_fleet(error)
+        } else if error.is::<Lost>() {
+            Self::Lost
         } else if let Some(error) = error.downcast_ref::<FolderError>() {
             of_folder(error)
         } else if let Some(LockError::Held { .. }) = error.downcast_ref() {
@@ -73,6 +81,7 @@ impl From<Exit> for ExitCode {
 
 fn of_server(error: &ServerError) -> Exit {
     match error {
+        ServerError::Fleet(error) => of_fleet(error),
         ServerError::OpenDoor { .. } | ServerError::Tls(_) => Exit::Settings,
         ServerError::Folder(error) | ServerError::Store(OpenError::Folder(error)) => {
             of_folder(error)
@@ -87,24 +96,43 @@ fn of_server(error: &ServerError) -> Exit {
     }
 }
 
+fn of_fleet(error: &FleetError) -> Exit {
+    match error {
+        FleetError::Lost(_) => Exit::Lost,
+        FleetError::OtherRange { .. } | FleetError::Foreign { .. } => Exit::Settings,
+        FleetError::Record { .. }
+        | FleetError::OtherSpace { .. }
+        | FleetError::NoInstance { .. }
+        | FleetError::OtherKey { .. }
+        | FleetError::Taken { .. } => Exit::Folder,
+        FleetError::Folder(error) => of_folder(error),
+        FleetError::Ledger(error) => of_ledger(error),
+        // It may come.
+        FleetError::Store(_) | FleetError::File(_) => Exit::Failed,
+    }
+}
+
 fn of_folder(error: &FolderError) -> Exit {
     match error {
         FolderError::Lock(LockError::Held { .. })
         | FolderError::OtherMode { .. }
+        | FolderError::InFleet { .. }
         | FolderError::LedgerMissing { .. }
-        | FolderError::Unexpected { .. }
-        | FolderError::Ledger(
-            LedgerError::Damaged { .. }
-            | LedgerError::OtherVersion { .. }
-            | LedgerError::OtherRange { .. },
-        ) => Exit::Folder,
+        | FolderError::Unexpected { .. } => Exit::Folder,
+        FolderError::Ledger(error) => of_ledger(error),
         // The disk may be full, or not there yet.
         FolderError::Lock(LockError::File(_))
         | FolderError::File(_)
-        | FolderError::Shard { .. }
-        | FolderError::Ledger(
-            LedgerError::Sqlite { .. } | LedgerError::File(_) | LedgerError::Cancelled,
-        ) => Exit::Failed,
+        | FolderError::Shard { .. } => Exit::Failed,
+    }
+}
+
+fn of_ledger(error: &LedgerError) -> Exit {
+    match error {
+        LedgerError::Damaged { .. }
+        | LedgerError::OtherVersion { .. }
+        | LedgerError::OtherRange { .. } => Exit::Folder,
+        LedgerError::Sqlite { .. } | LedgerError::File(_) | LedgerError::Cancelled => Exit::Failed,
     }
 }
 

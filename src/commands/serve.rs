@@ -36,12 +36,15 @@ pub(super) struct Settings {
     /// Address and port to listen on [default: 127.0.0.1:8000, in the mode simple 127.0.0.1:5000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// In a fleet: refuse a data folder that is an old copy, and do not begin anew in it
+    #[arg(long)]
+    refuse_if_stale: bool,
 }
 
 impl Settings {
     pub(super) fn overrides(self) -> Overrides {
-        let Self { location, mode, listen } = self;
-        Overrides { location, mode, listen, ..Overrides::default() }
+        let Self { location, mode, listen, refuse_if_stale } = self;
+        Overrides { location, mode, listen, refuse_if_stale, ..Overrides::default() }
     }
 }
 
@@ -68,8 +71,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
                 greet(server.address(), &config);
                 let (stop, stopped) = oneshot::channel();
                 on_signals(signals, server.reloader(), || stop.send(()).unwrap_or(()));
-                server.run(async { stopped.await.unwrap_or(()) }).await;
-                Ok(())
+                Ok(server.run(async { stopped.await.unwrap_or(()) }).await?)
             })
         }
     }

@@ -34,6 +34,8 @@ pub struct FleetConfig {
     pub claim: usize,
     /// Rows that a shard leases ahead of need, in place of `lease.rows`.
     pub lease_rows: usize,
+    /// Whether a folder that is an old copy is refused, rather than set aside and begun anew.
+    pub refuse_if_stale: bool,
 }
 
 /// How to reach the store.
@@ -169,6 +171,7 @@ pub(super) struct FleetKeys {
     space: String,
     claim: Option<u64>,
     lease_rows: Option<u64>,
+    refuse_if_stale: Option<bool>,
     password_file: Option<PathBuf>,
     tls: Option<StoreTlsKeys>,
 }
@@ -247,6 +250,7 @@ impl FleetKeys {
             space,
             claim: claim as usize,
             lease_rows: rows as usize,
+            refuse_if_stale: self.refuse_if_stale.unwrap_or(false),
         })
     }
 }
@@ -272,9 +276,20 @@ mod tests {
         let short = StoreAddress::parse("postgresql://db/numbers").map(|a| a.to_string());
         assert_eq!(short.as_deref(), Some("postgres://db:5432/numbers"));
         for text in [
-            "", "a:2379", "http://a:2379", "etcd://", "etcd://a:1,,b:1", "etcd://a:2379/x",
-            "etcd://user:secret@a:2379", "etcd://a b:1", "postgres://db", "postgres://db/a/b",
-            "postgres://db/a?sslmode=disable", "file://relative.db", "file:///", "etcd://a:99999",
+            "",
+            "a:2379",
+            "http://a:2379",
+            "etcd://",
+            "etcd://a:1,,b:1",
+            "etcd://a:2379/x",
+            "etcd://user:secret@a:2379",
+            "etcd://a b:1",
+            "postgres://db",
+            "postgres://db/a/b",
+            "postgres://db/a?sslmode=disable",
+            "file://relative.db",
+            "file:///",
+            "etcd://a:99999",
         ] {
             assert_eq!(StoreAddress::parse(text), None, "{text}");
         }

@@ -54,7 +54,9 @@ impl Store {
             #[cfg(feature = "etcd")]
             StoreAddress::Etcd { .. } => Ok(Self::Etcd(etcd::EtcdStore::new(config)?)),
             #[cfg(feature = "postgres")]
-            StoreAddress::Postgres { .. } => Ok(Self::Postgres(postgres::PostgresStore::new(config)?)),
+            StoreAddress::Postgres { .. } => {
+                Ok(Self::Postgres(postgres::PostgresStore::new(config)?))
+            }
             #[cfg(not(all(feature = "etcd", feature = "postgres")))]
             other => unreachable!("refused by the settings: {other}"),
         }

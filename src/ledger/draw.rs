@@ -80,6 +80,8 @@ pub struct Draw<'l> {
     open: OpenStrata,
     batch: Batch,
     values: Vec<Value>,
+    /// There was no more to find.
+    used_up: bool,
 }
 
 impl<'l> Draw<'l> {
@@ -106,10 +108,12 @@ impl<'l> Draw<'l> {
             open,
             batch: BatchId(id),
             fresh: Vec::with_capacity(usize::try_from(count).expect("a shard fits in memory")),
+            used_up: false,
             step,
         };
         search.find(count)?;
-        let Search { open, fresh: mut values, .. } = search;
+        let Search { open, fresh: mut values, used_up, .. } = search;
+        state.used_up |= used_up && values.is_empty();
         values.shuffle(&mut state.rng);
 
         let batch = Batch {
@@ -118,7 +122,7 @@ impl<'l> Draw<'l> {
             generation: Generation(generation),
             count: values.len() as u64,
         };
-        let draw = Self { transaction, state, open, batch, values };
+        let draw = Self { transaction, state, open, batch, values, used_up };
         draw.write_batch(live).map_err(|source| draw.state.failed(source))?;
         Ok(draw)
     }
@@ -140,9 +144,10 @@ impl<'l> Draw<'l> {
     /// # Errors
     /// [`LedgerError::Sqlite`]; then they are not in the ledger and must not be served.
     pub fn commit(self) -> Result<Batch, LedgerError> {
-        let Self { transaction, state, open, batch, .. } = self;
+        let Self { transaction, state, open, batch, used_up, .. } = self;
         transaction.commit().map_err(|source| state.failed(source))?;
         state.count += batch.count;
+        state.used_up |= used_up;
         state.open = open;
         Ok(batch)
     }
@@ -163,6 +168,7 @@ struct Search<'s, 'c> {
     open: OpenStrata,
     batch: BatchId,
     fresh: Vec<Value>,
+    used_up: bool,
     step: Step<'s>,
 }
 
@@ -170,19 +176,27 @@ impl Search<'_, '_> {
     /// Finds `count` fresh values, or all there are.
     fn find(&mut self, count: u64) -> Result<(), LedgerError> {
         let size = self.state.space.size();
-        while (self.fresh.len() as u64) < count {
+        while (self.fresh.len() as u64) < count && !self.used_up {
             let missing = count - self.fresh.len() as u64;
             let used = self.state.count + self.fresh.len() as u64;
-            let all_open = self.open.len() == STRATA;
+            let can_open = !self.state.shared && self.open.len() < STRATA;
             let in_open = u128::from(size) * self.open.len() as u128 / STRATA as u128;
+            let free = in_open.saturating_sub(used.into());
             let crowded = (used + missing) / self.open.len().max(1) as u64 > STRATUM_VALUES;
-            if !all_open && (crowded || u128::from(used + missing) > in_open / 2) {
+            // In a shared space about so many values are free, as a stratum has more or less than its
+            // share; and of a part of the space, fewer values are looked at in vain at random.
+            let scarce =
+                free * u128::from(size) <= u128::from(EXACT_BELOW) * u128::from(missing) * in_open;
+            if can_open && (crowded || u128::from(used + missing) > in_open / 2) {
                 self.open_more()?;
-            } else if all_open && size - used <= EXACT_BELOW.saturating_mul(missing) {
+            } else if !can_open && scarce {
                 self.take_from_all_free(missing)?;
-            } else if self.try_at_random(missing.min(ROUND), used)? == 0 && !all_open {
+            } else if self.try_at_random(missing.min(ROUND), used)? == 0 {
                 // In a tiny range the open strata may have no value at all.
-                self.open_more()?;
+                match can_open {
+                    true => self.open_more()?,
+                    false => self.take_from_all_free(missing)?,
+                }
             }
         }
         Ok(())
@@ -227,15 +241,19 @@ impl Search<'_, '_> {
     }
 
     /// Takes values at random from the exact set of free values of a random part of the strata,
-    /// which is as large as it must be.
+    /// which is as large as it must be; in a shared space, from all that it may draw.
     fn take_from_all_free(&mut self, wanted: u64) -> Result<(), LedgerError> {
         let free = self.state.space.size() - self.state.count - self.fresh.len() as u64;
         // A quarter more than needed on average: should that be too few, the caller comes again.
         let share = (STRATA as u64).saturating_mul(wanted).div_ceil(free);
-        let part_size = (share + share / 4 + 16).min(STRATA as u64) as usize;
+        let part_size = match self.state.shared {
+            true => self.open.len(),
+            false => (share + share / 4 + 16).min(STRATA as u64) as usize,
+        };
         let part = self.open.part(part_size, &mut self.state.rng);
         let mut found = self.free_values(&part)?;
         let part_is_all = part.members().len() == STRATA;
+        self.used_up = self.state.shared && found.len() as u64 <= wanted;
         let wanted = usize::try_from(wanted).expect("a shard fits in memory");
         let (taken, _) = found.partial_shuffle(&mut self.state.rng, wanted);
         let taken_count = taken.len() as u64;
@@ -246,7 +264,7 @@ impl Search<'_, '_> {
         }
         let inserted = self.insert_fresh(candidates)?;
         // Bound: each round adds all that it took, or ends the draw.
-        if inserted < taken_count || (part_is_all && taken_count == 0) {
+        if inserted < taken_count || (part_is_all && taken_count == 0 && !self.state.shared) {
             return Err(self
                 .state
                 .damaged(format!("it has not the {free} free values that it counts")));

@@ -10,7 +10,7 @@ use crate::space::Value;
 use crate::sqlite::rusqlite;
 
 /// How many strata there are. A power of two, so that a stratum is some bits of a hash.
-pub(super) const STRATA: usize = 4096;
+pub const STRATA: usize = 4096;
 
 const SELECT: &str = "SELECT stratum, count, digest FROM strata";
 const INSERT: &str = "INSERT INTO strata VALUES (?1, strftime('%FT%TZ', 'now'), 0, 0)";
@@ -18,19 +18,24 @@ const UPDATE: &str = "UPDATE strata SET count = ?2, digest = ?3 WHERE stratum = 
 
 /// The secret that sorts values into strata.
 #[derive(Clone, Copy)]
-pub(super) struct StratumKey(SipHasher13);
+pub struct StratumKey(SipHasher13);
 
 impl StratumKey {
     /// A fresh key from the operating system.
-    pub(super) fn random() -> Self {
+    #[must_use]
+    pub fn random() -> Self {
         Self::from_bytes(rand::random())
     }
 
-    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+    /// The key of these secret bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(SipHasher13::new_with_key(&bytes))
     }
 
-    pub(super) fn to_bytes(self) -> [u8; 16] {
+    /// Its secret bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
         self.0.key()
     }
 
@@ -170,8 +175,8 @@ impl OpenStrata {
         Strata::new(members)
     }
 
-    /// Opens more strata, at random, up to `target` in all. The one place where a ledger's share of
-    /// the space grows; durable when the caller's transaction commits.
+    /// Opens more strata, at random, up to `target` in all; durable when the caller's transaction
+    /// commits.
     pub(super) fn open_up_to(
         &mut self,
         target: usize,
@@ -182,12 +187,27 @@ impl OpenStrata {
             (0..STRATA as u16).filter(|&stratum| !self.contains(stratum)).collect();
         let more = target.saturating_sub(self.len());
         let (opened, _) = closed.partial_shuffle(rng, more);
+        self.open_these(opened, connection)
+    }
+
+    /// Opens these strata, as far as they are not open; durable when the caller's transaction commits.
+    pub(super) fn open_these(
+        &mut self,
+        strata: &[u16],
+        connection: &Connection,
+    ) -> Result<(), rusqlite::Error> {
         let mut insert = connection.prepare_cached(INSERT)?;
-        for &mut stratum in opened {
-            insert.execute([stratum])?;
-            self.strata.insert(stratum);
+        for &stratum in strata {
+            if !self.contains(stratum) {
+                insert.execute([stratum])?;
+                self.strata.insert(stratum);
+            }
         }
         Ok(())
+    }
+
+    pub(super) fn members(&self) -> &[u16] {
+        self.strata.members()
     }
 
     /// Writes the tallies that are not as they were `before`.

@@ -290,6 +290,10 @@ impl<R> Buffer<R> {
         std::mem::take(&mut self.ready)
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     pub(super) fn has_standby(&self) -> bool {
         self.standby.is_some()
     }

@@ -71,6 +71,17 @@ impl OpenFile {
         self.shard().label().generation
     }
 
+    /// From now on leases are counted in the file, so that an older copy of it is known as one.
+    pub(super) fn count_leases(&mut self) {
+        let (shard, _) = self.shard.as_mut().expect("it came back from the last work");
+        shard.count_leases();
+    }
+
+    /// How many leases were counted.
+    pub(super) fn leases(&self) -> u64 {
+        self.shard().leases()
+    }
+
     /// Rows that are not leased.
     pub(super) fn left(&self) -> u64 {
         self.shard().left()

@@ -96,7 +96,7 @@ impl Model {
             })
             .collect();
         let (pool, workers) =
-            Pool::with_workers(&config, lease, REFILL, &paths, &shards, Arc::default()).await;
+            Pool::with_workers(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
         let model = Self {
             pool,
             handed_out: Mutex::default(),

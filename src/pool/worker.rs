@@ -1,6 +1,7 @@
 //! The task that owns one shard's file: leases, swaps in the next generation, gives back at the end.
 //! The only place where a lease is committed.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,14 @@ use super::slot::Slot;
 use super::sync::timeout;
 use crate::config::RefillConfig;
 use crate::events::Kind;
+use crate::fleet::{Gate, Lease};
 use crate::folder::PoolPaths;
 use crate::shard::Row;
 use crate::sqlite::LOG_PAGES_MAX;
+
+/// How long those who wait for a lease wait for the gate too: a step of the fence takes milliseconds,
+/// unless the store is away.
+const GATE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
 pub(super) struct Worker {
@@ -25,6 +31,8 @@ pub(super) struct Worker {
     paths: PoolPaths,
     refill: RefillConfig,
     file: Option<OpenFile>,
+    /// Rows that were leased and may not be handed out: the end came before the gate opened.
+    withheld: Vec<Row>,
     /// How long to wait before trying again what failed for a passing cause.
     pause: Duration,
 }
@@ -37,7 +45,8 @@ impl Worker {
         refill: RefillConfig,
     ) -> Self {
         let slot = Arc::clone(&pool.slots[position]);
-        Self { pool, position, slot, paths, refill, file: None, pause: refill.retry }
+        let withheld = Vec::new();
+        Self { pool, position, slot, paths, refill, file: None, withheld, pause: refill.retry }
     }
 
     /// Works until the pool is stopped.
@@ -70,7 +79,10 @@ impl Worker {
     /// `swapped`: the file was just put in place, and can be again.
     async fn open_live(&mut self, standby: Option<u64>, swapped: bool) {
         match OpenFile::open(&self.paths, self.slot.index).await {
-            Ok(file) => {
+            Ok(mut file) => {
+                if self.pool.gate.is_some() {
+                    file.count_leases();
+                }
                 let (generation, left) = (file.generation(), file.left());
                 self.file = Some(file);
                 self.slot.update(|buffer| buffer.opened(generation, left, standby));
@@ -99,7 +111,13 @@ impl Worker {
                 self.slot.leases.record(started.elapsed());
                 let left = file.left();
                 debug!(shard = %self.slot.name, rows = rows.len(), left, "rows were leased");
-                // Invariant: committed before handed out.
+                if let Some(gate) = self.pool.gate.clone()
+                    && !self.pass(&gate).await
+                {
+                    self.withheld = rows;
+                    return;
+                }
+                // Invariant: committed before handed out; in a fleet, fenced too.
                 self.slot.update(|buffer| buffer.leased(rows, left));
                 self.recovered();
             }
@@ -107,6 +125,35 @@ impl Worker {
             Err(error) => {
                 let standby = self.slot.look(Buffer::standby);
                 self.lost(&error, standby).await;
+            }
+        }
+    }
+
+    /// Waits for the gate to open for the lease that was just committed. Who waits for its rows meanwhile
+    /// is sent elsewhere when that takes long. Answers whether it opened before the end.
+    async fn pass(&self, gate: &Gate) -> bool {
+        let file = self.file.as_ref().expect(OPEN);
+        let lease = Lease {
+            pool: self.pool.name.clone(),
+            shard: self.slot.index,
+            generation: file.generation(),
+            leases: file.leases(),
+        };
+        let mut passing = pin!(gate.pass(lease));
+        let mut patience = pin!(tokio::time::sleep(GATE_PATIENCE));
+        let mut patient = true;
+        loop {
+            tokio::select! {
+                () = &mut passing => return true,
+                () = &mut patience, if patient => {
+                    patient = false;
+                    self.slot.update(Buffer::pause);
+                }
+                () = self.slot.woken() => {
+                    if self.slot.look(Buffer::is_stopping) {
+                        return false;
+                    }
+                }
             }
         }
     }
@@ -203,7 +250,8 @@ impl Worker {
     /// The end: what was leased and not handed out becomes unused again.
     async fn give_back(&mut self) {
         self.pool.leave_rotation(self.position);
-        let rows: Vec<Row> = self.slot.update(Buffer::take_unserved);
+        let mut rows: Vec<Row> = self.slot.update(Buffer::take_unserved);
+        rows.append(&mut self.withheld);
         let Some(file) = self.file.take() else {
             return;
         };

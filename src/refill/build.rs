@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::batch::{Batch, Step};
 use crate::files::{self, FileError};
+use crate::fleet::store::StoreError;
 use crate::folder::{FolderError, PoolPaths, adopt};
 use crate::ledger::{Ledger, LedgerError};
 use crate::refill::Refill;
@@ -21,6 +22,9 @@ pub enum BuildError {
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// No strata to draw in could be had.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// An earlier build could not be made sense of.
     #[error(transparent)]
     Folder(#[from] FolderError),

@@ -127,9 +127,9 @@ impl Service {
     pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
         let (path, pools) = (disk.path("shards"), setting.pools);
         let opened = tokio::task::spawn_blocking(move || {
-            let folder = Folder::open(&path, Mode::Sharded)?;
+            let folder = Folder::open(&path, Mode::Sharded, false)?;
             let found: Result<Vec<PoolFiles>, _> =
-                pools.iter().map(|pool| folder.open_pool(&pool.config())).collect();
+                pools.iter().map(|pool| folder.open_pool(&pool.config(), None)).collect();
             found.map(|found| (folder, found))
         });
         let (folder, found) =
@@ -140,13 +140,14 @@ impl Service {
             let config = pool.config();
             let lease = LeaseConfig { rows: setting.lease_rows };
             let (pool, tasks) =
-                Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default()).await;
+                Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
             let refiller = Refiller::new(
                 ledger,
                 paths,
                 Arc::clone(&pool),
                 REFILL,
                 config.shard_size,
+                None,
                 stop.clone(),
             );
             refillers.push(tokio::spawn(refiller.run()));

@@ -81,6 +81,14 @@ impl OpenFile {
         self.generation
     }
 
+    /// Of the fleet, which this model is not of.
+    pub(in crate::pool) fn count_leases(&mut self) {}
+
+    /// See [`count_leases`](Self::count_leases).
+    pub(in crate::pool) fn leases(&self) -> u64 {
+        0
+    }
+
     pub(in crate::pool) fn left(&self) -> u64 {
         self.content(|content| content.unused.len() as u64)
     }

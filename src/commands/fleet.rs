@@ -1,0 +1,109 @@
+//! `tombola fleet`: what the store of a fleet has, and how to put back what it has forgotten.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::exit::{Ended, Exit};
+use crate::config::{Config, FleetConfig, Location, Mode, Overrides};
+use crate::fleet::protocol::Standing;
+use crate::fleet::{Lost, Overview, reseed};
+use crate::folder::Folder;
+use crate::sqlite;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Shows who holds which strata, and whether this data folder is current; its server may run
+    Status(Location),
+    /// Puts what this data folder knows back into a store that has forgotten it; its server must not run
+    Reseed(Location),
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<()> {
+    sqlite::check_version().map_err(anyhow::Error::msg)?;
+    match command {
+        Command::Status(location) => {
+            let (dir, fleet) = settings(location)?;
+            super::block_on(async { status(&dir, &fleet).await })
+        }
+        Command::Reseed(location) => {
+            let (dir, fleet) = settings(location)?;
+            let folder = Folder::open(&dir, Mode::Sharded, true)?;
+            super::block_on(async { put_back(&folder, &fleet).await })
+        }
+    }
+}
+
+fn settings(location: Location) -> anyhow::Result<(PathBuf, FleetConfig)> {
+    let config = Config::load(&Overrides { location, ..Overrides::default() })?;
+    match config.fleet {
+        Some(fleet) => Ok((config.dir, fleet)),
+        None => Err(Ended::error(
+            Exit::Settings,
+            "nothing is said of a fleet: put [fleet] with store and space into the settings",
+        )),
+    }
+}
+
+async fn status(dir: &Path, fleet: &FleetConfig) -> anyhow::Result<()> {
+    let overview = Overview::look(fleet, dir).await?;
+    print(&overview, dir, fleet)?;
+    match overview.folder {
+        Some((_, Standing::Stale)) => Err(Lost::Stale.into()),
+        Some((_, Standing::StoreBehind)) => Err(Lost::StoreBehind.into()),
+        Some((_, Standing::Current | Standing::Pending)) | None => Ok(()),
+    }
+}
+
+fn print(overview: &Overview, dir: &Path, fleet: &FleetConfig) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "store   {}", fleet.store.address)?;
+    match overview.space {
+        Some(uuid) => writeln!(out, "space   {}, {uuid}", fleet.space)?,
+        None => writeln!(out, "space   {}, which the store does not have", fleet.space)?,
+    }
+    let standing = match overview.folder {
+        None => "has not joined".to_owned(),
+        Some((instance, standing)) => {
+            let standing = match standing {
+                Standing::Current => "is current",
+                Standing::Pending => "is current; a step of its fence is under way",
+                Standing::Stale => "is an old copy",
+                Standing::StoreBehind => "is ahead of the store",
+            };
+            format!("{standing}: instance {instance}")
+        }
+    };
+    writeln!(out, "folder  {} {standing}\n", dir.display())?;
+
+    write!(out, "{:<36}  {:>10}", "instance", "steps")?;
+    for pool in &overview.pools {
+        write!(out, "  {:>12}", format!("{pool} strata"))?;
+    }
+    writeln!(out)?;
+    for (instance, holder) in &overview.instances {
+        write!(out, "{instance}  {:>10}", holder.steps)?;
+        for count in &holder.strata {
+            write!(out, "  {count:>12}")?;
+        }
+        writeln!(out)?;
+    }
+    write!(out, "{:<36}  {:>10}", "nobody", "")?;
+    for at in 0..overview.pools.len() {
+        write!(out, "  {:>12}", overview.free(at))?;
+    }
+    writeln!(out)?;
+    out.flush()
+}
+
+async fn put_back(folder: &Folder, fleet: &FleetConfig) -> anyhow::Result<()> {
+    let reseeded = reseed(fleet, folder).await?;
+    let mut out = io::stdout().lock();
+    for (pool, strata) in &reseeded.strata {
+        writeln!(out, "{pool}: {strata} strata put back")?;
+    }
+    match reseeded.step {
+        Some(step) => writeln!(out, "fence: put back to step {step}")?,
+        None => writeln!(out, "fence: as this folder knows it, nothing to put back")?,
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,202 @@
+//! What an operator asks of the store: who holds what, and whether this folder is current; and how to put
+//! back what a store has forgotten. Nothing here is asked by a server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::claims::{Claims, Holdings};
+use super::keys::{Keys, PoolRecord, SpaceRecord};
+use super::protocol::{Fence, Known, Standing};
+use super::record::Record;
+use super::store::{Store, StoreError};
+use super::{FleetError, gate, read_record};
+use crate::config::{FleetConfig, PoolName};
+use crate::folder::{Folder, PoolPaths};
+use crate::ledger::{Ledger, STRATA};
+
+/// Readings of a folder whose server goes on meanwhile: each takes milliseconds, and its steps are
+/// seconds apart.
+const READINGS_MAX: usize = 10;
+
+/// What the store has of a space.
+#[derive(Debug)]
+pub struct Overview {
+    /// The space's UUID, where the store has one of that name.
+    pub space: Option<Uuid>,
+    /// The pools that the space has.
+    pub pools: Vec<PoolName>,
+    /// Each instance that has a fence or a stratum.
+    pub instances: BTreeMap<Uuid, Holder>,
+    /// This folder's instance, and what the store says of it; nothing where the folder has not joined.
+    pub folder: Option<(Uuid, Standing)>,
+}
+
+/// What an instance has in the store.
+#[derive(Debug, Default)]
+pub struct Holder {
+    /// Steps of its fence.
+    pub steps: u64,
+    /// Strata that it holds, in the order of the pools.
+    pub strata: Vec<usize>,
+}
+
+impl Overview {
+    /// Looks at the store, and at a folder whether or not its server runs.
+    ///
+    /// # Errors
+    /// [`FleetError`] when either can't be read.
+    pub async fn look(config: &FleetConfig, folder: &Path) -> Result<Self, FleetError> {
+        let store = Store::open(&config.store)?;
+        let keys = Keys::new(&config.space);
+        let text = store.get(&keys.space()).await?;
+        let space = text.and_then(|text| serde_json::from_str::<SpaceRecord>(&text).ok());
+        let space = space.map(|record| record.uuid);
+        let pools: Vec<PoolName> = store
+            .list(&keys.pools())
+            .await?
+            .into_keys()
+            .filter_map(|key| PoolName::new(key.strip_prefix(&keys.pools())?))
+            .collect();
+        let mut instances: BTreeMap<Uuid, Holder> = BTreeMap::new();
+        for (key, text) in store.list(&keys.fences()).await? {
+            let instance = key.strip_prefix(&keys.fences()).and_then(|text| text.parse().ok());
+            if let (Some(instance), Ok(fence)) = (instance, serde_json::from_str::<Fence>(&text)) {
+                instances.entry(instance).or_default().steps = fence.step;
+            }
+        }
+        for (at, pool) in pools.iter().enumerate() {
+            for holder in store.list(&keys.strata(pool)).await?.into_values() {
+                if let Ok(instance) = holder.parse() {
+                    let strata = &mut instances.entry(instance).or_default().strata;
+                    strata.resize(pools.len(), 0);
+                    strata[at] += 1;
+                }
+            }
+        }
+        instances.values_mut().for_each(|holder| holder.strata.resize(pools.len(), 0));
+        let folder = look_at_folder(&store, &keys, config, folder, space).await?;
+        Ok(Self { space, pools, instances, folder })
+    }
+
+    /// Strata of a pool that nobody holds, by its place among the pools.
+    #[must_use]
+    pub fn free(&self, pool: usize) -> usize {
+        STRATA - self.instances.values().map(|holder| holder.strata[pool]).sum::<usize>()
+    }
+}
+
+async fn look_at_folder(
+    store: &Store,
+    keys: &Keys,
+    config: &FleetConfig,
+    folder: &Path,
+    space: Option<Uuid>,
+) -> Result<Option<(Uuid, Standing)>, FleetError> {
+    for _ in 0..READINGS_MAX {
+        let Some(record) = read_record(folder, config.space.as_str())? else {
+            return Ok(None);
+        };
+        let found = gate::read(store, keys, &record).await?;
+        if read_record(folder, config.space.as_str())?.as_ref() == Some(&record) {
+            let standing = match space {
+                Some(space) if space == record.space_uuid => record.known.judge(found),
+                _ => Standing::StoreBehind,
+            };
+            return Ok(Some((record.instance, standing)));
+        }
+    }
+    let problem = "its server steps the fence faster than it can be looked at".to_owned();
+    Err(StoreError { address: config.store.address.to_string(), problem }.into())
+}
+
+/// What was put back.
+#[derive(Debug, Default)]
+pub struct Reseeded {
+    /// Strata of each pool.
+    pub strata: BTreeMap<PoolName, usize>,
+    /// The step that the fence was moved to, if it was behind.
+    pub step: Option<u64>,
+}
+
+/// Puts what the folder knows back into a store that has forgotten it: the space, its pools, the strata
+/// that its ledgers have drawn from, and its fence. What the store has is never changed, but for a fence
+/// that is behind.
+///
+/// # Errors
+/// [`FleetError::Lost`] with [`Lost::Stale`](super::Lost::Stale) when the store is ahead of the folder,
+/// [`FleetError::Taken`] when another instance holds a stratum that this folder has drawn from.
+pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
+    let store = std::sync::Arc::new(Store::open(&config.store)?);
+    let keys = Keys::new(&config.space);
+    let space = config.space.to_string();
+    let Some(record) = read_record(folder.path(), &space)? else {
+        return Err(FleetError::NoInstance { folder: folder.path().display().to_string() });
+    };
+    let found = gate::read(&store, &keys, &record).await?;
+    if record.known.judge(found) == Standing::Stale {
+        return Err(super::Lost::Stale.into());
+    }
+    agree(&store, keys.space(), &SpaceRecord::of(record.space_uuid), &space).await?;
+
+    let mut reseeded = Reseeded::default();
+    for pool in record.pools.iter().filter_map(|pool| PoolName::new(pool)) {
+        let ledger = Ledger::open_to_look(&PoolPaths::new(folder.path(), &pool).ledger())?;
+        let (numbers, key, strata) = (*ledger.space(), ledger.key(), ledger.strata().to_vec());
+        drop(ledger);
+        agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
+        let claims = Claims::new(store.clone(), keys.clone(), pool.clone(), record.instance, 1);
+        let before = claims.holdings().await?.ours.len();
+        claims.create(&strata).await?;
+        let Holdings { ours, .. } = claims.holdings().await?;
+        let held: BTreeSet<u16> = ours.iter().copied().collect();
+        if let Some(stratum) = strata.into_iter().find(|stratum| !held.contains(stratum)) {
+            return Err(FleetError::Taken { pool: pool.to_string(), space, stratum });
+        }
+        reseeded.strata.insert(pool, ours.len() - before);
+    }
+    reseeded.step = put_fence_back(&store, &keys, &record, found).await?;
+    Ok(reseeded)
+}
+
+/// Moves a fence that is behind to the last step that this folder began: nothing is handed out for it
+/// any more.
+async fn put_fence_back(
+    store: &Store,
+    keys: &Keys,
+    record: &Record,
+    found: Option<Fence>,
+) -> Result<Option<u64>, FleetError> {
+    let Some(last) = record.known.intent.or(record.known.fence) else {
+        return Ok(None);
+    };
+    if record.known.judge(found) != Standing::StoreBehind {
+        return Ok(None);
+    }
+    let key = keys.fence(record.instance);
+    match found {
+        Some(found) => drop(store.replace(&key, &gate::text(found), &gate::text(last)).await?),
+        None => store.create(&[(key, gate::text(last))]).await?,
+    }
+    match Known::at(Some(last)).judge(gate::read(store, keys, record).await?) {
+        Standing::Current => Ok(Some(last.step)),
+        _ => Err(super::Lost::Stale.into()),
+    }
+}
+
+/// Creates an entry, which must be what stands there already if something does.
+async fn agree<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq>(
+    store: &Store,
+    key: String,
+    ours: &T,
+    space: &str,
+) -> Result<(), FleetError> {
+    let text = serde_json::to_string(ours).expect("it has plain fields");
+    store.create(&[(key.clone(), text)]).await?;
+    let found = store.get(&key).await?.unwrap_or_default();
+    match serde_json::from_str::<T>(&found) {
+        Ok(theirs) if theirs == *ours => Ok(()),
+        _ => Err(FleetError::Foreign { space: space.to_owned(), found: key }),
+    }
+}
