@@ -14,7 +14,8 @@
 //! - [`auth`]: tokens: made, kept as their SHA-256, recognised
 //! - [`batch`]: the names that ledger and shards share
 //! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
-//! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened
+//! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened;
+//!   [`pem`]: how certificates are read
 //! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
 //! - [`shard`]: one file of pre-generated values, leased block by block
 //! - [`folder`]: what a start finds on the disk, and what it refuses
@@ -70,6 +71,7 @@ pub mod histogram;
 pub mod http;
 pub mod ledger;
 pub mod monitor;
+pub mod pem;
 pub mod pool;
 pub mod refill;
 pub mod rungs;

@@ -10,6 +10,8 @@ mod etcd;
 mod file;
 #[cfg(test)]
 pub(crate) mod memory;
+#[cfg(any(feature = "etcd", feature = "postgres"))]
+mod nodes;
 #[cfg(feature = "postgres")]
 mod postgres;
 

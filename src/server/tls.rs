@@ -1,29 +1,22 @@
 //! The certificate and its key: read from their files, and read anew when told. Knows nothing of
 //! connections.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, InconsistentKeys, ServerConfig};
 
 use crate::config::TlsConfig;
+use crate::pem::{self, PemError};
 
 /// Why a certificate and its key can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file can't be read, or is not PEM.
-    #[error("{}: {problem}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        problem: String,
-    },
+    #[error(transparent)]
+    File(#[from] PemError),
     /// Each file is well, but they don't belong together.
     #[error(
         "{}: this is not the key of the first certificate in {}; give both files of the same pair",
@@ -71,8 +64,8 @@ impl Tls {
 }
 
 fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
-    let certificates = certificates(&files.cert)?;
-    let key = key(&files.key)?;
+    let certificates = pem::certificates(&files.cert)?;
+    let key = pem::key(&files.key)?;
     let unusable = |source| match source {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             TlsError::Mismatch { files: files.clone() }
@@ -87,41 +80,4 @@ fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = text(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match found {
-        Ok(found) if found.is_empty() => {
-            Err(unfit(path, "there is no certificate in it (-----BEGIN CERTIFICATE-----)"))
-        }
-        Ok(found) => Ok(found),
-        Err(error) => Err(unfit(path, format!("this is not a PEM file: {error}"))),
-    }
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    const ENCRYPTED: [&str; 2] = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
-    let text = text(path)?;
-    let is_in = |words: &&str| text.windows(words.len()).any(|part| part == words.as_bytes());
-    if ENCRYPTED.iter().any(is_in) {
-        let problem = "the key is encrypted, and nobody is there to enter its password; decrypt it \
-                       (openssl pkey -in FILE -out FILE2) and keep the file to yourself (chmod 600)";
-        return Err(unfit(path, problem));
-    }
-    PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-        pem::Error::NoItemsFound => {
-            unfit(path, "there is no private key in it (-----BEGIN PRIVATE KEY-----)")
-        }
-        error => unfit(path, format!("this is not a PEM file: {error}")),
-    })
-}
-
-fn text(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|error| unfit(path, format!("can't be read: {error}")))
-}
-
-fn unfit(path: &Path, problem: impl Into<String>) -> TlsError {
-    TlsError::File { path: path.to_owned(), problem: problem.into() }
 }

@@ -1,0 +1,200 @@
+//! etcd as the store. Its transactions are its promise; all reads go through its leader.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use etcd_client::{
+    Channel, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, KvClient,
+    Txn, TxnOp,
+};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+
+use super::StoreError;
+use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use crate::config::{StoreAddress, StoreConfig};
+
+/// Keys created in one transaction: each is an operation with another in it, and etcd takes no more
+/// than 128 of them (`--max-txn-ops`).
+const CREATE_BATCH: usize = 100;
+
+/// Bytes of one listing: the strata of a pool take half a megabyte, and of 100 pools this.
+const LIST_MAX_BYTES: usize = 64 << 20;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct EtcdStore(Box<Nodes<Etcd>>);
+
+struct Etcd {
+    credentials: Option<(String, String)>,
+    tls: Option<ClientTlsConfig>,
+}
+
+impl EtcdStore {
+    pub(super) fn new(config: &StoreConfig) -> Result<Self, StoreError> {
+        let StoreAddress::Etcd { user, endpoints } = &config.address else {
+            unreachable!("another engine's address: {}", config.address);
+        };
+        let credentials = match (user, nodes::password(config)?) {
+            (Some(user), Some(password)) => Some((user.clone(), password)),
+            (Some(_), None) => {
+                let problem = "a user of etcd needs a password: set fleet.password_file";
+                return Err(unusable(config, problem));
+            }
+            (None, _) => None,
+        };
+        let engine = Etcd { credentials, tls: tls(config)? };
+        Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
+    }
+
+    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let question = |mut client: KvClient| async move {
+            let found = client.get(key, None).await.map_err(problem)?.take_kvs().pop();
+            found.map(|entry| Ok(text(entry)?.1)).transpose()
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
+        let question = |mut client: KvClient| async move {
+            let options = GetOptions::new().with_prefix();
+            let mut found = client.get(prefix, Some(options)).await.map_err(problem)?;
+            found.take_kvs().into_iter().map(text).collect()
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+
+    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
+        for batch in entries.chunks(CREATE_BATCH) {
+            let question = |mut client: KvClient| async move {
+                let operations = batch.iter().map(create).collect::<Vec<_>>();
+                client.txn(Txn::new().and_then(operations)).await.map_err(problem).map(drop)
+            };
+            self.0.ask(Unanswered::AskAgain, question).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn replace(
+        &self,
+        key: &str,
+        from: &str,
+        to: &str,
+    ) -> Result<bool, StoreError> {
+        let question = |mut client: KvClient| async move {
+            // A key that is not there has no value, not even an empty one.
+            let transaction = Txn::new()
+                .when([Compare::value(key, CompareOp::Equal, from)])
+                .and_then([TxnOp::put(key, to, None)]);
+            Ok(client.txn(transaction).await.map_err(problem)?.succeeded())
+        };
+        self.0.ask(Unanswered::GiveUp, question).await
+    }
+
+    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        let question = |mut client: KvClient| async move {
+            client.put(key, value, None).await.map_err(problem).map(drop)
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+}
+
+impl Connect for Etcd {
+    type Connection = KvClient;
+
+    async fn connect(&self, endpoint: &str) -> Result<KvClient, String> {
+        let described = |error: tonic::transport::Error| describe(&error);
+        let channel = match &self.tls {
+            None => Endpoint::from_shared(format!("http://{endpoint}")).map_err(described)?,
+            Some(tls) => {
+                let (host, _) = nodes::host_and_port(endpoint);
+                Endpoint::from_shared(format!("https://{endpoint}"))
+                    .and_then(|endpoint| endpoint.tls_config(tls.clone().domain_name(host)))
+                    .map_err(described)?
+            }
+        };
+        let channel = channel.connect().await.map_err(described)?;
+        // A node that knows that it is cut off says so at once. What a token that has expired was to
+        // let in, was not let in: that may be sent again.
+        let mut options =
+            ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        if let Some((user, password)) = &self.credentials {
+            options = options.with_user(user, password);
+        }
+        let channel = Channel::Tonic(channel);
+        let client = Client::from_channel(channel, Some(options)).await.map_err(problem)?;
+        Ok(client.kv_client().max_decoding_message_size(LIST_MAX_BYTES))
+    }
+
+    /// It connects anew by itself before it sends anything.
+    fn is_broken(_: &KvClient) -> bool {
+        false
+    }
+}
+
+fn tls(config: &StoreConfig) -> Result<Option<ClientTlsConfig>, StoreError> {
+    let Some(files) = &config.tls else { return Ok(None) };
+    nodes::check(config, files)?;
+    let read = |path: &Path| {
+        std::fs::read(path)
+            .map_err(|error| unusable(config, format!("{}: {error}", path.display())))
+    };
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&files.ca)?));
+    if let Some((cert, key)) = &files.identity {
+        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
+    Ok(Some(tls))
+}
+
+fn create((key, value): &(String, String)) -> TxnOp {
+    let transaction = Txn::new()
+        .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
+        .and_then([TxnOp::put(key.as_str(), value.as_str(), None)]);
+    TxnOp::txn(transaction)
+}
+
+fn text(entry: KeyValue) -> Result<(String, String), String> {
+    let (key, value) = entry.into_key_value();
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes).map_err(|error| format!("what it holds is not text: {error}"))
+    };
+    Ok((text(key)?, text(value)?))
+}
+
+fn problem(error: Error) -> String {
+    let status = match error {
+        Error::GRpcStatus(status) => status,
+        error => return describe(&error),
+    };
+    let advice = advice(&status);
+    let said = match std::error::Error::source(&status) {
+        // What the network said: its code is this side's guess.
+        Some(source) => describe(source),
+        None => status.message().to_owned(),
+    };
+    match advice {
+        Some(advice) => format!("{said}: {advice}"),
+        None => said,
+    }
+}
+
+/// What to mend, by what etcd says (its `rpctypes/error.go`).
+fn advice(status: &Status) -> Option<&'static str> {
+    let is = |words: &str| status.message().contains(words);
+    if is("invalid user ID or password") {
+        Some("check the user in fleet.store and the password in fleet.password_file")
+    } else if is("user name is empty") {
+        Some("it lets nobody in without a user: put USER@ before the first host of fleet.store")
+    } else if is("authentication is not enabled") {
+        Some("leave out USER@ in fleet.store, or enable it there: etcdctl auth enable")
+    } else if status.code() == Code::PermissionDenied {
+        Some(
+            "grant it: etcdctl role grant-permission ROLE --prefix=true readwrite tombola/, and \
+             etcdctl user grant-role USER ROLE",
+        )
+    } else if is("database space exceeded") {
+        Some("compact and defragment it, then: etcdctl alarm disarm")
+    } else {
+        None
+    }
+}

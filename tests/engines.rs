@@ -1,0 +1,282 @@
+//! The engines that a fleet agrees in: all keep the same promises, and each comes back by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[allow(unused_imports, reason = "which are used is a matter of the features")]
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tombola::config::{StoreAddress, StoreConfig};
+use tombola::fleet::store::Store;
+
+/// What an operation may take in all, and what a busy machine adds to it.
+const BOUND: Duration = Duration::from_secs(8);
+
+fn open(address: StoreAddress) -> Store {
+    Store::open(&StoreConfig { address, password_file: None, tls: None }).unwrap()
+}
+
+fn entry(key: &str, value: &str) -> (String, String) {
+    (key.to_owned(), value.to_owned())
+}
+
+/// All that is promised of a store, asked through two that know nothing of each other.
+async fn keeps_its_promises(one: &Store, other: &Store) {
+    let value = async |key: &str| other.get(key).await.unwrap();
+
+    // Nothing is there.
+    assert_eq!(value("p/a").await, None);
+    assert!(one.list("p/").await.unwrap().is_empty());
+    assert!(!one.replace("p/a", "", "x").await.unwrap(), "what is not there has no value");
+    assert_eq!(value("p/a").await, None);
+
+    // The first stays.
+    one.create(&[entry("p/a", "1"), entry("p/b", "")]).await.unwrap();
+    other.create(&[entry("p/a", "2"), entry("p/b", "2"), entry("p/c", "2")]).await.unwrap();
+    one.create(&[]).await.unwrap();
+    assert_eq!(value("p/a").await.as_deref(), Some("1"));
+    assert_eq!(value("p/b").await.as_deref(), Some(""));
+    assert_eq!(value("p/c").await.as_deref(), Some("2"));
+
+    // Only from the right value.
+    assert!(!one.replace("p/a", "2", "3").await.unwrap());
+    assert_eq!(value("p/a").await.as_deref(), Some("1"));
+    assert!(one.replace("p/a", "1", "3").await.unwrap());
+    assert!(!one.replace("p/a", "1", "4").await.unwrap());
+    assert_eq!(value("p/a").await.as_deref(), Some("3"));
+    assert!(one.replace("p/b", "", "full").await.unwrap());
+    assert!(one.replace("p/b", "full", "").await.unwrap());
+    assert_eq!(value("p/b").await.as_deref(), Some(""));
+
+    // Whatever it was.
+    one.put("p/a", "5").await.unwrap();
+    one.put("p/d", "new").await.unwrap();
+    assert_eq!(value("p/a").await.as_deref(), Some("5"));
+    assert_eq!(value("p/d").await.as_deref(), Some("new"));
+
+    // By prefix, each sign for itself.
+    let keys = ["q%/a", "q_/a", "qx/a", "q/a", "q%", "Q%/a", "q%0", "q%/ü€"];
+    one.create(&keys.map(|key| entry(key, key))).await.unwrap();
+    let listed =
+        async |prefix: &str| other.list(prefix).await.unwrap().into_keys().collect::<Vec<_>>();
+    assert_eq!(listed("q%/").await, ["q%/a", "q%/ü€"]);
+    assert_eq!(listed("q%/ü").await, ["q%/ü€"]);
+    assert_eq!(listed("q_").await, ["q_/a"]);
+    assert_eq!(listed("q_/a").await, ["q_/a"], "itself too");
+    assert_eq!(listed("q/a/").await, [""; 0]);
+    assert_eq!(other.list("q%/a").await.unwrap()["q%/a"], "q%/a");
+
+    // 100 kB, which does not compress.
+    let long: String = (0..100_000_u32).map(|i| char::from(b'0' + (i * i % 75) as u8)).collect();
+    one.put("long", &long).await.unwrap();
+    assert_eq!(value("long").await.as_ref(), Some(&long));
+    assert!(one.replace("long", &long, &long.replace('1', "'")).await.unwrap());
+    assert_eq!(value("long").await, Some(long.replace('1', "'")));
+
+    // As many as there are strata, a part of which is there.
+    let strata = |holder: &str| -> Vec<_> {
+        (0..4096).map(|i| (format!("s/strata/int/{i:04}"), format!("{holder}-{i}"))).collect()
+    };
+    other.create(&strata("first")[1000..1200]).await.unwrap();
+    one.create(&strata("second")).await.unwrap();
+    let found = other.list("s/strata/int/").await.unwrap();
+    assert_eq!(found.len(), 4096);
+    for (i, (key, value)) in found.into_iter().enumerate() {
+        let holder = if (1000..1200).contains(&i) { "first" } else { "second" };
+        assert_eq!((key, value), strata(holder)[i]);
+    }
+
+    // Two at once: one of them.
+    one.put("race", "start").await.unwrap();
+    let mut from = "start".to_owned();
+    for round in 0..100 {
+        let (a, b) = (format!("a{round}"), format!("b{round}"));
+        let (a_won, b_won) =
+            tokio::join!(one.replace("race", &from, &a), other.replace("race", &from, &b));
+        assert!(a_won.unwrap() != b_won.unwrap(), "round {round}");
+        let stands = value("race").await.unwrap();
+        assert!(stands == a || stands == b, "round {round}: {stands}");
+        from = stands;
+        let entries = |value: &str| [entry(&format!("claim/{round}"), value)];
+        let (a_claims, b_claims) = (entries("a"), entries("b"));
+        let (a, b) = tokio::join!(one.create(&a_claims), other.create(&b_claims));
+        a.and(b).unwrap();
+        assert!(one.get(&format!("claim/{round}")).await.unwrap().is_some());
+    }
+}
+
+/// What an operation says that can't be done, within its bound.
+async fn refusal(store: &Store) -> String {
+    let began = Instant::now();
+    let error = store.get("key").await.unwrap_err().to_string();
+    assert!(began.elapsed() < BOUND, "{:?}: {error}", began.elapsed());
+    assert!(!error.contains("secret"), "{error}");
+    error
+}
+
+fn password_file(folder: &TempDir, password: &str) -> std::path::PathBuf {
+    let path = folder.path().join("password");
+    std::fs::write(&path, format!("{password}\nnot this\n")).unwrap();
+    path
+}
+
+fn file(folder: &Path) -> Store {
+    open(StoreAddress::File(folder.join("witness.db")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_keeps_its_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    keeps_its_promises(&file(folder.path()), &file(folder.path())).await;
+}
+
+#[cfg(feature = "etcd")]
+mod etcd {
+    use nix::sys::signal::Signal;
+    use tombola::config::StoreTls;
+
+    use super::support::engines::{Etcd, Pki};
+    use super::support::eventually;
+    use super::*;
+
+    fn address(etcd: &Etcd, user: Option<&str>) -> StoreAddress {
+        StoreAddress::Etcd { user: user.map(str::to_owned), endpoints: etcd.endpoints() }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn keeps_its_promises() {
+        let Some(etcd) = Etcd::start(1).await else { return };
+        let stores = [open(address(&etcd, None)), open(address(&etcd, None))];
+        super::keeps_its_promises(&stores[0], &stores[1]).await;
+    }
+
+    #[tokio::test]
+    async fn lets_in_by_password() {
+        let Some(etcd) = Etcd::start(1).await else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let with = |user, password: Option<&str>| {
+            let password_file = password.map(|password| password_file(&folder, password));
+            Store::open(&StoreConfig { address: address(&etcd, user), password_file, tls: None })
+        };
+        let early = refusal(&with(Some("tombola"), Some("secret")).unwrap()).await;
+        assert!(early.contains("leave out USER@ in fleet.store"), "{early}");
+        for words in [
+            &["user", "add", "root:secret"][..],
+            &["user", "grant-role", "root", "root"],
+            &["user", "add", "tombola:secret"],
+            &["auth", "enable"],
+        ] {
+            etcd.ctl(None, words);
+        }
+        let store = with(Some("tombola"), Some("secret")).unwrap();
+        let forbidden = refusal(&store).await;
+        assert!(forbidden.contains("etcdctl role grant-permission"), "{forbidden}");
+        for words in [
+            &["role", "add", "tombola"][..],
+            &["role", "grant-permission", "tombola", "--prefix=true", "readwrite", "tombola/"],
+            &["user", "grant-role", "tombola", "tombola"],
+        ] {
+            etcd.ctl(Some("root:secret"), words);
+        }
+        store.create(&[entry("tombola/a", "1")]).await.unwrap();
+        assert!(store.replace("tombola/a", "1", "2").await.unwrap());
+        assert_eq!(store.list("tombola/").await.unwrap().len(), 1);
+
+        let wrong = refusal(&with(Some("tombola"), Some("another-secret")).unwrap()).await;
+        assert!(wrong.contains("fleet.password_file"), "{wrong}");
+        assert!(wrong.contains(&format!("etcd://tombola@{}", etcd.endpoints()[0])), "{wrong}");
+        let nobody = refusal(&with(None, None).unwrap()).await;
+        assert!(nobody.contains("put USER@ before the first host"), "{nobody}");
+        let none = with(Some("tombola"), None).unwrap_err().to_string();
+        assert!(none.contains("set fleet.password_file"), "{none}");
+        let empty = with(Some("tombola"), Some("")).unwrap_err().to_string();
+        assert!(empty.contains("there is no password in its first line"), "{empty}");
+    }
+
+    #[tokio::test]
+    async fn speaks_tls_with_whom_it_trusts() {
+        let pki = Pki::new();
+        let Some(etcd) = Etcd::start_tls(&pki).await else { return };
+        let with = |ca: &str, client: Option<(&str, &str)>| {
+            let identity = client.map(|(cert, key)| (pki.path(cert), pki.path(key)));
+            let tls = Some(StoreTls { ca: pki.path(ca), identity });
+            let address = address(&etcd, None);
+            Store::open(&StoreConfig { address, password_file: None, tls })
+        };
+        let client = Some(("client.pem", "client.key"));
+        let store = with("ca.pem", client).unwrap();
+        store.put("a", "1").await.unwrap();
+        assert_eq!(store.get("a").await.unwrap().as_deref(), Some("1"));
+
+        let untrusted = refusal(&with("other-ca.pem", client).unwrap()).await;
+        assert!(untrusted.contains("fleet.tls.ca does not lead to"), "{untrusted}");
+        let anonymous = refusal(&with("ca.pem", None).unwrap()).await;
+        assert!(anonymous.contains("fleet.tls.cert"), "{anonymous}");
+        let plain = refusal(&open(address(&etcd, None))).await;
+        assert!(plain.contains(&etcd.endpoints()[0]), "{plain}");
+        let missing = with("nowhere.pem", client).unwrap_err().to_string();
+        assert!(missing.contains("nowhere.pem: can't be read"), "{missing}");
+        let mixed = with("ca.pem", Some(("client.key", "client.pem"))).unwrap_err().to_string();
+        assert!(mixed.contains("there is no certificate in it"), "{mixed}");
+    }
+
+    /// Of three nodes one is killed, then one stopped: the others answer. Two of three: nobody does,
+    /// within the bound; and when one is back, all goes on with the same store.
+    #[tokio::test]
+    async fn outlives_its_nodes() {
+        let Some(mut etcd) = Etcd::start(3).await else { return };
+        let store = open(address(&etcd, None));
+        store.put("a", "0").await.unwrap();
+        // The first is the one that is asked.
+        etcd.kill(0).await;
+        eventually("another node to answer", async || store.get("a").await.ok()).await;
+        etcd.run(0);
+        etcd.serves(0).await;
+
+        // Stopped, it accepts connections and never answers.
+        etcd.signal(1, Signal::SIGSTOP);
+        eventually("another node to answer", async || {
+            let began = Instant::now();
+            let answer = store.replace("a", "0", "1").await;
+            assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+            // Where it was not known, it is read.
+            let read = store.get("a").await;
+            assert!(began.elapsed() < 2 * BOUND, "{:?}", began.elapsed());
+            (answer.is_ok() || read.is_ok_and(|value| value.as_deref() == Some("1"))).then_some(())
+        })
+        .await;
+        assert_eq!(store.get("a").await.unwrap().as_deref(), Some("1"));
+        let fresh = open(StoreAddress::Etcd {
+            user: None,
+            endpoints: vec![etcd.endpoints()[1].clone(), etcd.endpoints()[2].clone()],
+        });
+        assert_eq!(fresh.get("a").await.unwrap().as_deref(), Some("1"), "past a silent node");
+
+        etcd.signal(2, Signal::SIGSTOP);
+        let away = refusal(&store).await;
+        assert!(away.contains("no answer within 2 s") || away.contains("no leader"), "{away}");
+        let began = Instant::now();
+        store.replace("a", "1", "2").await.unwrap_err();
+        store.create(&[entry("b", "1")]).await.unwrap_err();
+        assert!(began.elapsed() < 2 * BOUND);
+        etcd.signal(1, Signal::SIGCONT);
+        eventually("two nodes to answer", async || store.put("a", "3").await.ok()).await;
+        assert_eq!(store.get("a").await.unwrap().as_deref(), Some("3"));
+        etcd.signal(2, Signal::SIGCONT);
+
+        // All at once, as in a power cut.
+        for node in 0..3 {
+            etcd.kill(node).await;
+        }
+        let gone = refusal(&store).await;
+        assert!(gone.contains("onnection refused"), "{gone}");
+        for node in 0..3 {
+            etcd.run(node);
+        }
+        let back = eventually("the cluster to be back", async || store.get("a").await.ok()).await;
+        assert_eq!(back.as_deref(), Some("3"));
+    }
+}
