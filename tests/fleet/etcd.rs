@@ -110,6 +110,10 @@ impl Cluster {
         let peers = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer));
         let peers = peers.collect::<Vec<_>>().join(",");
         let node = &mut self.nodes[index];
+        for socket in [PEERS, CLIENTS] {
+            // One that was killed has left them.
+            let _ = std::fs::remove_file(node.folder.join(socket));
+        }
         let peer = format!("http://{}", node.peer);
         let mut command = Command::new("etcd");
         command.current_dir(&node.folder).args(["--name", &node.name, "--data-dir", "data"]);

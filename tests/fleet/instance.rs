@@ -16,9 +16,9 @@ use crate::support::{Answer, Client, Config, Finished, Server, Site, eventually,
 /// Of each instance.
 pub(crate) const CLIENTS: usize = 64;
 /// What clients ask for in turn; none is without a count.
-const COUNTS: [Option<u32>; 5] = [None, Some(3), None, Some(20), Some(100)];
+const COUNTS: [Option<u32>; 5] = [None, Some(3), None, Some(20), Some(40)];
 /// Between two requests of a client: two cores carry the fleet, its store and its clients.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(200);
 /// A service is whole again when for so long nobody was turned away.
 const WHOLE: Duration = Duration::from_millis(500);
 /// Exit code of what may pass: a store that is away, for one.
@@ -149,25 +149,6 @@ impl Instance {
         }
     }
 
-    /// Waits until it serves and turns nobody away, and returns how long after the moment that began.
-    pub(crate) async fn serves_again(&mut self, moment: Instant) -> Duration {
-        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-        let mut before = (count(&self.tally.served), count(&self.tally.unavailable));
-        let mut since = None;
-        eventually("full service again", async || {
-            self.assert_running().await;
-            let now = (count(&self.tally.served), count(&self.tally.unavailable));
-            if now.1 > before.1 {
-                since = None;
-            } else if now.0 > before.0 && since.is_none() {
-                since = Some(Instant::now());
-            }
-            before = now;
-            since.filter(|since| since.elapsed() >= WHOLE).map(|since| since - moment)
-        })
-        .await
-    }
-
     /// Waits for its clients, and stops it.
     pub(crate) async fn stop(mut self) {
         while let Some(ended) = self.clients.join_next().await {
@@ -175,6 +156,34 @@ impl Instance {
         }
         self.end(Signal::SIGTERM).await;
     }
+}
+
+/// Waits until all serve and turn nobody away, and returns how long after the moment each began to.
+pub(crate) async fn serve_again(instances: &mut [Instance], moment: Instant) -> Vec<Duration> {
+    let counts = |instance: &Instance| {
+        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        (count(&instance.tally.served), count(&instance.tally.unavailable))
+    };
+    let mut before: Vec<_> = instances.iter().map(counts).collect();
+    let mut since: Vec<Option<Instant>> = vec![None; instances.len()];
+    eventually("full service again", async || {
+        for (index, instance) in instances.iter_mut().enumerate() {
+            instance.assert_running().await;
+            let now = counts(instance);
+            if now.1 > before[index].1 {
+                since[index] = None;
+            } else if now.0 > before[index].0 && since[index].is_none() {
+                since[index] = Some(Instant::now());
+            }
+            before[index] = now;
+        }
+        let whole = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() >= WHOLE);
+        since
+            .iter()
+            .all(whole)
+            .then(|| since.iter().flatten().map(|&since| since - moment).collect())
+    })
+    .await
 }
 
 /// One client of an instance.

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The last number of the range: 2^30 numbers are 128 MiB, and more than an hour of this test hands out.
-pub(crate) const LAST: u64 = (1 << 30) - 1;
+/// The last number of the range: 2^28 numbers are 32 MiB, and more than hours of this test hand out.
+pub(crate) const LAST: u64 = (1 << 28) - 1;
 
 /// Repeats that are kept to be shown.
 const REPEATS_SHOWN: usize = 10;
