@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
 use crate::store::{Store, copy_folder};
-use crate::support::{Config, Finished, Server, Site, column, run};
+use crate::support::{Config, Finished, Server, Site, column, eventually, run};
 use crate::taking::{Came, Takers, take_some};
 
 /// Exit codes: of a folder that can't be used as it is, and of one that is not the instance's own.
@@ -64,8 +64,13 @@ async fn a_restored_copy_is_found_out_at_its_start(store: Store) {
 
     let before = strata(&site.file("used_numbers_int.db"));
     let mut server = site.start().await;
-    let health = server.get("/health").await;
-    assert!(health.body.contains("degraded") && health.body.contains("copy"), "{}", health.body);
+    // It serves, and says what happened.
+    eventually("a degraded service", async || {
+        let health = server.get("/health").await;
+        assert!(health.body.contains("copy"), "{}", health.body);
+        (health.status == 200).then(|| assert!(health.body.contains("degraded"), "{}", health.body))
+    })
+    .await;
     let aside = site.files(".stale-");
     for name in ["fleet.db.", "used_numbers_int.db.", "int_shard_0.db.", "int_shard_1.db."] {
         assert!(aside.iter().any(|file| file.starts_with(name)), "{name} is not among {aside:?}");
