@@ -168,8 +168,15 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`]; nothing of the folder may be served then.
     pub async fn join(config: &FleetConfig, folder: &Folder) -> Result<Self, FleetError> {
+        Self::join_at(Arc::new(Store::open(&config.store)?), config, folder).await
+    }
+
+    async fn join_at(
+        store: Arc<Store>,
+        config: &FleetConfig,
+        folder: &Folder,
+    ) -> Result<Self, FleetError> {
         let path = folder.path().to_owned();
-        let store = Arc::new(Store::open(&config.store)?);
         let keys = Keys::new(&config.space);
         let space = config.space.as_str();
         let mut record = read_record(&path, space)?;
@@ -424,3 +431,6 @@ async fn read_ledger(paths: &PoolPaths) -> Result<Option<Found>, FleetError> {
     };
     spawn_blocking(read).await.expect("reading does not panic")
 }
+
+#[cfg(test)]
+mod tests;

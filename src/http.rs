@@ -235,7 +235,7 @@ async fn one(pool: &Pool) -> Result<Answer, Refusal> {
     if let Some((shard, value)) = pool.try_take_one() {
         return Ok(one_of(pool.space().number(value), shard));
     }
-    let taken = pool.take(NonZeroU32::MIN).await.map_err(|error| refusal(error, 1))?;
+    let taken = pool.take(NonZeroU32::MIN).await.map_err(|error| refusal(pool, error, 1))?;
     let (shard, values) = &taken.parts[0];
     let number = pool.space().number(values[0]);
     Ok(one_of(number, pool.shard_name(*shard)))
@@ -250,7 +250,7 @@ fn one_of(number: Number, shard: &str) -> Answer {
 }
 
 async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
-    let taken = pool.take(count).await.map_err(|error| refusal(error, count.get()))?;
+    let taken = pool.take(count).await.map_err(|error| refusal(pool, error, count.get()))?;
     let mut numbers = Vec::with_capacity(count.get() as usize);
     let mut shards = BTreeMap::new();
     for (shard, values) in &taken.parts {
@@ -269,18 +269,20 @@ async fn probe(
     let (pool, count) = app.wanted(query.as_deref())?;
     quota::probe(account.as_deref(), count)?;
     match pool.health() {
-        Health { serves: false, exhausted: true, .. } => {
-            Err(Refusal::Exhausted { asked: 1, left: 0 })
+        Health { serves: false, exhausted: true, shared, .. } => {
+            Err(Refusal::Exhausted { asked: 1, left: 0, shared })
         }
         Health { serves: false, .. } => Err(Refusal::Refilling),
         Health { .. } => Ok(json(StatusCode::OK, &()).map(Body::from)),
     }
 }
 
-fn refusal(error: TakeError, asked: u32) -> Refusal {
+fn refusal(pool: &Pool, error: TakeError, asked: u32) -> Refusal {
     match error {
         TakeError::Refilling => Refusal::Refilling,
-        TakeError::Exhausted { left } => Refusal::Exhausted { asked, left },
+        TakeError::Exhausted { left } => {
+            Refusal::Exhausted { asked, left, shared: pool.is_shared() }
+        }
     }
 }
 

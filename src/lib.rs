@@ -1,5 +1,5 @@
 //! A server that hands out unique random numbers, integers and floats, over HTTP, and never the same
-//! one twice: not across requests, threads, restarts or crashes.
+//! one twice: not across requests, threads, restarts, crashes or instances.
 //!
 //! # The way of a number
 //! ```text
@@ -53,7 +53,9 @@
 //!    against the count and the digest of what was drawn into it.
 //! 7. A log (`-wal`) is not believed before it is known to be on the disk: one left by a process that
 //!    died is written anew and synced first.
-//! 8. In the modes below sharded, a number is durable in the store before its answer is written.
+//! 8. In a fleet, a lease is handed out only after a step of the instance's fence that covers it, and
+//!    values are drawn only in strata that the instance holds.
+//! 9. In the modes below sharded, a number is durable in the store before its answer is written.
 
 #![forbid(unsafe_code)]
 

@@ -82,8 +82,10 @@ pub struct Health {
     pub shards: usize,
     /// Whether numbers can be had.
     pub serves: bool,
-    /// Whether the range is used up.
+    /// Whether the range is used up, or in a fleet what this instance may draw of it.
     pub exhausted: bool,
+    /// Whether others draw from the range too.
+    pub shared: bool,
     /// Whether the refiller and all workers run.
     pub alive: bool,
     /// What goes wrong, in the words of who met it.
@@ -204,6 +206,12 @@ impl Pool {
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Whether others of a fleet draw from the range too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.gate.is_some()
     }
 
     /// Rows of a full generation.
@@ -374,6 +382,7 @@ impl Pool {
             in_rotation: self.rotation.load().len(),
             shards: self.slots.len(),
             serves: self.serves(),
+            shared: self.is_shared(),
             exhausted: self.nothing_left(1) != TakeError::Refilling,
             alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
             trouble: shard_trouble

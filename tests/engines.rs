@@ -70,7 +70,7 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
     assert_eq!(other.list("q%/a").await.unwrap()["q%/a"], "q%/a");
 
     // 100 kB, which does not compress.
-    let long: String = (0..100_000_u32).map(|i| char::from(b'0' + (i * i % 75) as u8)).collect();
+    let long: String = (0..100_000_u64).map(|i| char::from(b'0' + (i * i % 75) as u8)).collect();
     one.put("long", &long).await.unwrap();
     assert_eq!(value("long").await.as_ref(), Some(&long));
     assert!(one.replace("long", &long, &long.replace('1', "'")).await.unwrap());
@@ -278,5 +278,149 @@ mod etcd {
         }
         let back = eventually("the cluster to be back", async || store.get("a").await.ok()).await;
         assert_eq!(back.as_deref(), Some("3"));
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use nix::sys::signal::Signal;
+    use tombola::config::StoreTls;
+
+    use super::support::engines::{Pki, Postgres, free_address};
+    use super::support::eventually;
+    use super::*;
+
+    /// A store of `user` with this password.
+    fn store(servers: &[&Postgres], user: &str, password: &str) -> Store {
+        let folder = tempfile::tempdir().unwrap();
+        let address = address(servers, user, "postgres");
+        let password_file = Some(password_file(&folder, password));
+        Store::open(&StoreConfig { address, password_file, tls: None }).unwrap()
+    }
+
+    fn address(servers: &[&Postgres], user: &str, database: &str) -> StoreAddress {
+        StoreAddress::Postgres {
+            user: Some(user.to_owned()),
+            endpoints: servers.iter().map(|server| server.endpoint()).collect(),
+            database: database.to_owned(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn keeps_its_promises() {
+        let Some(server) = Postgres::start(&[], None).await else { return };
+        let stores = [(); 2].map(|()| store(&[&server], "tombola", "secret"));
+        // Both find no table.
+        let (one, other) = tokio::join!(stores[0].get("a"), stores[1].get("a"));
+        assert_eq!((one.unwrap(), other.unwrap()), (None, None));
+        super::keeps_its_promises(&stores[0], &stores[1]).await;
+
+        // As another user: first let in nowhere, then to what the first one has made.
+        let guest = store(&[&server], "guest", "guest-secret");
+        let unknown = refusal(&guest).await;
+        assert!(unknown.contains("fleet.password_file"), "{unknown}");
+        server.sql("CREATE ROLE guest LOGIN PASSWORD 'guest-secret'").await;
+        let forbidden = refusal(&guest).await;
+        assert!(forbidden.contains("needs SELECT, INSERT and UPDATE"), "{forbidden}");
+        server.sql("GRANT SELECT, INSERT, UPDATE ON tombola TO guest").await;
+        guest.put("guest", "1").await.unwrap();
+        server.sql("DROP TABLE tombola").await;
+        let missing = refusal(&guest).await;
+        assert!(missing.contains("CREATE TABLE IF NOT EXISTS tombola"), "{missing}");
+
+        let wrong = refusal(&store(&[&server], "tombola", "another-secret")).await;
+        assert!(wrong.contains("fleet.password_file"), "{wrong}");
+        let at = format!("postgres://tombola@{}/postgres", server.endpoint());
+        assert!(wrong.contains(&at), "{wrong}");
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = Store::open(&StoreConfig {
+            address: address(&[&server], "tombola", "nowhere"),
+            password_file: Some(password_file(&folder, "secret")),
+            tls: None,
+        });
+        let elsewhere = refusal(&elsewhere.unwrap()).await;
+        assert!(elsewhere.contains("create the database"), "{elsewhere}");
+    }
+
+    #[tokio::test]
+    async fn speaks_tls_with_whom_it_trusts() {
+        let pki = Pki::new();
+        let Some(server) = Postgres::start(&[], Some(&pki)).await else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let with = |ca: &str, client: Option<(&str, &str)>| {
+            let identity = client.map(|(cert, key)| (pki.path(cert), pki.path(key)));
+            Store::open(&StoreConfig {
+                address: address(&[&server], "tombola", "postgres"),
+                password_file: Some(password_file(&folder, "secret")),
+                tls: Some(StoreTls { ca: pki.path(ca), identity }),
+            })
+        };
+        let client = Some(("client.pem", "client.key"));
+        let store = with("ca.pem", client).unwrap();
+        store.put("a", "1").await.unwrap();
+        assert_eq!(store.get("a").await.unwrap().as_deref(), Some("1"));
+
+        let untrusted = refusal(&with("other-ca.pem", client).unwrap()).await;
+        assert!(untrusted.contains("fleet.tls.ca does not lead to"), "{untrusted}");
+        let anonymous = refusal(&with("ca.pem", None).unwrap()).await;
+        assert!(anonymous.contains("the certificate in fleet.tls"), "{anonymous}");
+        let plain = refusal(&super::postgres::store(&[&server], "tombola", "secret")).await;
+        assert!(plain.contains("no encryption"), "{plain}");
+        let mixed = with("ca.pem", Some(("server.pem", "client.key"))).unwrap_err().to_string();
+        assert!(mixed.contains("server.pem and "), "{mixed}");
+    }
+
+    /// It is restarted, it is away, it is silent: each answer comes within its bound, and all goes on
+    /// by itself. Of several hosts the one that can be written to is asked.
+    #[tokio::test]
+    async fn outlives_its_hosts() {
+        let Some(mut server) = Postgres::start(&[], None).await else { return };
+        let Some(copy) = Postgres::start(&["default_transaction_read_only=on"], None).await else {
+            return;
+        };
+        let alone = store(&[&server], "tombola", "secret");
+        let store = store(&[&copy, &server], "tombola", "secret");
+        store.put("a", "1").await.unwrap();
+        assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("1"), "not the read-only one");
+
+        // Not even a replacement fails when the connection is known to be gone.
+        server.stop().await;
+        server.run().await;
+        eventually("that the connection is known to be gone", async || {
+            store.replace("a", "1", "2").await.ok()
+        })
+        .await;
+        assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("2"));
+
+        server.stop().await;
+        let away = refusal(&alone).await;
+        assert!(away.contains("onnection refused"), "{away}");
+        let read_only = refusal(&store).await;
+        assert!(read_only.contains("give the host that can be written to"), "{read_only}");
+        server.run().await;
+        assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("2"));
+        assert!(store.replace("a", "2", "3").await.unwrap());
+
+        // Stopped, it accepts connections and never answers: neither the open one nor a new one.
+        server.signal(Signal::SIGSTOP);
+        let began = Instant::now();
+        alone.replace("a", "3", "4").await.unwrap_err();
+        assert!(began.elapsed() < BOUND);
+        let silent = refusal(&alone).await;
+        assert!(silent.contains("no answer within 2 s"), "{silent}");
+        server.signal(Signal::SIGCONT);
+        let value = eventually("it to answer", async || alone.get("a").await.ok()).await.unwrap();
+        assert!(["3", "4"].contains(&value.as_str()), "made or not: {value}");
+
+        // A silent host is passed over: here by one that takes writes and has what it has.
+        copy.signal(Signal::SIGSTOP);
+        let fresh = super::postgres::store(&[&copy, &server], "tombola", "secret");
+        assert_eq!(fresh.get("a").await.unwrap(), Some(value));
+        let nobody = StoreAddress::Postgres {
+            user: None,
+            endpoints: vec![free_address().to_string()],
+            database: "postgres".to_owned(),
+        };
+        assert!(refusal(&open(nobody)).await.contains("onnection refused"));
     }
 }

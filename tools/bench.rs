@@ -16,6 +16,8 @@ mod control;
 mod drive;
 #[path = "bench/fill.rs"]
 mod fill;
+#[path = "bench/fleet.rs"]
+mod fleet;
 #[path = "bench/growth.rs"]
 mod growth;
 #[path = "bench/peers.rs"]
@@ -56,7 +58,7 @@ struct Arguments {
 /// What is measured, and how long.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all but growth and peers]
+    /// Only these parts [default: all but growth, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -85,7 +87,7 @@ struct Plan {
 impl Plan {
     fn wants(&self, part: Part) -> bool {
         match part {
-            Part::Growth => self.only.contains(&part),
+            Part::Growth | Part::Fleet => self.only.contains(&part),
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -112,6 +114,8 @@ enum Part {
     Growth,
     /// Redis behind webdis
     Peers,
+    /// Instances that share a space in one etcd node
+    Fleet,
 }
 
 #[derive(Debug, Subcommand)]
@@ -165,6 +169,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Peers) {
         peers::peers(plan, &mut report)?;
+    }
+    if plan.wants(Part::Fleet) {
+        fleet::fleet(plan, &mut report)?;
     }
     report.print(&plan.dir.join("bench.json"))
 }

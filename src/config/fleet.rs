@@ -143,8 +143,9 @@ impl StoreAddress {
 /// `HOST:PORT`, with the engine's own port where none is said.
 fn endpoint(text: &str, port: u16) -> Option<String> {
     let authority: axum::http::uri::Authority = text.parse().ok()?;
+    let port = if authority.host() == text { port } else { authority.port_u16()? };
     let fits = !authority.host().is_empty() && !text.contains('@');
-    fits.then(|| format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(port)))
+    fits.then(|| format!("{}:{port}", authority.host()))
 }
 
 impl std::fmt::Display for StoreAddress {

@@ -70,8 +70,17 @@ pub(super) fn settings(layers: &Layers, config: &Config) -> Vec<Setting> {
 
 /// As in the built-in file; the pools last.
 fn rank(table: &str) -> usize {
-    const TABLES: [&str; 7] =
-        ["server", "server.tls", "storage", "lease", "refill", "auth", "quota"];
+    const TABLES: [&str; 9] = [
+        "server",
+        "server.tls",
+        "storage",
+        "lease",
+        "refill",
+        "auth",
+        "quota",
+        "fleet",
+        "fleet.tls",
+    ];
     TABLES.iter().position(|known| *known == table).unwrap_or(TABLES.len())
 }
 
@@ -80,6 +89,12 @@ fn add_derived(settings: &mut Vec<Setting>, layers: &Layers, config: &Config) {
     let mut derived: Vec<(String, &str, toml::Value)> = Vec::new();
     if let Some(quota) = &config.quota {
         derived.push(("quota".to_owned(), "burst", i64::from(quota.burst.get()).into()));
+    }
+    if let Some(fleet) = &config.fleet {
+        let table = || "fleet".to_owned();
+        derived.push((table(), "claim", (fleet.claim as i64).into()));
+        derived.push((table(), "lease_rows", (fleet.lease_rows as i64).into()));
+        derived.push((table(), "refuse_if_stale", fleet.refuse_if_stale.into()));
     }
     for pool in layers.merged.get_table("pools").unwrap_or_default().keys() {
         let table = format!("pools.{pool}");

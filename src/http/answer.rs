@@ -42,8 +42,8 @@ static HEADER_MAP: LazyLock<HeaderMap> = LazyLock::new(|| {
 pub(crate) enum Refusal {
     #[error("No available numbers. Shard is being refilled. Please retry shortly.")]
     Refilling,
-    #[error("{}", exhausted(*.asked, *.left))]
-    Exhausted { asked: u32, left: u64 },
+    #[error("{}", exhausted(*.asked, *.left, *.shared))]
+    Exhausted { asked: u32, left: u64, shared: bool },
     #[error("Unknown type {given:?}. Allowed are: {allowed}.")]
     UnknownType { given: String, allowed: String },
     #[error("Bad count {given:?}. Allowed are whole numbers from 1 to {limit}.")]
@@ -112,7 +112,7 @@ impl Refusal {
                 StatusCode::GONE,
                 Code::Exhausted,
                 "The range is used up, for good; the message says how many are left if more were \
-                 asked for.",
+                 asked for. In a fleet, what this instance may draw of it: ask another.",
             ),
             Self::UnknownType { .. } => (StatusCode::BAD_REQUEST, Code::UnknownType, NAMED),
             Self::BadCount { .. } => (StatusCode::BAD_REQUEST, Code::BadCount, NAMED),
@@ -142,8 +142,12 @@ impl Refusal {
     }
 }
 
-fn exhausted(asked: u32, left: u64) -> String {
+fn exhausted(asked: u32, left: u64, shared: bool) -> String {
     match left {
+        _ if shared => format!(
+            "This instance has {left} numbers of this range left and can draw no more. Others of its \
+             fleet may."
+        ),
         0 => "All numbers of this range have been handed out.".to_owned(),
         _ => format!("Fewer than {asked} numbers of this range are left: {left}."),
     }

@@ -66,9 +66,16 @@ pub(super) fn of_pool(health: Health) -> PoolHealth {
 
 /// How fit a pool is, and why it is not fitter.
 pub(super) fn fitness(health: Health) -> (Status, Option<String>) {
-    let Health { serves, exhausted, alive, trouble, .. } = health;
+    let Health { serves, exhausted, shared, alive, trouble, .. } = health;
     match (alive, serves, trouble) {
         (false, ..) => (Status::Down, Some(DIED.to_owned())),
+        (true, false, _) if exhausted && shared => (
+            Status::Down,
+            Some(
+                "what this instance may draw is used up, and no strata are left to claim"
+                    .to_owned(),
+            ),
+        ),
         (true, false, _) if exhausted => (Status::Down, Some("the range is used up".to_owned())),
         (true, false, Some(trouble)) => (Status::Down, Some(trouble)),
         (true, false, None) => (Status::Down, Some("all shards are being refilled".to_owned())),

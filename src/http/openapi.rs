@@ -219,8 +219,18 @@ impl Offer<'_> {
             }
         }
         refusals.extend([
-            ("the range is used up".to_owned(), Refusal::Exhausted { asked: 1, left: 0 }),
-            ("3 numbers are left".to_owned(), Refusal::Exhausted { asked: 5, left: 3 }),
+            (
+                "the range is used up".to_owned(),
+                Refusal::Exhausted { asked: 1, left: 0, shared: false },
+            ),
+            (
+                "3 numbers are left".to_owned(),
+                Refusal::Exhausted { asked: 5, left: 3, shared: false },
+            ),
+            (
+                "others of the fleet may have some".to_owned(),
+                Refusal::Exhausted { asked: 1, left: 0, shared: true },
+            ),
             ("demand outran the disk".to_owned(), Refusal::Refilling),
         ]);
         let (summary, description) = match method {
@@ -290,6 +300,7 @@ impl Offer<'_> {
             shards,
             serves: true,
             exhausted: false,
+            shared: false,
             alive: true,
             trouble: None,
         };
@@ -298,6 +309,7 @@ impl Offer<'_> {
             shards,
             serves: false,
             exhausted: true,
+            shared: false,
             alive: true,
             trouble: None,
         };
@@ -306,6 +318,7 @@ impl Offer<'_> {
             shards,
             serves: false,
             exhausted: false,
+            shared: false,
             alive: true,
             trouble: None,
         };

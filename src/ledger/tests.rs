@@ -277,3 +277,54 @@ proptest! {
         }
     }
 }
+
+/// Ledgers that share a space by its strata, each with some of them: what they draw is all of it, once.
+#[test]
+fn shared_ledgers_draw_every_value_once_in_all() {
+    let space = space("1", "5000");
+    let key = StratumKey::random();
+    let all: Vec<u16> = (0..STRATA as u16).collect();
+    let mut values = Vec::new();
+    for held in all.chunks(1500) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("used_numbers_int.db");
+        let mut ledger = Ledger::create_with(&path, &space, key).unwrap();
+        ledger.hold(&held[..held.len() / 2]).unwrap();
+        let mut generation = 0;
+        loop {
+            let live = (generation > 0).then_some(Generation(generation));
+            let draw =
+                ledger.draw(ShardIndex(0), live, 700, &mut |_| ControlFlow::Continue(())).unwrap();
+            values.extend_from_slice(draw.values());
+            if !draw.values().is_empty() {
+                draw.commit().unwrap();
+                generation += 1;
+            } else {
+                drop(draw);
+                assert!(ledger.is_exhausted());
+                if ledger.strata().len() == held.len() {
+                    break;
+                }
+                ledger.hold(held).unwrap();
+                assert!(!ledger.is_exhausted());
+            }
+        }
+    }
+    values.sort_unstable();
+    assert_eq!(values, (1..=5000).map(Value).collect::<Vec<_>>());
+}
+
+#[test]
+fn strata_are_wanted_before_those_held_are_half_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("1", "4096000");
+    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
+    ledger.hold(&[]).unwrap();
+    // 1000 values each: two draws of 1000 fill half of four strata.
+    assert_eq!(ledger.strata_wanted(1000), 4);
+    ledger.hold(&[7, 8, 9]).unwrap();
+    assert_eq!(ledger.strata_wanted(1000), 1);
+    ledger.hold(&[10]).unwrap();
+    assert_eq!(ledger.strata_wanted(1000), 0);
+}

@@ -33,9 +33,9 @@ pub(crate) struct Pki {
 impl Pki {
     pub(crate) fn new() -> Self {
         let pki = Self { folder: tempfile::tempdir().unwrap() };
-        let (ca, issuer) = root();
+        let (ca, issuer) = root("a root for tests");
         std::fs::write(pki.path("ca.pem"), ca).unwrap();
-        std::fs::write(pki.path("other-ca.pem"), root().0).unwrap();
+        std::fs::write(pki.path("other-ca.pem"), root("another").0).unwrap();
         for (name, subject) in [("server", "127.0.0.1"), ("client", "tombola")] {
             let mut params = CertificateParams::new(vec![subject.to_owned()]).unwrap();
             params.distinguished_name.push(DnType::CommonName, subject);
@@ -52,10 +52,10 @@ impl Pki {
     }
 }
 
-fn root() -> (String, Issuer<'static, KeyPair>) {
+fn root(name: &str) -> (String, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, "a root for tests");
+    params.distinguished_name.push(DnType::CommonName, name);
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     (certificate.pem(), Issuer::new(params, key))

@@ -66,7 +66,7 @@ pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// Without starting it: webdis takes `--version` for its settings' name, and serves.
-fn is_installed(program: &str) -> anyhow::Result<bool> {
+pub(crate) fn is_installed(program: &str) -> anyhow::Result<bool> {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output()?;
     Ok(found.status.success())
 }
@@ -77,7 +77,7 @@ fn left(webdis: SocketAddr) -> anyhow::Result<u64> {
 }
 
 /// A port that was free a moment ago: neither of the peers takes port 0.
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
@@ -108,7 +108,7 @@ fn start_webdis(dir: &Path, redis: SocketAddr, address: SocketAddr) -> anyhow::R
     Ok(peer)
 }
 
-fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(10) {
         if TcpStream::connect(address).is_ok() {

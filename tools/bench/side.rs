@@ -106,12 +106,7 @@ impl Side {
 
     /// User and system time that the process used so far, in seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.
-        let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
-        let ticks: Vec<f64> =
-            rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
-        Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+        cpu_seconds(self.process.id())
     }
 
     /// The most memory that the process had so far, in bytes.
@@ -132,6 +127,16 @@ impl Drop for Side {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// User and system time that a process used so far, in seconds.
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.
+    let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
+    let ticks: Vec<f64> =
+        rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
 }
 
 fn peak_memory(pid: u32) -> Option<u64> {

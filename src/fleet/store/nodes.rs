@@ -205,14 +205,16 @@ pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
         next = error.source();
     }
     let mut text = texts.join(": ");
+    const UNTRUSTED: &str = "fleet.tls.ca does not lead to its certificate";
+    const UNENCRYPTED: &str = "it does not speak TLS there: leave out [fleet.tls], or mend it";
     let advice = [
-        (
-            "invalid peer certificate: UnknownIssuer",
-            "fleet.tls.ca does not lead to its certificate",
-        ),
+        ("invalid peer certificate: UnknownIssuer", UNTRUSTED),
+        // A root of the same name, but another one.
+        ("invalid peer certificate: BadSignature", UNTRUSTED),
         ("invalid peer certificate", "its certificate is not for this host, or not for now"),
         ("received fatal alert", "it wants a certificate that it trusts: fleet.tls.cert and .key"),
-        ("InvalidContentType", "it does not speak TLS there: leave out [fleet.tls], or mend it"),
+        ("InvalidContentType", UNENCRYPTED),
+        ("does not support TLS", UNENCRYPTED),
     ];
     if let Some((_, advice)) = advice.iter().find(|(sign, _)| text.contains(sign)) {
         text = format!("{text}: {advice}");

@@ -1,0 +1,211 @@
+//! A database that speaks PostgreSQL's protocol as the store: one table, and of its hosts the one that
+//! can be written to. Knows no statement that is prepared: a pooler may be in between.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Config, Error, NoTls, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::StoreError;
+use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use crate::config::{StoreAddress, StoreConfig};
+use crate::pem;
+
+/// Asked first, because to create what is there already may be forbidden.
+const MISSING: &str = "SELECT to_regclass('tombola') IS NULL";
+const CREATE: &str =
+    "CREATE TABLE IF NOT EXISTS tombola (key text PRIMARY KEY, value text NOT NULL)";
+const SELECT: &str = "SELECT key, value FROM tombola WHERE key = $1";
+const SELECT_ALL: &str = "SELECT key, value FROM tombola WHERE substr(key, 1, length($1)) = $1";
+/// In the order of the keys: two that create the same ones don't wait for each other in a circle.
+const INSERT: &str = "INSERT INTO tombola (key, value)
+    SELECT entry.key, entry.value FROM unnest($1, $2) AS entry (key, value) ORDER BY entry.key
+    ON CONFLICT (key) DO NOTHING";
+const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $2";
+const UPSERT: &str = "INSERT INTO tombola (key, value) VALUES ($1, $2)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct PostgresStore(Box<Nodes<Postgres>>);
+
+struct Postgres {
+    /// All but the host.
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+}
+
+impl PostgresStore {
+    pub(super) fn new(config: &StoreConfig) -> Result<Self, StoreError> {
+        let StoreAddress::Postgres { user, endpoints, database } = &config.address else {
+            unreachable!("another engine's address: {}", config.address);
+        };
+        let tls = tls(config)?;
+        let mut session = Config::new();
+        session
+            .dbname(database)
+            .application_name("tombola")
+            .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
+            .target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if let Some(user) = user {
+            session.user(user);
+        }
+        if let Some(password) = nodes::password(config)? {
+            session.password(password);
+        }
+        let engine = Postgres { config: session, tls };
+        Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
+    }
+
+    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let question = |client: Arc<Client>| async move {
+            let row = client.query_typed_opt(SELECT, &[(&key, Type::TEXT)]).await;
+            Ok(row.map_err(problem)?.as_ref().map(entry).transpose()?.map(|(_, value)| value))
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
+        let question = |client: Arc<Client>| async move {
+            let rows = client.query_typed(SELECT_ALL, &[(&prefix, Type::TEXT)]).await;
+            rows.map_err(problem)?.iter().map(entry).collect()
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+
+    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
+        let (keys, values): (Vec<_>, Vec<_>) =
+            entries.iter().map(|(key, value)| (key.as_str(), value.as_str())).unzip();
+        let (keys, values) = (&keys, &values);
+        let question = |client: Arc<Client>| async move {
+            let texts = Type::TEXT_ARRAY;
+            let created =
+                client.execute_typed(INSERT, &[(keys, texts.clone()), (values, texts)]).await;
+            created.map_err(problem).map(drop)
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+
+    pub(super) async fn replace(
+        &self,
+        key: &str,
+        from: &str,
+        to: &str,
+    ) -> Result<bool, StoreError> {
+        let question = |client: Arc<Client>| async move {
+            let texts = [(&key as _, Type::TEXT), (&from as _, Type::TEXT), (&to as _, Type::TEXT)];
+            Ok(client.execute_typed(UPDATE, &texts).await.map_err(problem)? == 1)
+        };
+        self.0.ask(Unanswered::GiveUp, question).await
+    }
+
+    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        let question = |client: Arc<Client>| async move {
+            let texts = [(&key as _, Type::TEXT), (&value as _, Type::TEXT)];
+            client.execute_typed(UPSERT, &texts).await.map_err(problem).map(drop)
+        };
+        self.0.ask(Unanswered::AskAgain, question).await
+    }
+}
+
+impl Connect for Postgres {
+    type Connection = Arc<Client>;
+
+    async fn connect(&self, endpoint: &str) -> Result<Arc<Client>, String> {
+        let (host, port) = nodes::host_and_port(endpoint);
+        let mut config = self.config.clone();
+        config.host(host).port(port.parse().expect("the settings read it as a port"));
+        // Its task ends when the last clone of the client is dropped, or when it breaks: then the next
+        // question says so.
+        let client = match &self.tls {
+            None => {
+                let (client, connection) = config.connect(NoTls).await.map_err(problem)?;
+                tokio::spawn(connection);
+                client
+            }
+            Some(tls) => {
+                let (client, connection) = config.connect(tls.clone()).await.map_err(problem)?;
+                tokio::spawn(connection);
+                client
+            }
+        };
+        let is_missing = async || {
+            let row = client.query_typed_one(MISSING, &[]).await.map_err(problem)?;
+            row.try_get::<_, bool>(0).map_err(problem)
+        };
+        if is_missing().await? {
+            let created = client.batch_execute(CREATE).await;
+            // Another one may have been faster: it is an error even so, of the catalogue's own keys.
+            if let (Err(error), true) = (created, is_missing().await?) {
+                return Err(format!(
+                    "{}: let somebody who may create it there: {CREATE}; GRANT SELECT, INSERT, \
+                     UPDATE ON tombola TO the user of fleet.store",
+                    problem(error)
+                ));
+            }
+        }
+        Ok(Arc::new(client))
+    }
+
+    fn is_broken(client: &Arc<Client>) -> bool {
+        client.is_closed()
+    }
+}
+
+fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, StoreError> {
+    let Some(files) = &config.tls else { return Ok(None) };
+    let unfit = |error: pem::PemError| unusable(config, error.to_string());
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(pem::certificates(&files.ca).map_err(unfit)?);
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the suites of both versions")
+        .with_root_certificates(roots);
+    let tls = match &files.identity {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => builder
+            .with_client_auth_cert(
+                pem::certificates(cert).map_err(unfit)?,
+                pem::key(key).map_err(unfit)?,
+            )
+            .map_err(|error| {
+                unusable(config, format!("{} and {}: {error}", cert.display(), key.display()))
+            })?,
+    };
+    Ok(Some(MakeRustlsConnect::new(tls)))
+}
+
+fn entry(row: &Row) -> Result<(String, String), String> {
+    Ok((row.try_get(0).map_err(problem)?, row.try_get(1).map_err(problem)?))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what errors are mapped with")]
+fn problem(error: Error) -> String {
+    let Some(said) = error.as_db_error() else {
+        let text = describe(&error);
+        return match text.contains("does not allow writes") {
+            true => format!("{text}: give the host that can be written to as well"),
+            false => text,
+        };
+    };
+    let code = said.code();
+    let advice = if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION]
+        .contains(code)
+    {
+        "check the user in fleet.store, the password in fleet.password_file, the certificate in \
+         fleet.tls, and its pg_hba.conf"
+    } else if *code == SqlState::INVALID_CATALOG_NAME {
+        "create the database, or mend its name in fleet.store"
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        "the user of fleet.store needs SELECT, INSERT and UPDATE on the table tombola"
+    } else {
+        return said.message().to_owned();
+    };
+    format!("{}: {advice}", said.message())
+}

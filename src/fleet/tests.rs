@@ -1,0 +1,276 @@
+use std::fs;
+use std::path::Path;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::store::memory::{Fault, MemoryStore};
+use super::*;
+use crate::batch::ShardIndex;
+use crate::config::{LeaseConfig, Mode, PoolName, SpaceName, StoreAddress, StoreConfig};
+use crate::space::Space;
+
+/// One data folder and what became of it.
+struct Instance {
+    folder: tempfile::TempDir,
+    store: MemoryStore,
+}
+
+/// An instance that serves.
+struct Serving {
+    gate: Gate,
+    stop: watch::Sender<bool>,
+    keeper: JoinHandle<()>,
+    _folder: Folder,
+}
+
+fn config() -> FleetConfig {
+    let address = StoreAddress::File("/nowhere/witness.db".into());
+    FleetConfig {
+        store: StoreConfig { address, password_file: None, tls: None },
+        space: SpaceName::new("test").unwrap(),
+        claim: 64,
+        lease_rows: LeaseConfig { rows: 1000 }.rows,
+        refuse_if_stale: true,
+    }
+}
+
+fn pool(max: &str) -> PoolConfig {
+    let space = Space::new("1", max, 0).unwrap();
+    PoolConfig { name: PoolName::new("int").unwrap(), space, shards: 1, shard_size: 100 }
+}
+
+impl Instance {
+    fn new(store: &MemoryStore) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), store: store.clone() }
+    }
+
+    /// Another folder with the same files.
+    fn copy(&self) -> Self {
+        let copy = Self::new(&self.store);
+        copy_files(self.folder.path(), copy.folder.path());
+        copy
+    }
+
+    async fn join(&self) -> Result<(Fleet, Folder), FleetError> {
+        let folder = Folder::open(self.folder.path(), Mode::Sharded, true).unwrap();
+        let store = Arc::new(Store::Memory(self.store.clone()));
+        let fleet = Fleet::join_at(store, &config(), &folder).await?;
+        Ok((fleet, folder))
+    }
+
+    async fn serve(&self) -> Serving {
+        let (fleet, folder) = self.join().await.unwrap();
+        let (gate, keeper) = fleet.into_gate();
+        let (stop, stopped) = watch::channel(false);
+        Serving { gate, stop, keeper: tokio::spawn(keeper.run(stopped)), _folder: folder }
+    }
+
+    /// Steps the fence so often, and stops.
+    async fn step(&self, times: u64) {
+        let serving = self.serve().await;
+        for leases in 1..=times {
+            serving.gate.pass(lease(leases)).await;
+        }
+        serving.stop().await;
+    }
+
+    fn fence(&self) -> u64 {
+        let entries = self.store.entries();
+        let fence = entries.iter().find(|(key, _)| key.contains("/fences/")).unwrap();
+        serde_json::from_str::<protocol::Fence>(fence.1).unwrap().step
+    }
+}
+
+impl Serving {
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.keeper.await.unwrap();
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+fn lease(leases: u64) -> Lease {
+    let pool = PoolName::new("int").unwrap();
+    Lease { pool, shard: ShardIndex(0), generation: Generation(1), leases }
+}
+
+#[tokio::test]
+async fn a_step_is_made_once_whatever_is_lost_on_the_way() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let serving = instance.serve().await;
+    for faults in [&[Fault::Lost][..], &[Fault::ReplyLost], &[Fault::Lost, Fault::ReplyLost]] {
+        for steps in 1..=2 {
+            let before = if store.entries().keys().any(|key| key.contains("/fences/")) {
+                instance.fence()
+            } else {
+                0
+            };
+            store.fail(faults);
+            serving.gate.pass(lease(steps)).await;
+            assert_eq!(instance.fence(), before + 1, "{faults:?}");
+        }
+    }
+    serving.stop().await;
+}
+
+#[tokio::test]
+async fn leases_that_wait_share_a_step() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let serving = instance.serve().await;
+    store.set_away(true);
+    let passes: Vec<_> = (1..=10)
+        .map(|leases| {
+            let gate = serving.gate.clone();
+            tokio::spawn(async move { gate.pass(lease(leases)).await })
+        })
+        .collect();
+    while serving.gate.trouble().is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(passes.iter().all(|pass| !pass.is_finished()), "nothing passes without the store");
+    store.set_away(false);
+    for pass in passes {
+        pass.await.unwrap();
+    }
+    assert!(instance.fence() <= 2, "{} steps", instance.fence());
+    assert_eq!(serving.gate.trouble(), None);
+    serving.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_copies_one_goes_on() {
+    let store = MemoryStore::default();
+    let original = Instance::new(&store);
+    original.step(2).await;
+    let copy = original.copy();
+    let (first, second) = (original.serve().await, copy.serve().await);
+    first.gate.pass(lease(3)).await;
+    tokio::select! {
+        () = second.gate.pass(lease(3)) => panic!("both copies have made the third step"),
+        lost = second.gate.lost() => assert_eq!(lost, Lost::Stale),
+    }
+    first.gate.pass(lease(4)).await;
+    first.stop().await;
+    second.stop().await;
+    assert!(matches!(copy.join().await, Err(FleetError::Lost(Lost::Stale))));
+    original.step(1).await;
+}
+
+#[tokio::test]
+async fn a_step_that_a_crash_left_open_is_finished_by_the_next_start() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    instance.step(1).await;
+    let serving = instance.serve().await;
+    store.set_away(true);
+    let gate = serving.gate.clone();
+    let pass = tokio::spawn(async move { gate.pass(lease(2)).await });
+    while serving.gate.trouble().is_none() {
+        tokio::task::yield_now().await;
+    }
+    pass.abort();
+    serving.stop().await;
+    assert_eq!(instance.fence(), 1);
+    store.set_away(false);
+    // A copy from this moment goes on, and the original is the stale one.
+    let copy = instance.copy();
+    copy.step(1).await;
+    assert_eq!(instance.fence(), 3);
+    assert!(matches!(instance.join().await, Err(FleetError::Lost(Lost::Stale))));
+}
+
+#[tokio::test]
+async fn a_store_that_forgot_is_found_out_and_reseeded() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    instance.step(1).await;
+    let old = store.entries();
+    instance.step(1).await;
+    let serving = instance.serve().await;
+    store.restore(old.clone());
+    tokio::select! {
+        () = serving.gate.pass(lease(3)) => panic!("stepped in a store that forgot a step"),
+        lost = serving.gate.lost() => assert_eq!(lost, Lost::StoreBehind),
+    }
+    serving.stop().await;
+    for entries in [old, Default::default()] {
+        store.restore(entries);
+        assert!(matches!(instance.join().await, Err(FleetError::Lost(Lost::StoreBehind))));
+    }
+}
+
+#[tokio::test]
+async fn no_stratum_is_held_twice() {
+    let store = MemoryStore::default();
+    let instances = [Instance::new(&store), Instance::new(&store), Instance::new(&store)];
+    let pool = pool("9007199254740991");
+    let mut held: Vec<Vec<u16>> = Vec::new();
+    let mut keys = Vec::new();
+    let mut all_claims = Vec::new();
+    for instance in &instances {
+        let (mut fleet, _folder) = instance.join().await.unwrap();
+        let share = fleet.join_pool(&pool).await.unwrap();
+        keys.push(share.key.to_bytes());
+        all_claims.push(fleet.claims(&pool));
+        held.push(share.strata);
+    }
+    assert!(keys.iter().all(|key| *key == keys[0]), "all sort alike");
+    // Until nobody gets any more, with replies lost on the way.
+    while !all_claims.iter().all(Claims::none_left) {
+        for (claims, held) in all_claims.iter_mut().zip(&mut held) {
+            store.fail(&[Fault::ReplyLost]);
+            if let Ok(strata) = claims.claim(200).await {
+                *held = strata;
+            }
+            store.fail(&[]);
+        }
+    }
+    let mut strata: Vec<u16> = held.concat();
+    strata.sort_unstable();
+    assert_eq!(strata, (0..4096).collect::<Vec<u16>>());
+}
+
+#[tokio::test]
+async fn all_must_have_the_same_ranges() {
+    let store = MemoryStore::default();
+    let (first, second) = (Instance::new(&store), Instance::new(&store));
+    let (mut fleet, _folder) = first.join().await.unwrap();
+    fleet.join_pool(&pool("1000")).await.unwrap();
+    let (mut fleet, _folder) = second.join().await.unwrap();
+    let refused = fleet.join_pool(&pool("1001")).await.unwrap_err();
+    assert!(matches!(refused, FleetError::OtherRange { .. }), "{refused}");
+    fleet.join_pool(&pool("1000")).await.unwrap();
+}
+
+/// A ledger that has served alone brings its key and its strata; a copy of it finds them taken.
+#[tokio::test]
+async fn a_ledger_that_has_served_alone_joins_once() {
+    let store = MemoryStore::default();
+    let (original, other) = (Instance::new(&store), Instance::new(&store));
+    let pool = pool("9007199254740991");
+    for alone in [&original, &other] {
+        let path = PoolPaths::new(alone.folder.path(), &pool.name).ledger();
+        let mut ledger = Ledger::create(&path, &pool.space).unwrap();
+        let step = &mut |_| std::ops::ControlFlow::Continue(());
+        ledger.draw(ShardIndex(0), None, 1000, step).unwrap().commit().unwrap();
+        ledger.close().unwrap();
+    }
+    let copy = original.copy();
+    let (mut fleet, _folder) = original.join().await.unwrap();
+    assert_eq!(fleet.join_pool(&pool).await.unwrap().strata.len(), 512);
+    let (mut fleet, _folder) = copy.join().await.unwrap();
+    let refused = fleet.join_pool(&pool).await.unwrap_err();
+    assert!(matches!(refused, FleetError::Taken { .. }), "{refused}");
+    let (mut fleet, _folder) = other.join().await.unwrap();
+    let refused = fleet.join_pool(&pool).await.unwrap_err();
+    assert!(matches!(refused, FleetError::OtherKey { .. }), "{refused}");
+}
