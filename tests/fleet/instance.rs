@@ -56,12 +56,16 @@ pub(crate) struct Instance {
 
 /// A clock of its own, by libfaketime: the wall's is shifted as the file says, the monotonic one is not.
 struct Clock {
-    library: &'static str,
+    library: PathBuf,
     file: PathBuf,
 }
 
-/// Where Debian puts it.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// Where Debian puts it, under the folder of the machine's architecture.
+fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+    paths.find(|path| path.exists())
+}
 
 impl Instance {
     /// One with its clients at work, which wait until it starts.
@@ -83,9 +87,8 @@ impl Instance {
             };
             clients.spawn(caller.ask(index, at.subscribe(), stop.clone()));
         }
-        let clock = std::path::Path::new(FAKETIME)
-            .exists()
-            .then(|| Clock { library: FAKETIME, file: site.folder().join("clock") });
+        let file = site.folder().join("clock");
+        let clock = faketime().map(|library| Clock { library, file });
         let instance = Self { name, tally, tried_again: 0, site, server: None, at, clients, clock };
         instance.shift_clock(0);
         instance
@@ -110,7 +113,7 @@ impl Instance {
         loop {
             let mut command = self.site.tombola();
             if let Some(clock) = &self.clock {
-                command.env("LD_PRELOAD", clock.library);
+                command.env("LD_PRELOAD", &clock.library);
                 command.env("FAKETIME_TIMESTAMP_FILE", &clock.file);
                 command.env("FAKETIME_CACHE_DURATION", "1");
                 command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
