@@ -358,8 +358,17 @@ impl Server {
 
     /// Starts a server that may refuse, which is an exit code of 1 to 3 and a readable message.
     pub(crate) async fn start_or_refusal(command: Command) -> Result<Self, String> {
+        Self::start_or_end(command).await.map_err(|Finished { status, stderr, .. }| {
+            assert!(matches!(status.code(), Some(1..=3)), "{status}: {stderr}");
+            assert!(stderr.contains("Error: ") && !stderr.contains("panicked"), "{stderr}");
+            stderr
+        })
+    }
+
+    /// Starts a server that may end before it listens.
+    pub(crate) async fn start_or_end(command: Command) -> Result<Self, Finished> {
         let mut process = Process::spawn(command);
-        let url = eventually("a start or a refusal", async || {
+        let url = eventually("a start or an end", async || {
             let stdout = process.stdout.lock().unwrap().clone();
             let line = stdout.lines().next().and_then(|line| line.strip_prefix("Listening on "));
             match line {
@@ -368,13 +377,10 @@ impl Server {
             }
         })
         .await;
-        if let Some(url) = url {
-            return Ok(Self { process, client: Client::new(url) });
+        match url {
+            Some(url) => Ok(Self { process, client: Client::new(url) }),
+            None => Err(process.finish().await),
         }
-        let Finished { status, stderr, .. } = process.finish().await;
-        assert!(matches!(status.code(), Some(1..=3)), "{status}: {stderr}");
-        assert!(stderr.contains("Error: ") && !stderr.contains("panicked"), "{stderr}");
-        Err(stderr)
     }
 
     /// `127.0.0.1:PORT`, for a connection by hand.
@@ -461,7 +467,7 @@ impl Server {
 }
 
 /// The target of a request for one number, or for `count` of them.
-fn random(pool: &str, count: Option<u32>) -> String {
+pub(crate) fn random(pool: &str, count: Option<u32>) -> String {
     match count {
         None => format!("/random?type={pool}"),
         Some(count) => format!("/random?type={pool}&count={count}"),

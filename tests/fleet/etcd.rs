@@ -1,0 +1,225 @@
+//! A cluster of etcd's own processes, with a link of ours in front of every address. Each listens on
+//! sockets in its folder: no port is ever asked for that somebody else may take.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::links::{Cut, Links};
+use crate::store::copy_folder;
+use crate::support::{Process, eventually, run, skipped};
+
+/// Names of the sockets, in the form of an address that etcd insists on.
+const PEERS: &str = "127.0.0.1:1";
+const CLIENTS: &str = "127.0.0.1:2";
+
+/// Whether a fleet can agree in etcd here; says what is missing.
+pub(crate) fn is_there() -> bool {
+    let installed = |program| Command::new(program).arg("--help").output().is_ok();
+    let missing = if !cfg!(feature = "etcd") {
+        "built without the feature etcd"
+    } else if !installed("etcd") || !installed("etcdctl") {
+        "etcd is not installed"
+    } else {
+        return true;
+    };
+    skipped(missing);
+    false
+}
+
+pub(crate) struct Cluster {
+    pub(crate) links: Links,
+    pub(crate) nodes: Vec<Node>,
+    folder: TempDir,
+}
+
+pub(crate) struct Node {
+    pub(crate) name: String,
+    /// As it names itself to its peers; known when the cluster has begun.
+    id: String,
+    folder: PathBuf,
+    /// Where its peers find it.
+    peer: String,
+    process: Option<Process>,
+}
+
+impl Node {
+    fn endpoint(&self) -> String {
+        format!("unix://{}", self.folder.join(CLIENTS).display())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+}
+
+#[derive(Deserialize)]
+struct Members {
+    members: Vec<Member>,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    #[serde(rename = "ID")]
+    id: u64,
+    name: String,
+}
+
+impl Cluster {
+    /// Starts so many nodes, and waits until they serve.
+    pub(crate) async fn start(size: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut links = Links::new();
+        let mut nodes = Vec::new();
+        for index in 0..size {
+            let name = format!("etcd-{index}");
+            let folder = folder.path().join(&name);
+            std::fs::create_dir(&folder).unwrap();
+            let peer = links.open(None, &name, folder.join(PEERS)).await.to_string();
+            nodes.push(Node { name, id: String::new(), folder, peer, process: None });
+        }
+        let mut cluster = Self { links, nodes, folder };
+        for index in 0..size {
+            cluster.begin(index);
+        }
+        cluster.serves().await;
+        let listed = cluster.control(&["member", "list", "-w", "json"]).await.unwrap();
+        let Members { members } = serde_json::from_str(&listed).unwrap();
+        for node in &mut cluster.nodes {
+            let member = members.iter().find(|member| member.name == node.name).unwrap();
+            node.id = format!("{:x}", member.id);
+        }
+        cluster
+    }
+
+    /// The store's address for whoever has this name: each has links of its own to all nodes.
+    pub(crate) async fn address_for(&mut self, from: &str) -> String {
+        let mut endpoints = Vec::new();
+        for node in &self.nodes {
+            let socket = node.folder.join(CLIENTS);
+            endpoints.push(self.links.open(Some(from), &node.name, socket).await.to_string());
+        }
+        format!("etcd://{}", endpoints.join(","))
+    }
+
+    /// Starts a node that is not running, and does not wait for it.
+    pub(crate) fn begin(&mut self, index: usize) {
+        let peers = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer));
+        let peers = peers.collect::<Vec<_>>().join(",");
+        let node = &mut self.nodes[index];
+        for socket in [PEERS, CLIENTS] {
+            // One that was killed has left them.
+            let _ = std::fs::remove_file(node.folder.join(socket));
+        }
+        let peer = format!("http://{}", node.peer);
+        let mut command = Command::new("etcd");
+        command.current_dir(&node.folder).args(["--name", &node.name, "--data-dir", "data"]);
+        command.args(["--listen-peer-urls", &format!("unix://{PEERS}")]);
+        command.args(["--listen-client-urls", &format!("unix://{CLIENTS}")]);
+        command.args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &peers]);
+        // Nobody asks for it: clients are told all addresses.
+        command.args(["--advertise-client-urls", &peer, "--enable-grpc-gateway=false"]);
+        command.args(["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]);
+        node.process = Some(Process::spawn(command));
+    }
+
+    /// Waits until the cluster answers.
+    pub(crate) async fn serves(&self) {
+        eventually("a cluster that serves", async || self.control(&["get", "anything"]).await.ok())
+            .await;
+    }
+
+    /// kill -9.
+    pub(crate) async fn kill(&mut self, index: usize) {
+        let mut process = self.nodes[index].process.take().unwrap();
+        process.signal(Signal::SIGKILL);
+        process.finish().await;
+    }
+
+    pub(crate) fn signal(&self, index: usize, signal: Signal) {
+        self.nodes[index].process.as_ref().unwrap().signal(signal);
+    }
+
+    /// Cuts a node off from all others, or all from one another when it is none.
+    pub(crate) fn part(&self, index: Option<usize>, cut: Cut) {
+        self.each_link_of(index, |from, to| self.links.cut(from, to, cut));
+    }
+
+    pub(crate) fn join(&self, index: Option<usize>) {
+        self.each_link_of(index, |from, to| self.links.heal(from, to));
+    }
+
+    fn each_link_of(&self, index: Option<usize>, change: impl Fn(&str, &str)) {
+        for (from, sender) in self.nodes.iter().enumerate() {
+            for (to, receiver) in self.nodes.iter().enumerate() {
+                if from != to && index.is_none_or(|index| index == from || index == to) {
+                    change(&sender.id, &receiver.name);
+                }
+            }
+        }
+    }
+
+    /// All that the store has, for another time. Its nodes must not run.
+    pub(crate) fn copy_data(&self) -> TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        for node in &self.nodes {
+            copy_folder(&node.data(), &copy.path().join(&node.name));
+        }
+        copy
+    }
+
+    /// Puts a copy in its place. Its nodes must not run.
+    pub(crate) fn restore_data(&self, copy: &Path) {
+        for node in &self.nodes {
+            std::fs::remove_dir_all(node.data()).unwrap();
+            copy_folder(&copy.join(&node.name), &node.data());
+        }
+    }
+
+    /// What etcdctl says, asked at all nodes, not by way of the links; or why it does not.
+    pub(crate) async fn control(&self, words: &[&str]) -> Result<String, String> {
+        let endpoints = self.nodes.iter().map(Node::endpoint).collect::<Vec<_>>().join(",");
+        let mut command = Command::new("etcdctl");
+        command.current_dir(self.folder.path()).args(["--endpoints", &endpoints]);
+        command.env("ETCDCTL_API", "3").args(["--command-timeout", "2s"]).args(words);
+        let finished = run(command).await;
+        if finished.status.success() { Ok(finished.stdout) } else { Err(finished.stderr) }
+    }
+}
+
+/// What all else rests on: a link that is cut is cut, and one that is healed is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_what_its_links_let_it_be() {
+    if !is_there() {
+        return;
+    }
+    let mut cluster = Cluster::start(3).await;
+    let address = cluster.address_for("somebody").await;
+    let by_links = ["--endpoints", address.strip_prefix("etcd://").unwrap(), "get", "anything"];
+    for cut in [Cut::Refused, Cut::Silent, Cut::Mute] {
+        // Whatever they had under way when it began is over after a while.
+        cluster.part(None, cut);
+        eventually("a cluster without a leader", async || {
+            cluster.control(&["get", "anything"]).await.err()
+        })
+        .await;
+        cluster.join(None);
+        cluster.serves().await;
+        cluster.part(Some(0), cut);
+        cluster.serves().await;
+        cluster.join(Some(0));
+
+        cluster.control(&by_links).await.unwrap();
+        for node in &cluster.nodes {
+            cluster.links.cut("somebody", &node.name, cut);
+        }
+        cluster.control(&by_links).await.unwrap_err();
+        for node in &cluster.nodes {
+            cluster.links.heal("somebody", &node.name);
+        }
+        cluster.control(&by_links).await.unwrap();
+    }
+}

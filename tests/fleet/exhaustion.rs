@@ -1,0 +1,77 @@
+//! A range that three share, to its last number.
+
+use crate::store::Store;
+use crate::support::{Site, assert_each_once, eventually, missing};
+
+const LAST: i64 = 29_999;
+const INSTANCES: usize = 3;
+const COUNTS: &[Option<u32>] = &[None, Some(40), None, Some(7)];
+
+async fn every_number_comes_once_of_three(store: Store) {
+    let config = store.config().pool("int", 0, LAST, 1, 400).set("fleet.lease_rows", 32);
+    let sites: Vec<_> = (0..INSTANCES).map(|_| Site::new(&config)).collect();
+    let mut servers = Vec::new();
+    let mut numbers = Vec::new();
+    for site in &sites {
+        let server = site.start().await;
+        // One of each, so that all hold strata before the first takes what is left.
+        numbers.extend(server.take("int", None).await);
+        servers.push(server);
+    }
+    let mut held = Vec::new();
+    for (index, server) in servers.iter().enumerate() {
+        let drained = server.drain("int", 4, COUNTS).await;
+        assert!(!drained.is_empty(), "instance {index} had numbers of its own");
+        held.push(drained.len());
+        numbers.extend(drained);
+        let health = server.get("/health").await;
+        health.assert_status(503);
+        assert!(health.body.contains("used up"), "{}", health.body);
+        let left = missing(&numbers, 0..=LAST);
+        assert_eq!(left == 0, index + 1 == INSTANCES, "{left} are held by those that go on");
+    }
+    println!("after one of each, in turn: {held:?}");
+    for server in servers {
+        server.stop().await;
+    }
+    // For good: nobody claims what another holds, not even after a restart.
+    for site in &sites {
+        let server = site.start().await;
+        // It has to ask the store first.
+        let exhausted = async || {
+            let answer = server.get("/random").await;
+            (answer.status != 503).then(|| answer.assert_exhausted())
+        };
+        eventually("the end of the range", exhausted).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_number_comes_once_of_three_with_a_witness() {
+    every_number_comes_once_of_three(Store::witness()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_number_comes_once_of_three_with_etcd() {
+    if let Some(store) = Store::etcd().await {
+        every_number_comes_once_of_three(store).await;
+    }
+}
+
+/// All at once: claims are raced for.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_number_comes_once_of_three_that_race() {
+    let store = Store::witness();
+    let config = store.config().pool("int", 0, LAST, 2, 300).set("fleet.lease_rows", 32);
+    let config = config.set("fleet.claim", 7);
+    let sites: Vec<_> = (0..INSTANCES).map(|_| Site::new(&config)).collect();
+    let (one, two, three) = tokio::join!(sites[0].start(), sites[1].start(), sites[2].start());
+    let (a, b, c) = tokio::join!(
+        one.drain("int", 4, COUNTS),
+        two.drain("int", 4, COUNTS),
+        three.drain("int", 4, COUNTS),
+    );
+    let numbers = [a, b, c].concat();
+    assert_each_once(&numbers, 0..=LAST);
+}
