@@ -5,6 +5,8 @@
 //! To be read as the specification: [`Fleet::act`] and [`Fleet::befall`] have an arm for each action,
 //! [`Fleet::properties`] has what is promised, and each [`Twist`] is a protocol that looks as good and
 //! is not. Anyone may pause at any time: that is an order in which others act.
+//!
+//! `FLEET_MODEL=large` looks at five times as many states.
 
 mod symmetry;
 
@@ -413,7 +415,7 @@ impl Fleet {
             }
             Standing::StoreBehind => Life::StoreBehind,
         };
-        return (state != *last).then_some(state);
+        (state != *last).then_some(state)
     }
 
     /// What a machine does on its own, `None` where it can't.
@@ -756,6 +758,11 @@ const ENDS: Budget = Budget { ends: 1, ..NOTHING };
 const COPY: Budget = Budget { copies: 1, restores: 1, ..NOTHING };
 const STORE: Budget = Budget { store_restores: 1, ..NOTHING };
 
+/// Whether to look at fleets as well in which more accidents meet.
+fn larger() -> bool {
+    std::env::var_os("FLEET_MODEL").is_some_and(|wanted| wanted == "large")
+}
+
 /// Looks at all states, and finds each promise kept in all, and each of `examples` in some.
 fn holds(values: usize, budget: Budget, examples: &[&'static str]) {
     let fleet = Fleet { twist: Twist::None, values, budget };
@@ -800,15 +807,20 @@ fn crashes_and_lost_replies_repeat_nothing_and_cost_no_folder() {
 #[test]
 fn of_copies_one_goes_on() {
     holds(2, COPY, &[STALE]);
-    holds(2, Budget { ends: 1, ..COPY }, &[STALE, LATE]);
     holds(1, Budget { ends: 1, restores: 2, ..COPY }, &[STALE, LATE]);
+    if larger() {
+        holds(2, Budget { ends: 1, ..COPY }, &[STALE, LATE]);
+    }
 }
 
 #[test]
 fn a_store_that_was_restored_is_found_out() {
     holds(2, STORE, &[BEHIND, RESEEDED]);
     holds(1, Budget { ends: 1, ..STORE }, &[BEHIND, LATE]);
-    holds(1, Budget { ends: 1, copies: 1, restores: 1, store_restores: 1 }, &[BEHIND, STALE, LATE]);
+    holds(1, Budget { store_restores: 1, ..COPY }, &[BEHIND, STALE]);
+    if larger() {
+        holds(1, Budget { ends: 1, store_restores: 1, ..COPY }, &[BEHIND, STALE, LATE]);
+    }
 }
 
 #[test]
