@@ -25,7 +25,7 @@ const INSTANCES: usize = 3;
 const NODES: usize = 3;
 /// Rows of a lease: those of two shards last some two seconds here, so that steps of the fence are
 /// many, and a cut of eight seconds outlasts them.
-const LEASE_ROWS: usize = 2_000;
+const LEASE_ROWS: usize = 1_000;
 /// A 256th of all, a million numbers: more are claimed while it runs for long.
 const CLAIM: usize = 16;
 const SHARDS: u16 = 2;

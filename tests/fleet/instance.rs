@@ -17,8 +17,9 @@ use crate::support::{Answer, Client, Config, Finished, Server, Site, eventually,
 pub(crate) const CLIENTS: usize = 64;
 /// What clients ask for in turn; none is without a count.
 const COUNTS: [Option<u32>; 5] = [None, Some(3), None, Some(20), Some(40)];
-/// Between two requests of a client: two cores carry the fleet, its store and its clients.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Between two requests of a client, so that a tenth of two cores is enough to make the numbers: what is
+/// turned away was turned away for want of the store.
+const PAUSE: Duration = Duration::from_millis(500);
 /// A service is whole again when for so long nobody was turned away.
 const WHOLE: Duration = Duration::from_millis(500);
 /// Exit code of what may pass: a store that is away, for one.
