@@ -6,8 +6,6 @@
 #   docker run --rm --publish 127.0.0.1:8000:8000 --volume tombola:/data \
 #     --volume ./config.toml:/etc/tombola/config.toml:ro tombola
 #
-# For a fleet that agrees in etcd or PostgreSQL: docker build --build-arg FEATURES=etcd,postgres
-#
 # In a container the server has to listen on all addresses, so that it starts only when the settings
 # say who may ask: tokens, as `docker run --rm tombola token new --name NAME --scope draw` prints them,
 # or, where the port is published for this machine alone, mode = "none" under [auth]. For a first try

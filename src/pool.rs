@@ -214,6 +214,12 @@ impl Pool {
         self.gate.is_some()
     }
 
+    /// In a fleet: steps of the fence since the start, and whether the next one can be made.
+    #[must_use]
+    pub fn fence(&self) -> Option<(u64, bool)> {
+        self.gate.as_ref().map(Gate::figures)
+    }
+
     /// Rows of a full generation.
     #[must_use]
     pub fn shard_size(&self) -> u64 {

@@ -474,10 +474,14 @@ struct Templating {
 /// Story: a metric was renamed, and the panel of it was empty from then on, as was its alert.
 #[tokio::test(flavor = "multi_thread")]
 async fn dashboard_and_alerts_use_what_there_is_and_the_dashboard_all_of_it() {
-    let site = Site::new(&config());
+    let witness = tempfile::tempdir().unwrap();
+    let store = format!("\"file://{}\"", witness.path().join("witness.db").display());
+    let site = Site::new(&config().set("fleet.store", store).set("fleet.space", "\"test\""));
     let server = site.start().await;
     server.take("int", None).await;
     let text = scrape(&server).await;
+    assert!(sample(&text, "tombola_fleet_steps_total", "") >= 1.0, "{text}");
+    assert_eq!(sample(&text, "tombola_fleet_store_answers", ""), 1.0, "{text}");
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     let there: BTreeSet<_> = samples.map(|line| line.split(['{', ' ']).next().unwrap()).collect();
 

@@ -2,6 +2,7 @@
 //! instance's fence. Leases that wait share one step. Knows nothing of rows.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Gate {
 #[derive(Debug)]
 struct State {
     lost: watch::Sender<Option<Lost>>,
+    /// Steps made in the life of the process.
+    steps: AtomicU64,
     /// What keeps the gate shut for now.
     trouble: Mutex<Option<String>>,
     /// What is worth knowing for as long as the process lives.
@@ -87,7 +90,8 @@ impl Gate {
     ) -> (Self, Gatekeeper) {
         let (passes, receiver) = mpsc::channel(WAITING_MAX);
         let lost = watch::Sender::new(None);
-        let state = Arc::new(State { lost, trouble: Mutex::default(), notice });
+        let state =
+            Arc::new(State { lost, steps: AtomicU64::new(0), trouble: Mutex::default(), notice });
         let keeper = Gatekeeper {
             passes: receiver,
             state: Arc::clone(&state),
@@ -116,6 +120,13 @@ impl Gate {
         let mut lost = self.state.lost.subscribe();
         let found = lost.wait_for(Option::is_some).await.expect("the state has a sender");
         found.expect("it was waited for")
+    }
+
+    /// Steps made since the start, and whether the next one can be made as far as anyone knows.
+    #[must_use]
+    pub fn figures(&self) -> (u64, bool) {
+        let is_shut = self.state.trouble.lock().expect(NO_PANIC).is_some();
+        (self.state.steps.load(Ordering::Relaxed), !is_shut)
     }
 
     /// What is wrong, for `/health`.
@@ -170,7 +181,11 @@ impl Gatekeeper {
             if check { self.look_at_claims().await } else { Ok(()) }
         };
         match unless(stop, made).await {
-            Some(made) => made.map(|()| true),
+            Some(made) => {
+                made?;
+                self.state.steps.fetch_add(1, Ordering::Relaxed);
+                Ok(true)
+            }
             None => Ok(false),
         }
     }

@@ -29,6 +29,7 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
     );
     tell_traffic(&mut families, monitor.traffic());
     tell_pools(&mut families, monitor);
+    tell_fence(&mut families, monitor);
     #[cfg(target_os = "linux")]
     {
         use prometheus::core::Collector;
@@ -69,6 +70,23 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
         "tombola_http_open_connections",
         "Connections that are open.",
         [(Vec::new(), traffic.connections() as f64)],
+    );
+}
+
+/// All pools of a server share its fence.
+fn tell_fence(families: &mut Families, monitor: &Monitor) {
+    let Some((steps, can_step)) = monitor.pools().iter().find_map(|pool| pool.fence()) else {
+        return;
+    };
+    families.counter(
+        "tombola_fleet_steps_total",
+        "Steps of the fence that were made since the start.",
+        [(Vec::new(), steps as f64)],
+    );
+    families.gauge(
+        "tombola_fleet_store_answers",
+        "1, or 0 while the fence can't be stepped: what is leased is served, and then nothing.",
+        [(Vec::new(), f64::from(u8::from(can_step)))],
     );
 }
 
