@@ -6,16 +6,27 @@
 #   docker run --rm --publish 127.0.0.1:8000:8000 --volume tombola:/data \
 #     --volume ./config.toml:/etc/tombola/config.toml:ro tombola
 #
+# For a fleet that agrees in etcd or PostgreSQL: docker build --build-arg FEATURES=etcd,postgres
+#
 # In a container the server has to listen on all addresses, so that it starts only when the settings
 # say who may ask: tokens, as `docker run --rm tombola token new --name NAME --scope draw` prints them,
 # or, where the port is published for this machine alone, mode = "none" under [auth]. For a first try
 # that is --env TOMBOLA_AUTH__MODE=none.
+#
+# For a fleet add --build-arg FEATURES=etcd or FEATURES=postgres, or both with a comma.
 
 ARG RUST_VERSION=1.95.0
 ARG DEBIAN_RELEASE=bookworm
 
 FROM rust:${RUST_VERSION}-slim-${DEBIAN_RELEASE} AS build
 WORKDIR /src
+ARG FEATURES=""
+# The client of etcd is made from its protocol's files.
+RUN case ",${FEATURES}," in *,etcd,*) \
+        apt-get update \
+        && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
+        && rm -rf /var/lib/apt/lists/* ;; \
+    esac
 # The bundled SQLite needs the C compiler that is in the image.
 COPY .cargo/ .cargo/
 COPY Cargo.toml Cargo.lock config.toml README.md ./
@@ -25,7 +36,7 @@ COPY benches/ benches/
 COPY docs/clients/ docs/clients/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin tombola --bin init-shards \
+    cargo build --release --locked --features "${FEATURES}" --bin tombola --bin init-shards \
     && install -D -m 755 -t /out/usr/local/bin target/release/tombola target/release/init-shards \
     && install -d -m 755 /out/etc/tombola \
     && install -d -m 700 -o 10001 -g 10001 /out/data

@@ -8,7 +8,8 @@
 //! - **claim**: each stratum is created in the store by one instance, once, and never given back; an
 //!   instance draws in strata that it holds and in no others.
 //! - **fence**: a lease is committed in its folder, then the intent to step the fence, then the fence is
-//!   stepped in the store by compare-and-set, then the numbers are handed out.
+//!   stepped in the store by compare-and-set, then the numbers are handed out. The first step after a
+//!   claim, or a start, ends with a look whether the claims are still there.
 //!
 //! # Invariants
 //! 1. What is on a disk never proves that it may be handed out: a step of the fence does.
@@ -21,6 +22,8 @@
 mod claims;
 mod gate;
 mod keys;
+#[cfg(test)]
+mod model;
 mod operator;
 pub mod protocol;
 mod record;
@@ -35,6 +38,7 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 pub use self::claims::Claims;
+use self::claims::Held;
 pub use self::gate::{Gate, Gatekeeper, Lost};
 use self::keys::{Keys, PoolRecord, SpaceRecord};
 pub use self::operator::{Overview, Reseeded, reseed};
@@ -156,6 +160,7 @@ pub struct Fleet {
     store: Arc<Store>,
     keys: Keys,
     claim: usize,
+    held: Arc<Held>,
     folder: PathBuf,
     record: Record,
     notice: Option<String>,
@@ -200,7 +205,8 @@ impl Fleet {
                 record
             }
         };
-        Ok(Self { store, keys, claim: config.claim, folder: path, record, notice })
+        let (claim, held) = (config.claim, Arc::default());
+        Ok(Self { store, keys, claim, held, folder: path, record, notice })
     }
 
     /// Joins with a pool: answers with the strata that this instance holds, and the secret of all.
@@ -213,8 +219,8 @@ impl Fleet {
         let ledger = read_ledger(&paths).await?;
         let key = self.agree_on(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
         let claims = self.claims(config);
-        let mut holdings = claims.holdings().await?;
         if let Some(ledger) = ledger {
+            let mut holdings = claims.holdings().await?;
             if ledger.key.to_bytes() != key.to_bytes() {
                 return Err(FleetError::OtherKey { pool, space });
             }
@@ -237,21 +243,22 @@ impl Fleet {
             self.record.pools.push(pool);
             self.record.save(&self.folder)?;
         }
-        Ok(Share { key, strata: holdings.ours })
+        Ok(Share { key, strata: claims.listed().await? })
     }
 
     /// What claims more strata of a pool.
     #[must_use]
     pub fn claims(&self, config: &PoolConfig) -> Claims {
-        let (store, keys) = (Arc::clone(&self.store), self.keys.clone());
-        Claims::new(store, keys, config.name.clone(), self.record.instance, self.claim)
+        let (store, held) = (Arc::clone(&self.store), Arc::clone(&self.held));
+        let (keys, pool) = (self.keys.clone(), config.name.clone());
+        Claims::new(store, keys, pool, self.record.instance, self.claim, held)
     }
 
     /// The gate for leases, and who opens it.
     #[must_use]
     pub fn into_gate(self) -> (Gate, Gatekeeper) {
-        let Self { store, keys, folder, record, notice, .. } = self;
-        Gate::new(store, keys, folder, record, notice)
+        let Self { store, keys, held, folder, record, notice, .. } = self;
+        Gate::new(store, keys, held, folder, record, notice)
     }
 
     /// The secret by which all sort the values of a pool: our proposal, if nobody came before.

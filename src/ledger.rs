@@ -296,13 +296,16 @@ impl Ledger {
     }
 
     /// How many strata more should be held, so that those held are at most half used after this draw
-    /// and another one like it: claimed ahead of need.
+    /// and another one like it: claimed ahead of need. At least one when those held are used up, which
+    /// may hold fewer values than their share.
     #[must_use]
     pub fn strata_wanted(&self, rows: u64) -> usize {
-        let State { count, open, space, .. } = &self.state;
+        let State { count, open, space, used_up, .. } = &self.state;
         let values = 2 * (u128::from(*count) + 2 * u128::from(rows));
         let strata = (values * STRATA as u128).div_ceil(space.size().into());
-        (strata.clamp(1, STRATA as u128) as usize).saturating_sub(open.len())
+        (strata.clamp(1, STRATA as u128) as usize)
+            .saturating_sub(open.len())
+            .max(usize::from(*used_up))
     }
 
     /// How many values ever entered a shard.

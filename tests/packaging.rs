@@ -1,5 +1,5 @@
-//! What ships beside the binary: the unit of systemd, the Dockerfile, the licence. Held against the
-//! code, since nothing else would notice when they part.
+//! What ships beside the binary: the unit of systemd, the Dockerfile, the manifests of a fleet, the
+//! licence. Held against the code, since nothing else would notice when they part.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -13,6 +13,8 @@ use support::skipped;
 
 const UNIT: &str = include_str!("../ops/tombola.service");
 const DOCKERFILE: &str = include_str!("../Dockerfile");
+const COMPOSE: &str = include_str!("../ops/fleet/compose.yaml");
+const KUBERNETES: &str = include_str!("../ops/fleet/kubernetes.yaml");
 const MANIFEST: &str = include_str!("../Cargo.toml");
 const LICENSE: &str = include_str!("../LICENSE");
 
@@ -63,11 +65,52 @@ fn the_unit_gives_the_service_little() {
 
 /// A kill while it still drains would burn what is leased.
 #[test]
-fn the_unit_waits_longer_than_a_stop_may_take() {
-    let seconds = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+fn whoever_stops_it_waits_longer_than_that_may_take() {
     let drain_ms = tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
     let drain_ms: u64 = drain_ms.unwrap().replace('_', "").parse().unwrap();
-    assert!(seconds.parse::<u64>().unwrap() * 1_000 >= 2 * drain_ms, "{seconds} s, {drain_ms} ms");
+    for (text, key) in [
+        (UNIT, "TimeoutStopSec="),
+        (COMPOSE, "stop_grace_period: "),
+        (KUBERNETES, "terminationGracePeriodSeconds: "),
+    ] {
+        let value = text.lines().find_map(|line| line.trim_start().strip_prefix(key));
+        let seconds: u64 = value.unwrap().trim_end_matches('s').parse().unwrap();
+        assert!(seconds * 1_000 >= 2 * drain_ms, "{key}{seconds} s, {drain_ms} ms");
+    }
+}
+
+/// The settings in the manifests are settings.
+#[test]
+fn the_manifests_of_a_fleet_are_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.toml");
+    let lines = KUBERNETES.lines().skip_while(|line| !line.ends_with("config.toml: |")).skip(1);
+    let lines = lines.take_while(|line| line.is_empty() || line.starts_with("    "));
+    std::fs::write(&config, lines.map(str::trim).collect::<Vec<_>>().join("\n")).unwrap();
+    let check = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tombola"));
+        command.args(["check-config", "--listen", "0.0.0.0:8000"]).current_dir(folder.path());
+        command
+    };
+    understood(check());
+
+    std::fs::remove_file(&config).unwrap();
+    let variables = COMPOSE.lines().filter_map(|line| line.trim_start().split_once(": "));
+    let variables = variables.filter(|(name, _)| name.starts_with("TOMBOLA_"));
+    let mut command = check();
+    assert!(command.envs(variables).get_envs().len() >= 3);
+    understood(command);
+}
+
+fn understood(mut command: Command) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if cfg!(feature = "etcd") {
+        assert!(output.status.success(), "{said}");
+    } else {
+        // What is no setting is found before that.
+        assert!(said.contains("build with --features etcd"), "{said}");
+    }
 }
 
 #[test]

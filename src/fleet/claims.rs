@@ -1,8 +1,8 @@
 //! Claiming strata: each is created in the store by one instance, once, and never given back. Knows
 //! nothing of what is drawn from them.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rand::seq::SliceRandom;
 use uuid::Uuid;
@@ -21,8 +21,58 @@ pub struct Claims {
     instance: Uuid,
     /// How many at a time.
     claim: usize,
+    held: Arc<Held>,
     /// All strata were seen to be claimed by someone.
     none_left: bool,
+}
+
+/// What an instance was told that it holds, and may have drawn in.
+///
+/// A store that is restored from a copy is found out by a step of the fence that it has forgotten. One that
+/// is restored between a claim and the step that follows it has forgotten no step: so that step ends with a
+/// look at the claims.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<Strata>);
+
+#[derive(Debug, Default)]
+struct Strata {
+    pools: BTreeMap<PoolName, BTreeSet<u16>>,
+    /// Since the last step was begun.
+    is_new: bool,
+}
+
+impl Held {
+    fn note(&self, pool: &PoolName, strata: &[u16]) {
+        let mut held = self.strata();
+        held.pools.entry(pool.clone()).or_default().extend(strata);
+        held.is_new = true;
+    }
+
+    /// Whether anything was told since this was last asked.
+    pub(super) fn take_new(&self) -> bool {
+        std::mem::take(&mut self.strata().is_new)
+    }
+
+    /// Whether the store still says so.
+    pub(super) async fn is_there(
+        &self,
+        store: &Store,
+        keys: &Keys,
+        instance: Uuid,
+    ) -> Result<bool, StoreError> {
+        let pools = self.strata().pools.clone();
+        for (pool, strata) in pools {
+            let found = holdings(store, keys, &pool, instance).await?;
+            if !strata.is_subset(&found.ours.into_iter().collect()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn strata(&self) -> MutexGuard<'_, Strata> {
+        self.0.lock().expect("nothing panics with it")
+    }
 }
 
 /// Who holds what of a pool.
@@ -38,8 +88,9 @@ impl Claims {
         pool: PoolName,
         instance: Uuid,
         claim: usize,
+        held: Arc<Held>,
     ) -> Self {
-        Self { store, keys, pool, instance, claim, none_left: false }
+        Self { store, keys, pool, instance, claim, held, none_left: false }
     }
 
     /// Whether nobody can claim any more. That stays so.
@@ -65,7 +116,14 @@ impl Claims {
             return Ok(before.ours);
         }
         self.create(chosen).await?;
-        Ok(self.holdings().await?.ours)
+        self.listed().await
+    }
+
+    /// All that this instance holds, to be drawn in.
+    pub(super) async fn listed(&self) -> Result<Vec<u16>, StoreError> {
+        let ours = self.holdings().await?.ours;
+        self.held.note(&self.pool, &ours);
+        Ok(ours)
     }
 
     /// Claims just these. Who holds them then, [`holdings`](Self::holdings) tells.
@@ -77,19 +135,27 @@ impl Claims {
 
     /// Who holds what.
     pub(super) async fn holdings(&self) -> Result<Holdings, StoreError> {
-        let prefix = self.keys.strata(&self.pool);
-        let mut holdings = Holdings { ours: Vec::new(), others: BTreeSet::new() };
-        for (key, holder) in self.store.list(&prefix).await? {
-            let Some(stratum) = key.strip_prefix(&prefix).and_then(|number| number.parse().ok())
-            else {
-                continue;
-            };
-            if holder == self.instance.to_string() {
-                holdings.ours.push(stratum);
-            } else {
-                holdings.others.insert(stratum);
-            }
-        }
-        Ok(holdings)
+        holdings(&self.store, &self.keys, &self.pool, self.instance).await
     }
+}
+
+async fn holdings(
+    store: &Store,
+    keys: &Keys,
+    pool: &PoolName,
+    instance: Uuid,
+) -> Result<Holdings, StoreError> {
+    let prefix = keys.strata(pool);
+    let mut holdings = Holdings { ours: Vec::new(), others: BTreeSet::new() };
+    for (key, holder) in store.list(&prefix).await? {
+        let Some(stratum) = key.strip_prefix(&prefix).and_then(|number| number.parse().ok()) else {
+            continue;
+        };
+        if holder == instance.to_string() {
+            holdings.ours.push(stratum);
+        } else {
+            holdings.others.insert(stratum);
+        }
+    }
+    Ok(holdings)
 }

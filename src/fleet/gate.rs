@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::claims::Held;
 use super::keys::Keys;
 use super::protocol::{Fence, Standing};
 use super::record::{Lease, Record};
@@ -27,10 +28,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub enum Lost {
     /// Another copy of the folder has taken this one's place.
     #[error(
-        "another copy of this data folder has moved the fence on: what is leased here may be handed out \
-         there, so that this server has stopped serving. Find the copy, a clone or a restored backup, \
-         and stop one of the two; started again, this one begins anew with strata of its own, or \
-         with --refuse-if-stale not at all"
+        "another copy of this data folder has gone on from here: what this one holds may be handed out \
+         there, so that nothing of it is served any more. Find out which of them is a clone or a restored \
+         backup. Started without --refuse-if-stale, this one sets its files aside and begins anew"
     )]
     Stale,
     /// The store forgot what it had agreed to.
@@ -71,6 +71,7 @@ pub struct Gatekeeper {
     state: Arc<State>,
     store: Arc<Store>,
     keys: Keys,
+    held: Arc<Held>,
     folder: PathBuf,
     record: Record,
 }
@@ -79,6 +80,7 @@ impl Gate {
     pub(super) fn new(
         store: Arc<Store>,
         keys: Keys,
+        held: Arc<Held>,
         folder: PathBuf,
         record: Record,
         notice: Option<String>,
@@ -86,8 +88,15 @@ impl Gate {
         let (passes, receiver) = mpsc::channel(WAITING_MAX);
         let lost = watch::Sender::new(None);
         let state = Arc::new(State { lost, trouble: Mutex::default(), notice });
-        let keeper =
-            Gatekeeper { passes: receiver, state: Arc::clone(&state), store, keys, folder, record };
+        let keeper = Gatekeeper {
+            passes: receiver,
+            state: Arc::clone(&state),
+            store,
+            keys,
+            held,
+            folder,
+            record,
+        };
         (Self { passes, state }, keeper)
     }
 
@@ -144,6 +153,7 @@ impl Gatekeeper {
     /// One step, which covers all of these. Answers whether it was made: stopped, it may be or not, and
     /// the next start finds out.
     async fn step(&mut self, waiting: &[Pass], stop: &watch::Receiver<bool>) -> Result<bool, Lost> {
+        let check = self.held.take_new();
         let mut record = self.record.clone();
         // Invariant: the leases are committed, then the intent, then the step is made, then they are
         // handed out. A copy of the folder that knows of this step has the leases too.
@@ -155,10 +165,30 @@ impl Gatekeeper {
             return Ok(false);
         }
         self.record = record;
-        let tell = |error: Option<&StoreError>| self.troubled(error);
-        match unless(stop, make(&self.store, &self.keys, &self.record, tell)).await {
+        let made = async {
+            make(&self.store, &self.keys, &self.record, |error| self.troubled(error)).await?;
+            if check { self.look_at_claims().await } else { Ok(()) }
+        };
+        match unless(stop, made).await {
             Some(made) => made.map(|()| true),
             None => Ok(false),
+        }
+    }
+
+    /// Whether the store still has what this instance was told that it holds: see [`Held`].
+    async fn look_at_claims(&self) -> Result<(), Lost> {
+        let mut pause = PAUSE;
+        loop {
+            match self.held.is_there(&self.store, &self.keys, self.record.instance).await {
+                Ok(true) => {
+                    self.troubled(None);
+                    return Ok(());
+                }
+                Ok(false) => return Err(Lost::StoreBehind),
+                Err(error) => self.troubled(Some(&error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 

@@ -146,7 +146,14 @@ pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, F
         let (numbers, key, strata) = (*ledger.space(), ledger.key(), ledger.strata().to_vec());
         drop(ledger);
         agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
-        let claims = Claims::new(store.clone(), keys.clone(), pool.clone(), record.instance, 1);
+        let claims = Claims::new(
+            store.clone(),
+            keys.clone(),
+            pool.clone(),
+            record.instance,
+            1,
+            Default::default(),
+        );
         let before = claims.holdings().await?.ours.len();
         claims.create(&strata).await?;
         let Holdings { ours, .. } = claims.holdings().await?;

@@ -274,3 +274,26 @@ async fn a_ledger_that_has_served_alone_joins_once() {
     let refused = fleet.join_pool(&pool).await.unwrap_err();
     assert!(matches!(refused, FleetError::OtherKey { .. }), "{refused}");
 }
+
+/// A store that was restored between a claim and the next step has forgotten no step.
+#[tokio::test]
+async fn a_store_that_forgot_a_claim_only_is_found_out() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let pool = pool("9007199254740991");
+    let (mut fleet, _folder) = instance.join().await.unwrap();
+    fleet.join_pool(&pool).await.unwrap();
+    let mut claims = fleet.claims(&pool);
+    let (gate, keeper) = fleet.into_gate();
+    let (_stop, stopped) = watch::channel(false);
+    let keeper = tokio::spawn(keeper.run(stopped));
+    gate.pass(lease(1)).await;
+    let old = store.entries();
+    claims.claim(1).await.unwrap();
+    store.restore(old);
+    tokio::select! {
+        () = gate.pass(lease(2)) => panic!("handed out from strata that are anyone's now"),
+        lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
+    }
+    keeper.await.unwrap();
+}

@@ -328,3 +328,19 @@ fn strata_are_wanted_before_those_held_are_half_used() {
     ledger.hold(&[10]).unwrap();
     assert_eq!(ledger.strata_wanted(1000), 0);
 }
+
+/// Whatever the estimate says: strata may hold fewer values than their share.
+#[test]
+fn a_share_that_is_used_up_wants_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("1", "4096000");
+    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
+    ledger.hold(&[0, 1, 2, 3]).unwrap();
+    assert_eq!(ledger.strata_wanted(0), 0);
+    while !ledger.is_exhausted() {
+        draw(&mut ledger, 0, 1000);
+    }
+    ledger.state.count = 0;
+    assert_eq!(ledger.strata_wanted(0), 1);
+}

@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use super::StoreError;
 use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
 use crate::config::{StoreAddress, StoreConfig};
+use crate::pem::{self, PemError};
 
 /// Keys created in one transaction: each is an operation with another in it, and etcd takes no more
 /// than 128 of them (`--max-txn-ops`).
@@ -134,13 +135,18 @@ impl Connect for Etcd {
 
 fn tls(config: &StoreConfig) -> Result<Option<ClientTlsConfig>, StoreError> {
     let Some(files) = &config.tls else { return Ok(None) };
-    nodes::check(config, files)?;
+    let unfit = |error: PemError| unusable(config, error.to_string());
+    // tonic takes the text, says of a bad file only that it is bad, and of one without certificates
+    // nothing.
     let read = |path: &Path| {
         std::fs::read(path)
             .map_err(|error| unusable(config, format!("{}: {error}", path.display())))
     };
+    pem::certificates(&files.ca).map_err(unfit)?;
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&files.ca)?));
     if let Some((cert, key)) = &files.identity {
+        pem::certificates(cert).map_err(unfit)?;
+        pem::key(key).map_err(unfit)?;
         tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
     }
     Ok(Some(tls))

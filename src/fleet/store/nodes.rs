@@ -10,8 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::StoreError;
-use crate::config::{StoreConfig, StoreTls};
-use crate::pem;
+use crate::config::StoreConfig;
 
 /// For one node. A node that is cut off from the others accepts connections and never answers; one that
 /// is well answers within milliseconds, in another part of the world within a few hundred.
@@ -175,17 +174,6 @@ pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, StoreErro
         Some(password) if !password.is_empty() => Ok(Some(password.to_owned())),
         _ => Err(unfit("there is no password in its first line".to_owned())),
     }
-}
-
-/// Reads the files once: what is wrong with them is said before anyone connects.
-pub(super) fn check(config: &StoreConfig, tls: &StoreTls) -> Result<(), StoreError> {
-    let unfit = |error: pem::PemError| unusable(config, error.to_string());
-    pem::certificates(&tls.ca).map_err(unfit)?;
-    if let Some((cert, key)) = &tls.identity {
-        pem::certificates(cert).map_err(unfit)?;
-        pem::key(key).map_err(unfit)?;
-    }
-    Ok(())
 }
 
 /// The settings can't be used.

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::StoreError;
 use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
 use crate::config::{StoreAddress, StoreConfig};
-use crate::pem;
+use crate::pem::{self, PemError};
 
 /// Asked first, because to create what is there already may be forbidden.
 const MISSING: &str = "SELECT to_regclass('tombola') IS NULL";
@@ -160,7 +160,7 @@ impl Connect for Postgres {
 
 fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, StoreError> {
     let Some(files) = &config.tls else { return Ok(None) };
-    let unfit = |error: pem::PemError| unusable(config, error.to_string());
+    let unfit = |error: PemError| unusable(config, error.to_string());
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(pem::certificates(&files.ca).map_err(unfit)?);
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
