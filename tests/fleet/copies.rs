@@ -72,7 +72,7 @@ async fn a_restored_copy_is_found_out_at_its_start(store: Store) {
     })
     .await;
     let aside = site.files(".stale-");
-    for name in ["fleet.db.", "used_numbers_int.db.", "int_shard_0.db.", "int_shard_1.db."] {
+    for name in ["fleet.json.", "used_numbers_int.db.", "int_shard_0.db.", "int_shard_1.db."] {
         assert!(aside.iter().any(|file| file.starts_with(name)), "{name} is not among {aside:?}");
     }
     came.note(take_some(&mut server, 4 * ENOUGH).await, "the copy");
