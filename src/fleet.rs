@@ -53,6 +53,10 @@ use crate::folder::{FLEET_RECORD, Folder, FolderError, PoolPaths, Share};
 use crate::ledger::{Ledger, LedgerError, StratumKey};
 use crate::shard;
 
+/// Tries to finish the step that the last process began. Its own may land in between, which is as good;
+/// nobody else can make the store refuse one.
+const FINISH_TRIES: usize = 3;
+
 /// Why an instance can't take part.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
@@ -167,20 +171,26 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Joins the space, as the instance that the folder is or as a new one, and finds out whether the
-    /// folder is current. One that is not begins anew, unless that is to be refused.
+    /// Joins the space with these pools, as the instance that the folder is or as a new one, and finds out
+    /// whether the folder is current. One that is not begins anew, unless that is to be refused. Answers
+    /// with what may be drawn of each pool.
     ///
     /// # Errors
     /// [`FleetError`]; nothing of the folder may be served then.
-    pub async fn join(config: &FleetConfig, folder: &Folder) -> Result<Self, FleetError> {
-        Self::join_at(Arc::new(Store::open(&config.store)?), config, folder).await
+    pub async fn join(
+        config: &FleetConfig,
+        pools: &[PoolConfig],
+        folder: &Folder,
+    ) -> Result<(Self, Vec<Share>), FleetError> {
+        Self::join_at(Arc::new(Store::open(&config.store)?), config, pools, folder).await
     }
 
     async fn join_at(
         store: Arc<Store>,
         config: &FleetConfig,
+        pools: &[PoolConfig],
         folder: &Folder,
-    ) -> Result<Self, FleetError> {
+    ) -> Result<(Self, Vec<Share>), FleetError> {
         let path = folder.path().to_owned();
         let keys = Keys::new(&config.space);
         let space = config.space.as_str();
@@ -196,54 +206,72 @@ impl Fleet {
             notice = Some(begin_anew(folder)?);
             record = None;
         }
-        let record = match record {
-            Some(record) => record,
-            None => {
-                let record = Record::new(space, uuid);
-                record.save(&path)?;
-                info!(space, instance = %record.instance, "a new instance joins the fleet");
-                record
-            }
-        };
-        let (claim, held) = (config.claim, Arc::default());
-        Ok(Self { store, keys, claim, held, folder: path, record, notice })
+        let is_new = record.is_none();
+        let record = record.unwrap_or_else(|| Record::new(space, uuid));
+        let steps = record.known.fence.map_or(0, |fence| fence.step);
+        let held = Arc::new(Held::after(steps));
+        let mut fleet =
+            Self { store, keys, claim: config.claim, held, folder: path, record, notice };
+
+        // Before anything is written: a folder that is refused stays what it was.
+        let mut joining = Vec::new();
+        for pool in pools {
+            joining.push(fleet.agree(pool).await?);
+        }
+        if is_new {
+            fleet.record.save(&fleet.folder)?;
+            info!(space, instance = %fleet.record.instance, "a new instance joins the fleet");
+        }
+        let mut shares = Vec::new();
+        for (pool, joining) in pools.iter().zip(joining) {
+            shares.push(fleet.claim_what_is_drawn_from(pool, joining).await?);
+        }
+        Ok((fleet, shares))
     }
 
-    /// Joins with a pool: answers with the strata that this instance holds, and the secret of all.
-    ///
-    /// # Errors
-    /// [`FleetError`].
-    pub async fn join_pool(&mut self, config: &PoolConfig) -> Result<Share, FleetError> {
+    /// Agrees with all others on what a pool's numbers are, and finds out whether its ledger can join.
+    async fn agree(&self, config: &PoolConfig) -> Result<Joining, FleetError> {
         let (pool, space) = (config.name.to_string(), self.record.space.clone());
-        let paths = PoolPaths::new(&self.folder, &config.name);
-        let ledger = read_ledger(&paths).await?;
-        let key = self.agree_on(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
+        let ledger = read_ledger(&PoolPaths::new(&self.folder, &config.name)).await?;
+        let key = self.agree_on_key(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
+        let Some(ledger) = ledger else {
+            return Ok(Joining { key, unclaimed: Vec::new() });
+        };
+        if ledger.key.to_bytes() != key.to_bytes() {
+            return Err(FleetError::OtherKey { pool, space });
+        }
+        let holdings = self.claims(config).holdings().await?;
+        let mut unclaimed = ledger.strata;
+        unclaimed.retain(|stratum| !holdings.ours.contains(stratum));
+        if !unclaimed.is_empty() && self.record.pools.contains(&pool) {
+            return Err(Lost::StoreBehind.into());
+        }
+        match unclaimed.iter().find(|stratum| holdings.others.contains(stratum)) {
+            Some(&stratum) => Err(FleetError::Taken { pool, space, stratum }),
+            None => Ok(Joining { key, unclaimed }),
+        }
+    }
+
+    /// Claims the strata that a ledger drew from when it served alone, and answers with all that are held.
+    async fn claim_what_is_drawn_from(
+        &mut self,
+        config: &PoolConfig,
+        Joining { key, unclaimed }: Joining,
+    ) -> Result<Share, FleetError> {
+        let (pool, space) = (config.name.to_string(), self.record.space.clone());
         let claims = self.claims(config);
-        if let Some(ledger) = ledger {
-            let mut holdings = claims.holdings().await?;
-            if ledger.key.to_bytes() != key.to_bytes() {
-                return Err(FleetError::OtherKey { pool, space });
-            }
-            let is_ours = |stratum: &u16| holdings.ours.contains(stratum);
-            let missing: Vec<u16> =
-                ledger.strata.into_iter().filter(|stratum| !is_ours(stratum)).collect();
-            if !missing.is_empty() {
-                if self.record.pools.contains(&pool) {
-                    return Err(Lost::StoreBehind.into());
-                }
-                claims.create(&missing).await?;
-                holdings = claims.holdings().await?;
-                let taken = missing.into_iter().find(|stratum| !holdings.ours.contains(stratum));
-                if let Some(stratum) = taken {
-                    return Err(FleetError::Taken { pool, space, stratum });
-                }
-            }
+        if !unclaimed.is_empty() {
+            claims.create(&unclaimed).await?;
+        }
+        let strata = claims.listed().await?;
+        if let Some(stratum) = unclaimed.into_iter().find(|stratum| !strata.contains(stratum)) {
+            return Err(FleetError::Taken { pool, space, stratum });
         }
         if !self.record.pools.contains(&pool) {
             self.record.pools.push(pool);
             self.record.save(&self.folder)?;
         }
-        Ok(Share { key, strata: claims.listed().await? })
+        Ok(Share { key, strata })
     }
 
     /// What claims more strata of a pool.
@@ -262,7 +290,7 @@ impl Fleet {
     }
 
     /// The secret by which all sort the values of a pool: our proposal, if nobody came before.
-    async fn agree_on(
+    async fn agree_on_key(
         &self,
         config: &PoolConfig,
         proposal: Option<StratumKey>,
@@ -344,43 +372,20 @@ async fn is_stale(
     folder: &Folder,
     record: &mut Record,
 ) -> Result<bool, FleetError> {
-    let standing = match record.known.judge(gate::read(store, keys, record).await?) {
-        Standing::Pending => match finish(store, keys, record).await? {
-            Ok(()) => Standing::Current,
-            Err(Lost::Stale) => Standing::Stale,
-            Err(Lost::StoreBehind) => Standing::StoreBehind,
-        },
-        standing => standing,
-    };
+    let mut standing = record.known.judge(gate::read(store, keys, record).await?);
+    for _ in 0..FINISH_TRIES {
+        if standing == Standing::Pending {
+            standing = gate::try_to_make(store, keys, record).await?;
+        }
+    }
     match standing {
-        Standing::StoreBehind => Err(Lost::StoreBehind.into()),
+        // A store that never makes a step that it could make is none.
+        Standing::StoreBehind | Standing::Pending => Err(Lost::StoreBehind.into()),
         Standing::Stale => Ok(true),
-        Standing::Current | Standing::Pending => {
+        Standing::Current => {
             record.known = Known::at(record.known.intent.or(record.known.fence));
             Ok(is_mixed(folder, record)?)
         }
-    }
-}
-
-async fn finish(
-    store: &Store,
-    keys: &Keys,
-    record: &Record,
-) -> Result<Result<(), Lost>, StoreError> {
-    let failed = std::sync::Mutex::new(None);
-    let tell = |error: Option<&StoreError>| {
-        *failed.lock().expect("nothing panics with it") = error.cloned();
-    };
-    // Long enough for a store that answers at all, with a reply or two lost.
-    let patience = std::time::Duration::from_secs(15);
-    match tokio::time::timeout(patience, gate::make(store, keys, record, tell)).await {
-        Ok(made) => Ok(made),
-        Err(_) => Err(failed.into_inner().expect("nothing panics with it").unwrap_or_else(|| {
-            StoreError {
-                address: "in [fleet]".to_owned(),
-                problem: "it answers, and no step of the fence is made".to_owned(),
-            }
-        })),
     }
 }
 
@@ -419,6 +424,13 @@ fn begin_anew(folder: &Folder) -> Result<String, FleetError> {
     );
     error!(folder = %folder.path().display(), "{notice}");
     Ok(notice)
+}
+
+/// A pool that can join.
+struct Joining {
+    key: StratumKey,
+    /// Strata that its ledger has opened and nobody holds.
+    unclaimed: Vec<u16>,
 }
 
 /// What joining needs of a ledger.

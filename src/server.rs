@@ -320,11 +320,9 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
     let mut fleet = None;
     let mut shares = Vec::new();
     if let Some(settings) = &config.fleet {
-        let mut joined = Fleet::join(settings, &folder).await?;
-        for pool in &config.pools {
-            shares.push(joined.join_pool(pool).await?);
-        }
+        let (joined, found) = Fleet::join(settings, &config.pools, &folder).await?;
         fleet = Some(joined);
+        shares = found;
     }
     let pools = config.pools.clone();
     let open = move || {

@@ -110,12 +110,9 @@ async fn join_fleet(
     let Some(settings) = &config.fleet else {
         return Ok(config.pools.iter().map(|_| None).collect());
     };
-    let mut fleet = Fleet::join(settings, folder).await?;
-    let mut shares = Vec::new();
-    for pool in &config.pools {
-        shares.push(Some((fleet.join_pool(pool).await?, fleet.claims(pool))));
-    }
-    Ok(shares)
+    let (fleet, shares) = Fleet::join(settings, &config.pools, folder).await?;
+    let claims = config.pools.iter().map(|pool| fleet.claims(pool));
+    Ok(shares.into_iter().zip(claims).map(Some).collect())
 }
 
 /// In a fleet, the strata to draw from.

@@ -2,12 +2,14 @@
 //! nothing of what is drawn from them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rand::seq::SliceRandom;
 use uuid::Uuid;
 
 use super::keys::Keys;
+use super::protocol::Fence;
 use super::store::{Store, StoreError};
 use crate::config::PoolName;
 use crate::ledger::STRATA;
@@ -32,7 +34,11 @@ pub struct Claims {
 /// is restored between a claim and the step that follows it has forgotten no step: so that step ends with a
 /// look at the claims.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<Strata>);
+pub(super) struct Held {
+    strata: Mutex<Strata>,
+    /// Steps of the fence that were made.
+    steps: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Strata {
@@ -42,6 +48,16 @@ struct Strata {
 }
 
 impl Held {
+    /// Nothing yet, after so many steps.
+    pub(super) fn after(steps: u64) -> Self {
+        Self { strata: Mutex::default(), steps: AtomicU64::new(steps) }
+    }
+
+    /// A step was made.
+    pub(super) fn stepped(&self) {
+        self.steps.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn note(&self, pool: &PoolName, strata: &[u16]) {
         let mut held = self.strata();
         held.pools.entry(pool.clone()).or_default().extend(strata);
@@ -71,7 +87,7 @@ impl Held {
     }
 
     fn strata(&self) -> MutexGuard<'_, Strata> {
-        self.0.lock().expect("nothing panics with it")
+        self.strata.lock().expect("nothing panics with it")
     }
 }
 
@@ -105,6 +121,14 @@ impl Claims {
     /// # Errors
     /// [`StoreError`]; what was claimed is found by the next try.
     pub async fn claim(&mut self, wanted: usize) -> Result<Vec<u16>, StoreError> {
+        // A store that was restored may have forgotten who holds what: nothing is claimed there. The next
+        // step of the fence says so to all.
+        let steps = self.held.steps.load(Ordering::Acquire);
+        let fence = self.store.get(&self.keys.fence(self.instance)).await?;
+        let found = fence.and_then(|fence| serde_json::from_str::<Fence>(&fence).ok());
+        if found.map_or(0, |fence| fence.step) < steps {
+            return Err(self.store.error("it has forgotten steps of this instance's fence"));
+        }
         let before = self.holdings().await?;
         let wanted = wanted.div_ceil(self.claim) * self.claim;
         let mut free: Vec<u16> = (0..STRATA as u16)

@@ -183,6 +183,7 @@ impl Gatekeeper {
         match unless(stop, made).await {
             Some(made) => {
                 made?;
+                self.held.stepped();
                 self.state.steps.fetch_add(1, Ordering::Relaxed);
                 Ok(true)
             }
@@ -253,7 +254,7 @@ async fn unless<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = T>) 
 
 /// Makes the step that a record has begun, whatever became of earlier tries. `tell` hears what goes wrong
 /// for now, and that nothing does any more.
-pub(super) async fn make(
+async fn make(
     store: &Store,
     keys: &Keys,
     record: &Record,
@@ -280,7 +281,12 @@ pub(super) async fn make(
     }
 }
 
-async fn try_to_make(store: &Store, keys: &Keys, record: &Record) -> Result<Standing, StoreError> {
+/// One try. What it comes to is what stands in the store after it.
+pub(super) async fn try_to_make(
+    store: &Store,
+    keys: &Keys,
+    record: &Record,
+) -> Result<Standing, StoreError> {
     let key = keys.fence(record.instance);
     if let Some(intent) = record.known.intent {
         let to = text(intent);

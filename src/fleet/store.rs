@@ -64,6 +64,20 @@ impl Store {
         }
     }
 
+    /// What is wrong with what it has.
+    pub(super) fn error(&self, problem: &str) -> StoreError {
+        let address = match self {
+            Self::File(store) => store.address(),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(store) => store.address(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.address(),
+            #[cfg(test)]
+            Self::Memory(_) => "memory".to_owned(),
+        };
+        StoreError { address, problem: problem.to_owned() }
+    }
+
     /// The newest value of a key.
     ///
     /// # Errors

@@ -53,10 +53,21 @@ impl Instance {
     }
 
     async fn join(&self) -> Result<(Fleet, Folder), FleetError> {
+        self.join_with(&[]).await.map(|(fleet, _, folder)| (fleet, folder))
+    }
+
+    async fn join_with(
+        &self,
+        pools: &[PoolConfig],
+    ) -> Result<(Fleet, Vec<Share>, Folder), FleetError> {
         let folder = Folder::open(self.folder.path(), Mode::Sharded, true).unwrap();
         let store = Arc::new(Store::Memory(self.store.clone()));
-        let fleet = Fleet::join_at(store, &config(), &folder).await?;
-        Ok((fleet, folder))
+        let (fleet, shares) = Fleet::join_at(store, &config(), pools, &folder).await?;
+        Ok((fleet, shares, folder))
+    }
+
+    fn has_joined(&self) -> bool {
+        self.folder.path().join(FLEET_RECORD).exists()
     }
 
     async fn serve(&self) -> Serving {
@@ -217,11 +228,11 @@ async fn no_stratum_is_held_twice() {
     let mut keys = Vec::new();
     let mut all_claims = Vec::new();
     for instance in &instances {
-        let (mut fleet, _folder) = instance.join().await.unwrap();
-        let share = fleet.join_pool(&pool).await.unwrap();
-        keys.push(share.key.to_bytes());
+        let (fleet, shares, _folder) =
+            instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
+        keys.push(shares[0].key.to_bytes());
         all_claims.push(fleet.claims(&pool));
-        held.push(share.strata);
+        held.extend(shares.into_iter().map(|share| share.strata));
     }
     assert!(keys.iter().all(|key| *key == keys[0]), "all sort alike");
     // Until nobody gets any more, with replies lost on the way.
@@ -243,12 +254,10 @@ async fn no_stratum_is_held_twice() {
 async fn all_must_have_the_same_ranges() {
     let store = MemoryStore::default();
     let (first, second) = (Instance::new(&store), Instance::new(&store));
-    let (mut fleet, _folder) = first.join().await.unwrap();
-    fleet.join_pool(&pool("1000")).await.unwrap();
-    let (mut fleet, _folder) = second.join().await.unwrap();
-    let refused = fleet.join_pool(&pool("1001")).await.unwrap_err();
+    first.join_with(&[pool("1000")]).await.unwrap();
+    let refused = second.join_with(&[pool("1001")]).await.unwrap_err();
     assert!(matches!(refused, FleetError::OtherRange { .. }), "{refused}");
-    fleet.join_pool(&pool("1000")).await.unwrap();
+    second.join_with(&[pool("1000")]).await.unwrap();
 }
 
 /// A ledger that has served alone brings its key and its strata; a copy of it finds them taken.
@@ -265,14 +274,15 @@ async fn a_ledger_that_has_served_alone_joins_once() {
         ledger.close().unwrap();
     }
     let copy = original.copy();
-    let (mut fleet, _folder) = original.join().await.unwrap();
-    assert_eq!(fleet.join_pool(&pool).await.unwrap().strata.len(), 512);
-    let (mut fleet, _folder) = copy.join().await.unwrap();
-    let refused = fleet.join_pool(&pool).await.unwrap_err();
+    let pools = [pool];
+    let (_fleet, shares, _folder) = original.join_with(&pools).await.unwrap();
+    assert_eq!(shares[0].strata.len(), 512);
+    let refused = copy.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::Taken { .. }), "{refused}");
-    let (mut fleet, _folder) = other.join().await.unwrap();
-    let refused = fleet.join_pool(&pool).await.unwrap_err();
+    let refused = other.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::OtherKey { .. }), "{refused}");
+    // Who is refused can go on alone.
+    assert!(original.has_joined() && !copy.has_joined() && !other.has_joined());
 }
 
 /// A store that was restored between a claim and the next step has forgotten no step.
@@ -281,8 +291,7 @@ async fn a_store_that_forgot_a_claim_only_is_found_out() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let pool = pool("9007199254740991");
-    let (mut fleet, _folder) = instance.join().await.unwrap();
-    fleet.join_pool(&pool).await.unwrap();
+    let (fleet, _, _folder) = instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
     let mut claims = fleet.claims(&pool);
     let (gate, keeper) = fleet.into_gate();
     let (_stop, stopped) = watch::channel(false);
@@ -296,4 +305,23 @@ async fn a_store_that_forgot_a_claim_only_is_found_out() {
         lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
     }
     keeper.await.unwrap();
+}
+
+/// What a store has forgotten to be somebody's is not claimed by who can know.
+#[tokio::test]
+async fn nothing_is_claimed_in_a_store_that_forgot_a_step() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let pool = pool("9007199254740991");
+    let (fleet, _, _folder) = instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
+    let mut claims = fleet.claims(&pool);
+    let (gate, keeper) = fleet.into_gate();
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(keeper.run(stopped));
+    gate.pass(lease(1)).await;
+    let old = store.entries();
+    gate.pass(lease(2)).await;
+    store.restore(old.clone());
+    claims.claim(1).await.unwrap_err();
+    assert_eq!(store.entries(), old);
 }

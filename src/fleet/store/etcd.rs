@@ -48,6 +48,10 @@ impl EtcdStore {
         Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
     }
 
+    pub(super) fn address(&self) -> String {
+        self.0.address()
+    }
+
     pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
         let question = |mut client: KvClient| async move {
             let found = client.get(key, None).await.map_err(problem)?.take_kvs().pop();

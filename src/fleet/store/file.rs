@@ -35,6 +35,10 @@ impl FileStore {
         Self { path: path.to_owned() }
     }
 
+    pub(super) fn address(&self) -> String {
+        format!("file://{}", self.path.display())
+    }
+
     pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
         let key = key.to_owned();
         self.ask(move |connection| connection.query_row(SELECT, [key], |row| row.get(0)).optional())
@@ -88,10 +92,10 @@ impl FileStore {
             let mut connection = open(&path)?;
             question(&mut connection).map_err(|error| error.to_string())
         });
-        asked.await.expect("asking does not panic").map_err(|problem| StoreError {
-            address: format!("file://{}", self.path.display()),
-            problem,
-        })
+        asked
+            .await
+            .expect("asking does not panic")
+            .map_err(|problem| StoreError { address: self.address(), problem })
     }
 }
 

@@ -68,6 +68,10 @@ impl<E: Connect> Nodes<E> {
         }
     }
 
+    pub(super) fn address(&self) -> String {
+        self.address.clone()
+    }
+
     /// Asks a node, and others when it does not answer.
     pub(super) async fn ask<T, F>(
         &self,

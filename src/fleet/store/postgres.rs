@@ -63,6 +63,10 @@ impl PostgresStore {
         Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
     }
 
+    pub(super) fn address(&self) -> String {
+        self.0.address()
+    }
+
     pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
         let question = |client: Arc<Client>| async move {
             let row = client.query_typed_opt(SELECT, &[(&key, Type::TEXT)]).await;
