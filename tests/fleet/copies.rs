@@ -150,6 +150,30 @@ async fn of_two_copies_one_hands_out_nothing_with_etcd() {
     }
 }
 
+/// Story: `cp -r` of a folder in use came to the shards first and to `fleet.json` a minute later. The fence
+/// was the newest, and the shards still had what was handed out since.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_are_older_than_the_fence_beside_them_are_not_served() {
+    let store = Store::witness();
+    let config = store.config().pool("int", 0, 999_999, 1, 20_000).set("fleet.lease_rows", 32);
+    let site = Site::new(&config);
+    let mut server = site.start().await;
+    take_some(&mut server, 200).await;
+    server.process.signal(Signal::SIGSTOP);
+    let copy = copy_of(&site, &config);
+    server.process.signal(Signal::SIGCONT);
+    take_some(&mut server, 400).await;
+    server.kill().await;
+    fs::copy(site.file("fleet.json"), copy.file("fleet.json")).unwrap();
+
+    let mut refusing = copy.console(&["serve"]);
+    refusing.arg("--refuse-if-stale");
+    let Finished { status, stderr, .. } = run(refusing).await;
+    assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
+    // The folder itself is whole.
+    site.start().await.stop().await;
+}
+
 /// How a copy is taken of a folder that is being drained.
 #[derive(Clone, Copy, Debug)]
 enum Taken {

@@ -182,8 +182,13 @@ impl Cluster {
     /// What etcdctl says, asked at all nodes, not by way of the links; or why it does not.
     pub(crate) async fn control(&self, words: &[&str]) -> Result<String, String> {
         let endpoints = self.nodes.iter().map(Node::endpoint).collect::<Vec<_>>().join(",");
+        self.control_by(&endpoints, words).await
+    }
+
+    /// The same, asked there.
+    async fn control_by(&self, endpoints: &str, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new("etcdctl");
-        command.current_dir(self.folder.path()).args(["--endpoints", &endpoints]);
+        command.current_dir(self.folder.path()).args(["--endpoints", endpoints]);
         command.env("ETCDCTL_API", "3").args(["--command-timeout", "2s"]).args(words);
         let finished = run(command).await;
         if finished.status.success() { Ok(finished.stdout) } else { Err(finished.stderr) }
@@ -198,28 +203,26 @@ async fn a_cluster_is_what_its_links_let_it_be() {
     }
     let mut cluster = Cluster::start(3).await;
     let address = cluster.address_for("somebody").await;
-    let by_links = ["--endpoints", address.strip_prefix("etcd://").unwrap(), "get", "anything"];
+    let links = address.strip_prefix("etcd://").unwrap();
+    let get = ["get", "anything"];
     for cut in [Cut::Refused, Cut::Silent, Cut::Mute] {
         // Whatever they had under way when it began is over after a while.
         cluster.part(None, cut);
-        eventually("a cluster without a leader", async || {
-            cluster.control(&["get", "anything"]).await.err()
-        })
-        .await;
+        eventually("a cluster without a leader", async || cluster.control(&get).await.err()).await;
         cluster.join(None);
         cluster.serves().await;
         cluster.part(Some(0), cut);
         cluster.serves().await;
         cluster.join(Some(0));
 
-        cluster.control(&by_links).await.unwrap();
+        cluster.control_by(links, &get).await.unwrap();
         for node in &cluster.nodes {
             cluster.links.cut("somebody", &node.name, cut);
         }
-        cluster.control(&by_links).await.unwrap_err();
+        cluster.control_by(links, &get).await.unwrap_err();
         for node in &cluster.nodes {
             cluster.links.heal("somebody", &node.name);
         }
-        cluster.control(&by_links).await.unwrap();
+        cluster.control_by(links, &get).await.unwrap();
     }
 }
