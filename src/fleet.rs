@@ -147,6 +147,26 @@ pub enum FleetError {
         /// The first such stratum.
         stratum: u16,
     },
+    /// Without its ledger nobody can tell what an instance has drawn.
+    #[error(
+        "the ledger of the pool {pool} is gone from {folder}, and this instance holds strata that it drew \
+         from. Put it back, or move all files of the folder away, {FLEET_RECORD} too: it begins anew then"
+    )]
+    LedgerGone {
+        /// The pool.
+        pool: String,
+        /// Where it should be.
+        folder: String,
+    },
+    /// Somebody has begun the space anew in a store that had lost it.
+    #[error(
+        "the store has another {key} than this folder: somebody began the space anew after it was lost. \
+         Nothing can be put back; numbers may come again that this folder has handed out"
+    )]
+    BegunAnew {
+        /// The entry.
+        key: String,
+    },
     /// There is nothing to put back.
     #[error("{folder} has not joined a fleet: there is no {FLEET_RECORD}")]
     NoInstance {
@@ -203,6 +223,9 @@ impl Fleet {
             if config.refuse_if_stale {
                 return Err(Lost::Stale.into());
             }
+            // Should a crash come in between, the next start goes on with it: what tells may be gone.
+            found.is_stale = true;
+            found.save(&path)?;
             notice = Some(begin_anew(folder)?);
             record = None;
         }
@@ -234,13 +257,20 @@ impl Fleet {
         let (pool, space) = (config.name.to_string(), self.record.space.clone());
         let ledger = read_ledger(&PoolPaths::new(&self.folder, &config.name)).await?;
         let key = self.agree_on_key(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
+        let holdings = self.claims(config).holdings().await?;
         let Some(ledger) = ledger else {
-            return Ok(Joining { key, unclaimed: Vec::new() });
+            // Strata are claimed for a ledger that is there: it has drawn from them.
+            return match holdings.ours.is_empty() {
+                true => Ok(Joining { key, unclaimed: Vec::new() }),
+                false => {
+                    let folder = self.folder.display().to_string();
+                    Err(FleetError::LedgerGone { pool, folder })
+                }
+            };
         };
         if ledger.key.to_bytes() != key.to_bytes() {
             return Err(FleetError::OtherKey { pool, space });
         }
-        let holdings = self.claims(config).holdings().await?;
         let mut unclaimed = ledger.strata;
         unclaimed.retain(|stratum| !holdings.ours.contains(stratum));
         if !unclaimed.is_empty() && self.record.pools.contains(&pool) {
@@ -372,6 +402,9 @@ async fn is_stale(
     folder: &Folder,
     record: &mut Record,
 ) -> Result<bool, FleetError> {
+    if record.is_stale {
+        return Ok(true);
+    }
     let mut standing = record.known.judge(gate::read(store, keys, record).await?);
     for _ in 0..FINISH_TRIES {
         if standing == Standing::Pending {
@@ -395,12 +428,22 @@ fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
     for lease in record.covered() {
         let paths = PoolPaths::new(folder.path(), &lease.pool);
         let live = paths.live(lease.shard);
-        if files::length_bytes(&live)?.is_some()
-            // One that can't be read is not served either.
-            && let Ok(found) = shard::progress(&live)
-            && found < (lease.generation, lease.leases)
-        {
-            return Ok(true);
+        if files::length_bytes(&live)?.is_some() {
+            match shard::progress(&live) {
+                Ok(found) if found < (lease.generation, lease.leases) => return Ok(true),
+                Err(source) if source.is_transient() => {
+                    return Err(FolderError::Shard { shard: live, source }.into());
+                }
+                // One that is damaged is not served.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        for next in [paths.standby(lease.shard), paths.unfinished(lease.shard)] {
+            if files::length_bytes(&next)?.is_some()
+                && shard::read_label(&next).is_ok_and(|next| next.generation <= lease.generation)
+            {
+                return Ok(true);
+            }
         }
         if files::length_bytes(&paths.ledger())?.is_some() {
             let newest = Ledger::open_to_look(&paths.ledger())?.newest(lease.shard)?;

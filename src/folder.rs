@@ -56,7 +56,8 @@ pub enum FolderError {
     },
     /// It takes part in a fleet.
     #[error(
-        "{folder} takes part in a fleet ({FLEET_RECORD}), and nothing is said of one: what it holds may          be handed out elsewhere. Put [fleet] into the settings, or use another folder with --data-dir"
+        "{folder} takes part in a fleet ({FLEET_RECORD}), and nothing is said of one: what it holds may \
+         be handed out elsewhere. Put [fleet] into the settings, or use another folder with --data-dir"
     )]
     InFleet {
         /// The folder.
@@ -200,8 +201,8 @@ impl Folder {
         Ok(PoolFiles { paths, ledger, shards })
     }
 
-    /// Renames all of the folder's data, so that it is kept for people and never served. What tells that
-    /// it has to be is renamed last: a start after a crash in between does the rest.
+    /// Renames all of the folder's data, so that it is kept for people and never served. `fleet.json`, which
+    /// says so, is renamed last: a start after a crash in between does the rest.
     ///
     /// # Errors
     /// [`FileError`].
@@ -234,7 +235,7 @@ pub struct Survey {
     pub pools: BTreeMap<PoolName, BTreeSet<ShardIndex>>,
     /// The store of a mode below sharded.
     pub store: Option<String>,
-    /// Files that were set aside as damaged.
+    /// Files that were set aside as damaged, or as an old copy.
     pub set_aside: Vec<String>,
     /// Files that are no data of ours.
     pub others: Vec<String>,
@@ -610,7 +611,9 @@ pub fn refuse_stale(
 ) -> Result<(), FolderError> {
     let newest = ledger.batches(live.index)?.last().map(|batch| batch.generation);
     let here = standby.unwrap_or(live).generation;
-    if newest == Some(here) {
+    // A standby that was put in place is gone: one that is still there was copied before.
+    let follows = standby.is_none_or(|standby| standby.generation > live.generation);
+    if newest == Some(here) && follows {
         return Ok(());
     }
     let shard = paths.live(live.index);

@@ -172,7 +172,8 @@ impl Server {
             tokio::select! {
                 () = shutdown => {}
                 found = tasks.lost() => {
-                    // Invariant: nothing more is handed out, whatever is in flight.
+                    // Nothing is leased any more, and what was is taken back: each of these rows was covered
+                    // by a step, so that what is in flight repeats nothing.
                     tasks.stop_pools();
                     lost = Some(found);
                 }

@@ -83,6 +83,8 @@ const SELECT_BLOCK: &str = "SELECT unused, checksum FROM blocks WHERE block = ?1
 const SELECT_BLOCKS: &str = "SELECT block, unused FROM blocks WHERE unused > 0";
 const UPDATE_UNUSED: &str = "UPDATE blocks SET unused = unused + ?2 WHERE block = ?1";
 
+const LOG_GONE: &str = "it was in use and its write-ahead log is gone";
+
 /// Why a shard could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -224,8 +226,14 @@ pub fn read_label(path: &Path) -> Result<Label, ShardError> {
 /// # Errors
 /// [`ShardError`].
 pub fn progress(path: &Path) -> Result<(Generation, u64), ShardError> {
-    let header = read_header(&sqlite::open_to_look(path)?)?;
-    Ok((header.label.generation, header.leases))
+    sqlite::check_log(path)?.map_err(ShardError::Damaged)?;
+    let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
+    let Header { label, in_use, leases, .. } = read_header(&sqlite::open_to_look(path)?)?;
+    if in_use && log_bytes == 0 {
+        // As for `recover`, which decides whether it is served.
+        return Err(ShardError::Damaged(LOG_GONE.to_owned()));
+    }
+    Ok((label.generation, leases))
 }
 
 /// Ends the use of a live file whose process is gone, so that it can be opened again. Answers with
@@ -244,8 +252,7 @@ pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
     let Header { label, in_use, open_rows, .. } = read_header(&connection)?;
     // A file that is used up by its own word has nothing to forget: its swap was under way.
     if in_use && log_bytes == 0 && read_blocks(&connection)?.1 > 0 {
-        let problem = "it was in use and its write-ahead log is gone".to_owned();
-        return Err(ShardError::Damaged(problem));
+        return Err(ShardError::Damaged(LOG_GONE.to_owned()));
     }
     Ok((label, open_rows))
 }
@@ -360,7 +367,11 @@ impl Shard {
     ) -> Result<Vec<Row>, ShardError> {
         self.load(connection, count, rng)?;
         let mut rows = self.loaded.split_off(self.loaded.len().saturating_sub(count));
-        let open_rows = unserved.map_or(0, |unserved| (unserved + rows.len()) as u64);
+        // In a fleet the rows of a strict lease wait for a step, which may be long.
+        let open_rows = match unserved {
+            None if !self.counts_leases => 0,
+            unserved => (unserved.unwrap_or(0) + rows.len()) as u64,
+        };
         let marked = match self.mark_used(connection, &mut rows, open_rows) {
             Err(ShardError::Sqlite(error)) if sqlite::is_full(&error) => {
                 // The log has space of its own: from its beginning it needs no more of the disk.

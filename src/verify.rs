@@ -108,7 +108,9 @@ pub fn check(path: &Path) -> Result<Findings, FileError> {
         check_pool(&PoolPaths::new(path, pool), shards.iter().copied(), &mut findings);
     }
     for file in survey.set_aside {
-        findings.notes.push(format!("{file} was set aside as damaged, and is never served"));
+        findings.notes.push(format!(
+            "{file} was set aside as damaged or as an old copy, and is never served"
+        ));
     }
     for file in survey.others {
         findings.notes.push(format!("{file} is no file of tombola's, and was not looked at"));

@@ -103,6 +103,8 @@ fn of_fleet(error: &FleetError) -> Exit {
         FleetError::Record { .. }
         | FleetError::OtherSpace { .. }
         | FleetError::NoInstance { .. }
+        | FleetError::LedgerGone { .. }
+        | FleetError::BegunAnew { .. }
         | FleetError::OtherKey { .. }
         | FleetError::Taken { .. } => Exit::Folder,
         FleetError::Folder(error) => of_folder(error),

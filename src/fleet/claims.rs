@@ -64,6 +64,14 @@ impl Held {
         held.is_new = true;
     }
 
+    /// How many of these were not told yet.
+    fn unnoted(&self, pool: &PoolName, strata: &[u16]) -> usize {
+        let held = self.strata();
+        let is_noted =
+            |stratum: &u16| held.pools.get(pool).is_some_and(|held| held.contains(stratum));
+        strata.iter().filter(|&stratum| !is_noted(stratum)).count()
+    }
+
     /// Whether anything was told since this was last asked.
     pub(super) fn take_new(&self) -> bool {
         std::mem::take(&mut self.strata().is_new)
@@ -130,16 +138,17 @@ impl Claims {
             return Err(self.store.error("it has forgotten steps of this instance's fence"));
         }
         let before = self.holdings().await?;
-        let wanted = wanted.div_ceil(self.claim) * self.claim;
+        // What an earlier try got, whose answer was lost.
+        let unnoted = self.held.unnoted(&self.pool, &before.ours);
+        let wanted = wanted.saturating_sub(unnoted).div_ceil(self.claim) * self.claim;
         let mut free: Vec<u16> = (0..STRATA as u16)
             .filter(|stratum| !before.others.contains(stratum) && !before.ours.contains(stratum))
             .collect();
         let (chosen, _) = free.partial_shuffle(&mut rand::rng(), wanted);
-        if chosen.is_empty() {
-            self.none_left = true;
-            return Ok(before.ours);
+        self.none_left = chosen.is_empty() && unnoted == 0;
+        if !chosen.is_empty() {
+            self.create(chosen).await?;
         }
-        self.create(chosen).await?;
         self.listed().await
     }
 

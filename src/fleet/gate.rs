@@ -77,6 +77,8 @@ pub struct Gatekeeper {
     held: Arc<Held>,
     folder: PathBuf,
     record: Record,
+    /// As it should, or with the fence lost, which is said.
+    ended: bool,
 }
 
 impl Gate {
@@ -100,6 +102,7 @@ impl Gate {
             held,
             folder,
             record,
+            ended: false,
         };
         (Self { passes, state }, keeper)
     }
@@ -139,16 +142,30 @@ impl Gate {
 
 const NO_PANIC: &str = "nothing panics with it";
 
+impl Drop for Gatekeeper {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Workers wait for ever: `/health` has to say why.
+            self.set_trouble(Some("the fence is not stepped any more; see the log".to_owned()));
+        }
+    }
+}
+
 impl Gatekeeper {
     /// Steps the fence for whoever waits, until `stop` is true, nobody can come any more, or the fence
     /// is lost.
     pub async fn run(mut self, stop: watch::Receiver<bool>) {
-        while let Some(Some(first)) = unless(&stop, self.passes.recv()).await {
+        self.serve(&stop).await;
+        self.ended = true;
+    }
+
+    async fn serve(&mut self, stop: &watch::Receiver<bool>) {
+        while let Some(Some(first)) = unless(stop, self.passes.recv()).await {
             let mut waiting = vec![first];
             while let Ok(more) = self.passes.try_recv() {
                 waiting.push(more);
             }
-            match self.step(&waiting, &stop).await {
+            match self.step(&waiting, stop).await {
                 // Who has gone meanwhile hands nothing out.
                 Ok(true) => waiting.into_iter().for_each(|pass| pass.reply.send(()).unwrap_or(())),
                 Ok(false) => return,
@@ -288,18 +305,25 @@ pub(super) async fn try_to_make(
     record: &Record,
 ) -> Result<Standing, StoreError> {
     let key = keys.fence(record.instance);
+    let mut failed = None;
     if let Some(intent) = record.known.intent {
         let to = text(intent);
         let made = match record.known.fence {
             Some(fence) => store.replace(&key, &text(fence), &to).await,
             None => store.create(&[(key.clone(), to)]).await.map(|()| false),
         };
-        if let Ok(true) = made {
-            return Ok(Standing::Current);
+        match made {
+            Ok(true) => return Ok(Standing::Current),
+            Ok(false) => {}
+            Err(error) => failed = Some(error),
         }
     }
     // Invariant: after an unknown outcome, what stands in the store decides.
-    Ok(record.known.judge(read(store, keys, record).await?))
+    match (record.known.judge(read(store, keys, record).await?), failed) {
+        // It can be read and not written: its disk is full, or it is a standby.
+        (Standing::Pending, Some(error)) => Err(error),
+        (standing, _) => Ok(standing),
+    }
 }
 
 /// The fence of a record's instance as the store has it.

@@ -10,9 +10,10 @@ use super::claims::{Claims, Holdings};
 use super::keys::{Keys, PoolRecord, SpaceRecord};
 use super::protocol::{Fence, Known, Standing};
 use super::record::Record;
-use super::store::{Store, StoreError};
+use super::store::Store;
 use super::{FleetError, gate, read_record};
 use crate::config::{FleetConfig, PoolName};
+use crate::files;
 use crate::folder::{Folder, PoolPaths};
 use crate::ledger::{Ledger, STRATA};
 
@@ -107,8 +108,7 @@ async fn look_at_folder(
             return Ok(Some((record.instance, standing)));
         }
     }
-    let problem = "its server steps the fence faster than it can be looked at".to_owned();
-    Err(StoreError { address: config.store.address.to_string(), problem }.into())
+    Err(store.error("it answers too slowly to tell how far this folder's server has come").into())
 }
 
 /// What was put back.
@@ -142,7 +142,11 @@ pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, F
 
     let mut reseeded = Reseeded::default();
     for pool in record.pools.iter().filter_map(|pool| PoolName::new(pool)) {
-        let ledger = Ledger::open_to_look(&PoolPaths::new(folder.path(), &pool).ledger())?;
+        let path = PoolPaths::new(folder.path(), &pool).ledger();
+        if files::length_bytes(&path)?.is_none() {
+            continue;
+        }
+        let ledger = Ledger::open_to_look(&path)?;
         let (numbers, key, strata) = (*ledger.space(), ledger.key(), ledger.strata().to_vec());
         drop(ledger);
         agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
@@ -204,6 +208,7 @@ async fn agree<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq>(
     let found = store.get(&key).await?.unwrap_or_default();
     match serde_json::from_str::<T>(&found) {
         Ok(theirs) if theirs == *ours => Ok(()),
-        _ => Err(FleetError::Foreign { space: space.to_owned(), found: key }),
+        Ok(_) => Err(FleetError::BegunAnew { key }),
+        Err(_) => Err(FleetError::Foreign { space: space.to_owned(), found }),
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Record {
     pub(super) space: String,
     pub(super) space_uuid: Uuid,
     pub(super) known: Known,
+    /// It was found to be an old copy, and is being set aside.
+    pub(super) is_stale: bool,
     /// Pools whose strata are claimed: their ledgers draw from nothing else.
     pub(super) pools: Vec<String>,
     /// By the names of pools and the numbers of shards, the last generation and lease that were covered.
@@ -53,6 +55,7 @@ struct Written {
     space_uuid: Uuid,
     fence: Option<Fence>,
     intent: Option<Fence>,
+    is_stale: bool,
     pools: Vec<String>,
     shards: BTreeMap<String, BTreeMap<u16, (i64, u64)>>,
 }
@@ -65,6 +68,7 @@ impl Record {
             space: space.to_owned(),
             space_uuid,
             known: Known::default(),
+            is_stale: false,
             pools: Vec::new(),
             shards: BTreeMap::new(),
         }
@@ -80,13 +84,22 @@ impl Record {
         };
         let read = serde_json::from_slice::<Written>(&text).map_err(|error| error.to_string());
         Ok(Some(read.and_then(|written| {
-            let Written { format, instance, space, space_uuid, fence, intent, pools, shards } =
-                written;
+            let Written {
+                format,
+                instance,
+                space,
+                space_uuid,
+                fence,
+                intent,
+                is_stale,
+                pools,
+                shards,
+            } = written;
             if format != FORMAT {
                 return Err(format!("its format is {format:?}, this program knows {FORMAT:?}"));
             }
             let known = Known { fence, intent };
-            Ok(Self { instance, space, space_uuid, known, pools, shards })
+            Ok(Self { instance, space, space_uuid, known, is_stale, pools, shards })
         })))
     }
 
@@ -95,10 +108,11 @@ impl Record {
     /// # Errors
     /// [`FileError`]; which of the two contents a crash leaves is then not known.
     pub(super) fn save(&self, folder: &Path) -> Result<(), FileError> {
-        let Self { instance, space, space_uuid, known, pools, shards } = self.clone();
+        let Self { instance, space, space_uuid, known, is_stale, pools, shards } = self.clone();
         let Known { fence, intent } = known;
         let format = FORMAT.to_owned();
-        let written = Written { format, instance, space, space_uuid, fence, intent, pools, shards };
+        let written =
+            Written { format, instance, space, space_uuid, fence, intent, is_stale, pools, shards };
         let text = serde_json::to_vec_pretty(&written).expect("keys are text and numbers");
         files::replace(&path(folder), &text)
     }

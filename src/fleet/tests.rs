@@ -325,3 +325,71 @@ async fn nothing_is_claimed_in_a_store_that_forgot_a_step() {
     claims.claim(1).await.unwrap_err();
     assert_eq!(store.entries(), old);
 }
+
+/// It can be read, and its disk is full: that is no store that forgot.
+#[tokio::test]
+async fn a_store_that_takes_nothing_is_waited_for() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let serving = instance.serve().await;
+    store.fail(&[Fault::Lost; 10_000]);
+    let gate = serving.gate.clone();
+    let pass = tokio::spawn(async move { gate.pass(lease(1)).await });
+    while serving.gate.trouble().is_none() {
+        tokio::task::yield_now().await;
+    }
+    serving.stop().await;
+    pass.abort();
+    // Nor is the folder's step one that was taken back.
+    assert!(matches!(instance.join().await, Err(FleetError::Store(_))));
+    store.fail(&[]);
+    instance.step(1).await;
+    assert_eq!(instance.fence(), 2);
+}
+
+/// Story: all but `fleet.json` was deleted, and a blank ledger drew what the old one had.
+#[tokio::test]
+async fn strata_without_their_ledger_are_not_drawn_from() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let pools = [pool("9007199254740991")];
+    let (fleet, _, folder) = instance.join_with(&pools).await.unwrap();
+    fleet.claims(&pools[0]).claim(1).await.unwrap();
+    drop((fleet, folder));
+    let refused = instance.join_with(&pools).await.unwrap_err();
+    assert!(matches!(refused, FleetError::LedgerGone { .. }), "{refused}");
+}
+
+/// Story: a copy that was taken file by file had a generation as the standby, before it was put in place,
+/// and again as the live file, after: it would have been handed out twice.
+#[tokio::test]
+async fn a_standby_that_was_leased_from_is_an_old_copy() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let pools = [pool("9007199254740991")];
+    let (_fleet, _, folder) = instance.join_with(&pools).await.unwrap();
+    drop(folder);
+    let paths = PoolPaths::new(instance.folder.path(), &pools[0].name);
+    let mut ledger = Ledger::create(&paths.ledger(), &pools[0].space).unwrap();
+    let step = &mut |_| std::ops::ControlFlow::Continue(());
+    let refill = crate::refill::Refill { shard: ShardIndex(0), live: None, rows: 10 };
+    crate::refill::build(&mut ledger, &paths, &refill, step).unwrap();
+    ledger.close().unwrap();
+    assert!(paths.standby(ShardIndex(0)).exists());
+    instance.join().await.unwrap();
+    // A step that covers a lease of that generation.
+    instance.step(1).await;
+    assert!(matches!(instance.join().await, Err(FleetError::Lost(Lost::Stale))));
+}
+
+/// A crash while the files of an old copy are set aside.
+#[tokio::test]
+async fn what_was_found_stale_stays_so() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    instance.step(1).await;
+    let mut record = Record::read(instance.folder.path()).unwrap().unwrap().unwrap();
+    record.is_stale = true;
+    record.save(instance.folder.path()).unwrap();
+    assert!(matches!(instance.join().await, Err(FleetError::Lost(Lost::Stale))));
+}

@@ -176,6 +176,8 @@ impl Search<'_, '_> {
     /// Finds `count` fresh values, or all there are.
     fn find(&mut self, count: u64) -> Result<(), LedgerError> {
         let size = self.state.space.size();
+        // Others hold all strata: what is free is theirs.
+        self.used_up = self.state.shared && self.open.len() == 0;
         while (self.fresh.len() as u64) < count && !self.used_up {
             let missing = count - self.fresh.len() as u64;
             let used = self.state.count + self.fresh.len() as u64;
@@ -220,8 +222,9 @@ impl Search<'_, '_> {
             .expect("Space::new refuses an empty range");
         let key = self.state.key;
         let mut candidates = Candidates::new(part, wanted);
-        // On average; a part whose strata hold nothing must not keep the round for ever.
-        let tries = wanted * (STRATA / part_size) as u64 * 2 + STRATA as u64;
+        // Twice what it takes on average, and some: that none is found by bad luck is out of the question,
+        // and a part whose strata hold nothing must not keep the round for ever.
+        let tries = (wanted * 2 + STRATA_PART_MIN as u64) * (STRATA / part_size) as u64;
         let mut drawn = 0;
         for tried in 0..tries {
             if candidates.count == wanted {

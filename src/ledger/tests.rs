@@ -344,3 +344,39 @@ fn a_share_that_is_used_up_wants_more() {
     ledger.state.count = 0;
     assert_eq!(ledger.strata_wanted(0), 1);
 }
+
+/// Story: all strata were others', and the refiller went through nine quadrillion values to make sure.
+#[test]
+fn without_a_stratum_there_is_nothing_to_draw() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("0", "9007199254740991");
+    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
+    ledger.hold(&[]).unwrap();
+    let draw = ledger.draw(ShardIndex(0), None, 10, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!(draw.values(), []);
+    drop(draw);
+    assert!(ledger.is_exhausted());
+}
+
+/// Story: of one stratum in 4096, one draw in twenty met no value by bad luck, and went through the range.
+#[test]
+fn one_stratum_is_enough_for_one_value() {
+    const DRAWS: u64 = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("0", "9007199254740991");
+    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
+    ledger.hold(&[7]).unwrap();
+    for generation in 0..DRAWS as i64 {
+        let live = (generation > 0).then_some(Generation(generation));
+        // A round is a few steps; the range is a billion.
+        let mut steps = 0;
+        let step = &mut |_| {
+            steps += 1;
+            if steps < 100 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        ledger.draw(ShardIndex(0), live, 1, step).unwrap().commit().unwrap();
+    }
+    assert_eq!(ledger.count(), DRAWS);
+}
