@@ -332,6 +332,28 @@ async fn each_example_is_what_the_server_answers() {
     }
     server.stop().await;
 
+    // At the end of what an instance of a fleet may draw.
+    let witness = tempfile::tempdir().unwrap();
+    let store = format!("'file://{}'", witness.path().join("witness.db").display());
+    let alone = Config::new().pool("int", 1, 10, 1, 10).set("fleet.store", store);
+    let site = Site::new(&alone.set("fleet.space", "'raffle'").set("fleet.claim", 4096));
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    eventually("ten numbers", async || {
+        (server.get("/random?count=10").await.status == 200).then_some(())
+    })
+    .await;
+    let none = eventually("the end of its strata", async || {
+        let answer = server.get("/random").await;
+        (answer.status == 410).then_some(answer)
+    })
+    .await;
+    for example in description.when(|example| example.when == "others of the fleet may have some") {
+        example.assert_answered(&none);
+        answered.insert(example.name());
+    }
+    server.stop().await;
+
     // When refills fail.
     let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 10));
     site.fill().await;
