@@ -51,12 +51,6 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
     assert!(one.replace("p/b", "full", "").await.unwrap());
     assert_eq!(value("p/b").await.as_deref(), Some(""));
 
-    // Whatever it was.
-    one.put("p/a", "5").await.unwrap();
-    one.put("p/d", "new").await.unwrap();
-    assert_eq!(value("p/a").await.as_deref(), Some("5"));
-    assert_eq!(value("p/d").await.as_deref(), Some("new"));
-
     // By prefix, each sign for itself.
     let keys = ["q%/a", "q_/a", "qx/a", "q/a", "q%", "Q%/a", "q%0", "q%/ü€"];
     one.create(&keys.map(|key| entry(key, key))).await.unwrap();
@@ -71,7 +65,7 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
 
     // 100 kB, which does not compress.
     let long: String = (0..100_000_u64).map(|i| char::from(b'0' + (i * i % 75) as u8)).collect();
-    one.put("long", &long).await.unwrap();
+    one.create(&[entry("long", &long)]).await.unwrap();
     assert_eq!(value("long").await.as_ref(), Some(&long));
     assert!(one.replace("long", &long, &long.replace('1', "'")).await.unwrap());
     assert_eq!(value("long").await, Some(long.replace('1', "'")));
@@ -90,7 +84,7 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
     }
 
     // Two at once: one of them.
-    one.put("race", "start").await.unwrap();
+    one.create(&[entry("race", "start")]).await.unwrap();
     let mut from = "start".to_owned();
     for round in 0..100 {
         let (a, b) = (format!("a{round}"), format!("b{round}"));
@@ -216,7 +210,7 @@ mod etcd {
         };
         let client = Some(("client.pem", "client.key"));
         let store = with("ca.pem", client).unwrap();
-        store.put("a", "1").await.unwrap();
+        store.create(&[entry("a", "1")]).await.unwrap();
         assert_eq!(store.get("a").await.unwrap().as_deref(), Some("1"));
 
         let untrusted = refusal(&with("other-ca.pem", client).unwrap()).await;
@@ -237,7 +231,7 @@ mod etcd {
     async fn outlives_its_nodes() {
         let Some(mut etcd) = Etcd::start(3).await else { return };
         let store = open(address(&etcd));
-        store.put("a", "0").await.unwrap();
+        store.create(&[entry("a", "0")]).await.unwrap();
         // The first is the one that is asked.
         etcd.kill(0).await;
         eventually("another node to answer", async || store.get("a").await.ok()).await;
@@ -271,8 +265,9 @@ mod etcd {
         store.create(&[entry("b", "1")]).await.unwrap_err();
         assert!(began.elapsed() < 2 * BOUND);
         etcd.signal(1, Signal::SIGCONT);
-        eventually("two nodes to answer", async || store.put("a", "3").await.ok()).await;
-        assert_eq!(store.get("a").await.unwrap().as_deref(), Some("3"));
+        let entries = [entry("c", "1")];
+        eventually("two nodes to answer", async || store.create(&entries).await.ok()).await;
+        assert_eq!(store.get("c").await.unwrap().as_deref(), Some("1"));
         etcd.signal(2, Signal::SIGCONT);
 
         // All at once, as in a power cut.
@@ -284,8 +279,8 @@ mod etcd {
         for node in 0..3 {
             etcd.run(node);
         }
-        let back = eventually("the cluster to be back", async || store.get("a").await.ok()).await;
-        assert_eq!(back.as_deref(), Some("3"));
+        let back = eventually("the cluster to be back", async || store.get("c").await.ok()).await;
+        assert_eq!(back.as_deref(), Some("1"));
     }
 }
 
@@ -331,7 +326,8 @@ mod postgres {
         let forbidden = refusal(&guest).await;
         assert!(forbidden.contains("needs SELECT, INSERT and UPDATE"), "{forbidden}");
         server.sql("GRANT SELECT, INSERT, UPDATE ON tombola TO guest").await;
-        guest.put("guest", "1").await.unwrap();
+        guest.create(&[entry("guest", "1")]).await.unwrap();
+        assert!(guest.replace("guest", "1", "2").await.unwrap());
         server.sql("DROP TABLE tombola").await;
         let missing = refusal(&guest).await;
         assert!(missing.contains("CREATE TABLE IF NOT EXISTS tombola"), "{missing}");
@@ -365,7 +361,7 @@ mod postgres {
         };
         let client = Some(("client.pem", "client.key"));
         let store = with("ca.pem", client).unwrap();
-        store.put("a", "1").await.unwrap();
+        store.create(&[entry("a", "1")]).await.unwrap();
         assert_eq!(store.get("a").await.unwrap().as_deref(), Some("1"));
 
         let untrusted = refusal(&with("other-ca.pem", client).unwrap()).await;
@@ -388,7 +384,7 @@ mod postgres {
         };
         let alone = store(&[&server], "tombola", "secret");
         let store = store(&[&copy, &server], "tombola", "secret");
-        store.put("a", "1").await.unwrap();
+        store.create(&[entry("a", "1")]).await.unwrap();
         assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("1"), "not the read-only one");
 
         // Not even a replacement fails: the connection is known to be gone since long before it was back.
