@@ -141,20 +141,4 @@ impl Store {
             Self::Memory(store) => store.replace(key, from, to).await,
         }
     }
-
-    /// Sets a key, whatever its value was. For an operator who has decided what is true.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
-        match self {
-            Self::File(store) => store.put(key, value).await,
-            #[cfg(feature = "etcd")]
-            Self::Etcd(store) => store.put(key, value).await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(store) => store.put(key, value).await,
-            #[cfg(test)]
-            Self::Memory(store) => store.put(key, value).await,
-        }
-    }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -171,8 +172,15 @@ impl Etcd {
         process.finish().await;
     }
 
+    /// Once this returns, a node that was to stop says nothing any more: of the threads of a busy one
+    /// some may go on for a while after the signal was sent.
     pub(crate) fn signal(&self, node: usize, signal: Signal) {
-        self.nodes[node].as_ref().unwrap().signal(signal);
+        let process = self.nodes[node].as_ref().unwrap();
+        process.signal(signal);
+        if signal == Signal::SIGSTOP {
+            let id = Id::Pid(Pid::from_raw(process.id() as i32));
+            waitid(id, WaitPidFlag::WSTOPPED).unwrap();
+        }
     }
 
     /// One call of `etcdctl` at the first node; `root:secret` where users are asked for.
@@ -276,6 +284,19 @@ impl Postgres {
         for child in children(server.id()) {
             // One may have ended just now.
             let _ = kill(child, signal);
+        }
+    }
+
+    /// To those alone that serve its clients now: who connects anew is served.
+    pub(crate) fn signal_sessions(&self, signal: Signal) {
+        let mut sessions = children(self.server.as_ref().unwrap().id());
+        sessions.retain(|session| {
+            let title = std::fs::read_to_string(format!("/proc/{session}/cmdline"));
+            title.is_ok_and(|title| title.starts_with("postgres: tombola "))
+        });
+        assert!(!sessions.is_empty(), "nobody is connected");
+        for session in sessions {
+            kill(session, signal).unwrap();
         }
     }
 

@@ -95,13 +95,6 @@ impl EtcdStore {
         };
         self.0.ask(Unanswered::GiveUp, question).await
     }
-
-    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
-        let question = |mut client: KvClient| async move {
-            client.put(key, value, None).await.map_err(problem).map(drop)
-        };
-        self.0.ask(Unanswered::AskAgain, question).await
-    }
 }
 
 impl Connect for Etcd {

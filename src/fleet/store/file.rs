@@ -21,8 +21,6 @@ const SELECT: &str = "SELECT value FROM entries WHERE key = ?1";
 const SELECT_ALL: &str = "SELECT key, value FROM entries WHERE substr(key, 1, length(?1)) = ?1";
 const INSERT: &str = "INSERT OR IGNORE INTO entries VALUES (?1, ?2)";
 const UPDATE: &str = "UPDATE entries SET value = ?3 WHERE key = ?1 AND value = ?2";
-const UPSERT: &str =
-    "INSERT INTO entries VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
 
 /// See the [module](self). The file is open only while it is asked: that is seldom, and others may wait.
 #[derive(Debug)]
@@ -76,11 +74,6 @@ impl FileStore {
         let (key, from, to) = (key.to_owned(), from.to_owned(), to.to_owned());
         self.ask(move |connection| Ok(connection.execute(UPDATE, params![key, from, to])? == 1))
             .await
-    }
-
-    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
-        let (key, value) = (key.to_owned(), value.to_owned());
-        self.ask(move |connection| connection.execute(UPSERT, params![key, value]).map(drop)).await
     }
 
     async fn ask<T: Send + 'static>(

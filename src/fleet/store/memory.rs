@@ -82,10 +82,6 @@ impl MemoryStore {
         })
     }
 
-    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
-        self.change(|content| drop(content.insert(key.to_owned(), value.to_owned())))
-    }
-
     fn change<T>(
         &self,
         change: impl FnOnce(&mut BTreeMap<String, String>) -> T,

@@ -28,8 +28,6 @@ const INSERT: &str = "INSERT INTO tombola (key, value)
     SELECT entry.key, entry.value FROM unnest($1, $2) AS entry (key, value) ORDER BY entry.key
     ON CONFLICT (key) DO NOTHING";
 const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $2";
-const UPSERT: &str = "INSERT INTO tombola (key, value) VALUES ($1, $2)
-    ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -107,14 +105,6 @@ impl PostgresStore {
             Ok(client.execute_typed(UPDATE, &texts).await.map_err(problem)? == 1)
         };
         self.0.ask(Unanswered::GiveUp, question).await
-    }
-
-    pub(super) async fn put(&self, key: &str, value: &str) -> Result<(), StoreError> {
-        let question = |client: Arc<Client>| async move {
-            let texts = [(&key as _, Type::TEXT), (&value as _, Type::TEXT)];
-            client.execute_typed(UPSERT, &texts).await.map_err(problem).map(drop)
-        };
-        self.0.ask(Unanswered::AskAgain, question).await
     }
 }
 
