@@ -19,10 +19,12 @@ use super::{PATIENCE, Process, eventually, skipped};
 /// `nobody` of Debian, and of most others: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
-/// A port of loopback that was free a moment ago.
+/// An address that nobody listens on. Not one that the system gives to whoever asks for any, as all other
+/// tests do (32768 and above on Linux): it would be taken before the server listens.
 pub(crate) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
+    let listener = std::iter::repeat_with(|| rand::random_range(16_000..32_000)).find_map(free);
+    listener.unwrap().local_addr().unwrap()
 }
 
 /// A root and what it vouches for, as PEM files: `server` is for 127.0.0.1, `client` for the user
