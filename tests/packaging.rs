@@ -118,7 +118,7 @@ fn the_unit_does_not_try_again_what_people_have_to_mend() {
     use tombola::commands::Exit;
     let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
     let found: Vec<u8> = line.unwrap().split(' ').map(|code| code.parse().unwrap()).collect();
-    assert_eq!(found, [Exit::Settings as u8, Exit::Folder as u8]);
+    assert_eq!(found, [Exit::Settings as u8, Exit::Folder as u8, Exit::Lost as u8]);
     // Of any other process systemd does not look at the code.
     assert!(!UNIT.contains("\nExecStartPre="));
 }
