@@ -1,17 +1,17 @@
 # syntax=docker/dockerfile:1
 
-# tombola in a container, as a user without rights, numbers in the volume /data.
+# tombola in a container. It runs as an unprivileged user and keeps its data in the volume /data.
 #
 #   docker build --tag tombola .
 #   docker run --rm --publish 127.0.0.1:8000:8000 --volume tombola:/data \
 #     --volume ./config.toml:/etc/tombola/config.toml:ro tombola
 #
-# In a container the server has to listen on all addresses, so that it starts only when the settings
-# say who may ask: tokens, as `docker run --rm tombola token new --name NAME --scope draw` prints them,
-# or, where the port is published for this machine alone, mode = "none" under [auth]. For a first try
-# that is --env TOMBOLA_AUTH__MODE=none.
+# In a container the server listens on all addresses, so it starts only if authentication is configured.
+# `docker run --rm tombola token new --name NAME --scope draw` prints a token and its entry. If the port is
+# published only on this machine, mode = "none" under [auth] is enough; to try it, pass
+# --env TOMBOLA_AUTH__MODE=none.
 #
-# For a fleet add --build-arg FEATURES=etcd or FEATURES=postgres, or both with a comma.
+# For a fleet, add --build-arg FEATURES=etcd, FEATURES=postgres, or FEATURES=etcd,postgres.
 
 ARG RUST_VERSION=1.95.0
 ARG DEBIAN_RELEASE=bookworm
@@ -19,13 +19,13 @@ ARG DEBIAN_RELEASE=bookworm
 FROM rust:${RUST_VERSION}-slim-${DEBIAN_RELEASE} AS build
 WORKDIR /src
 ARG FEATURES=""
-# The client of etcd is made from its protocol's files.
+# The etcd client is generated from protocol files at build time.
 RUN case ",${FEATURES}," in *,etcd,*) \
         apt-get update \
         && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
         && rm -rf /var/lib/apt/lists/* ;; \
     esac
-# The bundled SQLite needs the C compiler that is in the image.
+# The bundled SQLite is compiled with the C compiler of the base image.
 COPY .cargo/ .cargo/
 COPY Cargo.toml Cargo.lock config.toml README.md ./
 COPY src/ src/
@@ -42,19 +42,20 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM debian:${DEBIAN_RELEASE}-slim
 COPY --from=build /out/ /
 COPY LICENSE /usr/share/doc/tombola/
-# A number, so that Kubernetes can tell that it is not root (runAsNonRoot).
+# With a numeric user, Kubernetes can check that it is not root (runAsNonRoot).
 USER 10001:10001
-# /etc/tombola/config.toml is found from here; nothing is written.
+# The server reads /etc/tombola/config.toml from here, and writes nothing here.
 WORKDIR /etc/tombola
 ENV TOMBOLA_SERVER__LISTEN=0.0.0.0:8000 \
     TOMBOLA_STORAGE__DIR=/data
 VOLUME /data
 EXPOSE 8000
-# As the server hears it: leases go back, so that nothing is burned. It takes up to server.drain_ms,
-# 10 s, which is all that `docker stop` waits for: give it --stop-timeout 30.
+# On SIGTERM, the server returns its leases, so no numbers are burned. This takes up to server.drain_ms, 10 s,
+# which is also how long `docker stop` waits: run the container with --stop-timeout 30.
 STOPSIGNAL SIGTERM
-# On an empty volume the first answer comes within 2 seconds. With server.tls the command needs
-# --url https://NAME:8000, as the certificate has it, and --ca.
+# Checks whether to send requests here, like /ready: a used-up pool does not make the container unhealthy. On an
+# empty volume, the first number is available within 2 seconds. With server.tls, add --url https://NAME:8000 with
+# the name in the certificate, and --ca.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --retries=3 \
     CMD ["tombola", "health"]
 ENTRYPOINT ["tombola"]

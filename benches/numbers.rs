@@ -1,8 +1,8 @@
-//! What a number costs at each step of its way: drawn, built, leased, taken, written as JSON. Whole
-//! processes are compared by `tools/bench.rs`.
+//! The cost of a number at each step: drawn, built, leased, taken, and written as JSON. `tools/bench`
+//! compares whole processes.
 //!
-//! To measure a step is to use its numbers up. So each has a supply that is replaced by a copy of a
-//! full one before it runs dry, outside the time that counts.
+//! Measuring a step uses up its numbers. So each step has a supply, which is replaced by a copy of a full one
+//! before it is used up, outside the measured time.
 
 #![forbid(unsafe_code)]
 
@@ -28,29 +28,29 @@ use tombola::files;
 use tombola::folder::{PoolPaths, ShardFiles};
 use tombola::ledger::Ledger;
 use tombola::pool::Pool;
-use tombola::shard::{self, Label, Shard};
+use tombola::shard::{self, Label, Left, Shard};
 use tombola::space::{Number, Space, Value};
 use tombola::sqlite::rusqlite::Connection;
-use tombola::sqlite::{self, LOG_PAGES_MAX};
+use tombola::sqlite::{Found, LOG_PAGES_MAX};
 use uuid::Uuid;
 
-/// Values in the ledger that is drawn into, and rows of the shard that is leased from.
+/// The values in the ledger that is drawn into, and the rows of the shard that is leased from.
 const SUPPLY: u64 = 1_000_000;
 
-/// Rows of the shard that is built.
+/// The rows of the shard that is built.
 const BUILD_ROWS: usize = 100_000;
 
-/// Rows of a lease, as by default.
+/// The rows of a lease, as by default.
 const LEASE_ROWS: usize = 1024;
 
-/// Rows that lie leased before numbers are taken, 1 MB: so that few samples are made of parts.
+/// The rows that are leased before numbers are taken, 1 MB, so that few samples are interrupted.
 const READY_ROWS: u32 = 1 << 16;
 
 const SHARD: ShardIndex = ShardIndex(0);
 
 fn main() -> Result<()> {
-    // All of it in under a minute and a half, copies of supplies included: criterion plans by the
-    // clock on the wall.
+    // All benchmarks take less than a minute and a half, including copies of supplies: criterion plans by the
+    // wall clock.
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3))
@@ -60,12 +60,13 @@ fn main() -> Result<()> {
     build(&mut criterion)?;
     lease(&mut criterion)?;
     take(&mut criterion)?;
+    take_of_many(&mut criterion)?;
     json(&mut criterion);
     criterion.final_summary();
     Ok(())
 }
 
-/// Fresh values into a ledger, durably.
+/// Measures drawing fresh values into a ledger, durably.
 fn draw(criterion: &mut Criterion) -> Result<()> {
     let full = folder()?;
     let mut ledger = Ledger::create(&paths(&full).ledger(), &space())?;
@@ -73,16 +74,16 @@ fn draw(criterion: &mut Criterion) -> Result<()> {
     ledger.close()?;
 
     let mut group = criterion.benchmark_group("draw");
-    // Each sample takes a while.
+    // Each sample takes long.
     group.sample_size(10);
     for count in [10_000, 100_000] {
         group.throughput(Throughput::Elements(count));
         group.bench_function(format!("{count} into 1M"), |bencher| {
             bencher.iter_custom(|iterations| {
-                // Each sample begins with the same ledger, and with a connection that has read it.
+                // Each sample starts with the same ledger, and with a connection that has read it.
                 let copy = copy_of(&full).expect("a ledger can be copied");
                 let mut ledger =
-                    Ledger::open_as_it_is(&paths(&copy).ledger()).expect("it was just made");
+                    Ledger::open_as_it_is(&paths(&copy).ledger()).expect("the copy is a ledger");
                 draw_once(&mut ledger, count);
                 let started = Instant::now();
                 for _ in 0..iterations {
@@ -98,11 +99,11 @@ fn draw(criterion: &mut Criterion) -> Result<()> {
 
 fn draw_once(ledger: &mut Ledger, count: u64) {
     let draw = ledger.draw(SHARD, None, count, &mut |_| ControlFlow::Continue(()));
-    let batch = draw.and_then(|draw| draw.commit()).expect("the disk takes it");
+    let batch = draw.and_then(|draw| draw.commit()).expect("the disk is writable");
     assert_eq!(batch.count, count);
 }
 
-/// A whole shard file, synced.
+/// Measures building a whole shard file, with the sync.
 fn build(criterion: &mut Criterion) -> Result<()> {
     let folder = folder()?;
     let path = paths(&folder).unfinished(SHARD);
@@ -112,8 +113,8 @@ fn build(criterion: &mut Criterion) -> Result<()> {
     group.throughput(Throughput::Elements(BUILD_ROWS as u64));
     group.bench_function(format!("{BUILD_ROWS} rows"), |bencher| {
         bencher.iter_batched(
-            || files::remove(&path).expect("it is ours"),
-            |()| write_shard(&path, &values).expect("the disk takes it"),
+            || files::remove(&path).expect("the file can be removed"),
+            |()| write_shard(&path, SHARD, &values).expect("the disk is writable"),
             BatchSize::PerIteration,
         );
     });
@@ -121,7 +122,7 @@ fn build(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
-/// Rows of a live file, marked as used, durably.
+/// Measures marking rows of a live file as used, durably.
 fn lease(criterion: &mut Criterion) -> Result<()> {
     let full = full_shard()?;
     let mut rng = rng();
@@ -141,12 +142,12 @@ fn lease(criterion: &mut Criterion) -> Result<()> {
                     let OpenShard { shard, connection, .. } = &mut open;
                     let started = Instant::now();
                     let leased = shard.lease(connection, rows, unserved, &mut rng);
-                    // As its worker does: leases pay for the checkpoints that they bring about.
+                    // Like the worker: leases pay for the checkpoints that they cause.
                     if shard.log_pages() >= LOG_PAGES_MAX {
-                        shard.checkpoint(connection).expect("the disk takes it");
+                        shard.checkpoint(connection).expect("the disk is writable");
                     }
                     time += started.elapsed();
-                    assert_eq!(leased.expect("the disk takes it").len(), rows);
+                    assert_eq!(leased.expect("the disk is writable").len(), rows);
                 }
                 time
             });
@@ -160,22 +161,24 @@ fn lease(criterion: &mut Criterion) -> Result<()> {
 struct OpenShard {
     shard: Shard,
     connection: Connection,
-    /// After the connection: it has files there.
+    /// Declared after the connection, which has files in it.
     _folder: TempDir,
 }
 
 impl OpenShard {
     fn copy_of(full: &TempDir) -> Result<Self> {
         let folder = copy_of(full)?;
-        let mut connection = sqlite::open(&paths(&folder).live(SHARD))?;
-        Ok(Self { shard: Shard::open(&mut connection)?, connection, _folder: folder })
+        let path = paths(&folder).live(SHARD);
+        let mut connection = Found::new(&path).secure()?.open()?.into_connection();
+        let shard = Shard::open(&path, &mut connection, false)?;
+        Ok(Self { shard, connection, _folder: folder })
     }
 }
 
-/// Leased numbers out of a pool, as a request takes them.
+/// Measures taking leased numbers from a pool, as a request does.
 fn take(criterion: &mut Criterion) -> Result<()> {
     let full = full_shard()?;
-    // One thread, which is in this code while the time counts: nothing is leased meanwhile.
+    // The only thread is busy with this code while time is measured, so nothing is leased in that time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut supply = runtime.block_on(OpenPool::copy_of(&full))?;
 
@@ -185,19 +188,19 @@ fn take(criterion: &mut Criterion) -> Result<()> {
         bencher.iter_custom(|iterations| {
             supply.time(&runtime, &full, iterations, 1, |pool, times| {
                 for _ in 0..times {
-                    black_box(pool.try_take_one().expect("it lies leased"));
+                    black_box(pool.try_take_one().expect("a row is leased"));
                 }
             })
         });
     });
-    let count = NonZeroU32::new(100).expect("it is not 0");
+    let count = NonZeroU32::new(100).expect("not 0");
     group.throughput(Throughput::Elements(count.get().into()));
     group.bench_function(format!("{count}"), |bencher| {
         bencher.iter_custom(|iterations| {
             supply.time(&runtime, &full, iterations, count.get(), |pool, times| {
                 runtime.block_on(async {
                     for _ in 0..times {
-                        black_box(pool.take(count).await.expect("they lie leased"));
+                        black_box(pool.take(count).await.expect("enough rows are leased"));
                     }
                 });
             })
@@ -208,36 +211,98 @@ fn take(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
-/// A pool of one shard, which nobody refills.
+/// Measures taking two numbers of one shard among few and among many. The cost must not grow with the number
+/// of shards.
+fn take_of_many(criterion: &mut Criterion) -> Result<()> {
+    let two = NonZeroU32::new(2).expect("not 0");
+    rlimit::increase_nofile_limit(1 << 14)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+
+    let mut group = criterion.benchmark_group("take 2");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(two.get().into()));
+    // The rows of all shards together allow one lease to take all that each shard has.
+    for (shards, rows) in [(2, READY_ROWS), (1024, 512)] {
+        let full = folder()?;
+        for index in 0..shards {
+            let path = paths(&full).live(ShardIndex(index));
+            write_shard(&path, ShardIndex(index), &values(rows as usize))?;
+        }
+        let mut supply = runtime.block_on(OpenPool::leased(&full, shards, rows))?;
+        group.bench_function(format!("of {shards} shards"), |bencher| {
+            bencher.iter_custom(|mut iterations| {
+                let mut time = Duration::ZERO;
+                while iterations > 0 {
+                    if supply.ready < two.get() {
+                        let next = runtime.block_on(OpenPool::leased(&full, shards, rows));
+                        let next = next.expect("shards can be copied");
+                        runtime.block_on(std::mem::replace(&mut supply, next).close());
+                    }
+                    let times = iterations.min((supply.ready / two).into());
+                    let started = Instant::now();
+                    runtime.block_on(async {
+                        for _ in 0..times {
+                            black_box(supply.pool.take(two).await.expect("enough rows are leased"));
+                        }
+                    });
+                    time += started.elapsed();
+                    supply.ready -= times as u32 * two.get();
+                    iterations -= times;
+                }
+                time
+            });
+        });
+        runtime.block_on(supply.close());
+    }
+    group.finish();
+    Ok(())
+}
+
+/// A pool without a refiller.
 struct OpenPool {
     pool: Arc<Pool>,
     workers: Vec<JoinHandle<()>>,
-    /// Rows that lie leased.
+    /// The count of leased rows.
     ready: u32,
     _folder: TempDir,
 }
 
 impl OpenPool {
+    /// Opens a pool with one shard.
     async fn copy_of(full: &TempDir) -> Result<Self> {
+        Self::open(full, 1, SUPPLY as u32).await
+    }
+
+    /// Opens a pool and leases all rows of all shards. Half of them are counted as ready: the rest allows for
+    /// the uneven outcome of random choices.
+    async fn leased(full: &TempDir, shards: u16, rows: u32) -> Result<Self> {
+        let mut open = Self::open(full, shards, rows).await?;
+        while open.pool.figures().shards.iter().any(|shard| shard.leases.count() == 0) {
+            tokio::task::yield_now().await;
+        }
+        open.ready = u32::from(shards) * rows / 2;
+        Ok(open)
+    }
+
+    async fn open(full: &TempDir, shards: u16, shard_size: u32) -> Result<Self> {
         let folder = copy_of(full)?;
         let paths = paths(&folder);
-        let live = shard::read_label(&paths.live(SHARD))?;
-        let config = PoolConfig {
-            name: paths.pool().clone(),
-            space: space(),
-            shards: 1,
-            shard_size: SUPPLY as u32,
-        };
+        let config = PoolConfig { name: paths.pool().clone(), space: space(), shards, shard_size };
         let lease = LeaseConfig { rows: READY_ROWS as usize };
         let refill =
             RefillConfig { low_water: 0.0, retry: Duration::ZERO, retry_limit: Duration::ZERO };
-        let files = [ShardFiles { index: SHARD, live: Some(live), standby: None, damaged: false }];
+        let files = (0..shards).map(ShardIndex).map(|index| {
+            let live = Some(Left::open(&paths.live(index))?.seen);
+            Ok(ShardFiles { index, live, standby: None, damaged: false })
+        });
+        let files: Vec<_> = files.collect::<Result<_>>()?;
         let (pool, workers) =
             Pool::open(&config, lease, refill, &paths, &files, Arc::default(), None).await;
+        let workers = workers.into_iter().map(tokio::spawn).collect();
         Ok(Self { pool, workers, ready: 0, _folder: folder })
     }
 
-    /// The time of as many takes of `count` numbers, done by `takes` from what lies leased.
+    /// Measures `iterations` takes of `count` numbers each, which `takes` performs on leased rows.
     fn time(
         &mut self,
         runtime: &Runtime,
@@ -261,15 +326,15 @@ impl OpenPool {
         time
     }
 
-    /// Sees to it that rows lie leased.
+    /// Makes sure that rows are leased.
     async fn lease(&mut self, full: &TempDir) {
         if self.pool.levels()[0].left <= 2 * u64::from(READY_ROWS) {
             let next = Self::copy_of(full).await.expect("a shard can be copied");
             std::mem::replace(self, next).close().await;
         }
-        // One more than there is has to wait for the next lease, and leaves the rest of it.
+        // A request for one number more than are leased waits for the next lease, and leaves the rest of it.
         let more = NonZeroU32::MIN.saturating_add(self.ready);
-        self.pool.take(more).await.expect("the shard has as many");
+        self.pool.take(more).await.expect("the shard has enough rows");
         self.ready = READY_ROWS - 1;
     }
 
@@ -281,7 +346,7 @@ impl OpenPool {
     }
 }
 
-/// Numbers as text, and the bodies that they go out in.
+/// Measures formatting numbers as text, and the response bodies.
 fn json(criterion: &mut Criterion) {
     let space = space();
     let values = values(1000);
@@ -295,7 +360,7 @@ fn json(criterion: &mut Criterion) {
     group.bench_function("answer to one", |bencher| {
         bencher.iter(|| {
             let number = space.number(black_box(values[0]));
-            // As the server puts it together.
+            // The way in which the server composes it.
             ["{\"number\":", number.as_str(), ",\"shard\":\"", shard, "\"}"].concat()
         });
     });
@@ -311,7 +376,7 @@ fn json(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The body of an answer to `count`, as the server has it.
+/// The body of a response to `count`, as in the server.
 #[derive(Serialize)]
 struct Many<'a> {
     count: usize,
@@ -320,46 +385,46 @@ struct Many<'a> {
 }
 
 fn text(body: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(body).expect("it has no maps with odd keys")
+    serde_json::to_vec(body).expect("all keys are strings")
 }
 
-/// The range of `int` by default.
+/// Returns the default range of `int`.
 fn space() -> Space {
-    Space::new("1", "9007199254740991", 0).expect("it is one by default")
+    Space::new("1", "9007199254740991", 0).expect("the default range is valid")
 }
 
-/// A folder beside what is compiled: the system's own for temporary files may be no disk at all.
+/// Returns a new folder in the target folder: the system's folder for temporary files may not be on a disk.
 fn folder() -> Result<TempDir> {
     Ok(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
 
 fn paths(folder: &TempDir) -> PoolPaths {
-    PoolPaths::new(folder.path(), &PoolName::new("int").expect("it is one by default"))
+    PoolPaths::new(folder.path(), &PoolName::new("int").expect("a valid name"))
 }
 
-/// A folder with the same files, which nobody has open, on the disk.
+/// Copies a folder whose files are not open, and syncs the copy.
 fn copy_of(full: &TempDir) -> Result<TempDir> {
     let copy = folder()?;
     for name in files::list(full.path())? {
         let file: PathBuf = copy.path().join(&name);
         std::fs::copy(full.path().join(&name), &file)?;
-        // Else the first sync that is measured would write it.
+        // Otherwise the first measured sync would write it.
         files::sync_file(&file)?;
     }
     Ok(copy)
 }
 
-/// A folder with a live file that has all its rows.
+/// Returns a folder with a live file of which no rows are used.
 fn full_shard() -> Result<TempDir> {
     let folder = folder()?;
-    write_shard(&paths(&folder).live(SHARD), &values(SUPPLY as usize))?;
+    write_shard(&paths(&folder).live(SHARD), SHARD, &values(SUPPLY as usize))?;
     Ok(folder)
 }
 
-fn write_shard(path: &Path, values: &[Value]) -> Result<()> {
+fn write_shard(path: &Path, shard: ShardIndex, values: &[Value]) -> Result<()> {
     let count = values.len() as u64;
-    let batch = Batch { id: BatchId(1), shard: SHARD, generation: Generation(1), count };
-    let pool = PoolName::new("int").expect("it is one by default");
+    let batch = Batch { id: BatchId(1), shard, generation: Generation(1), count };
+    let pool = PoolName::new("int").expect("a valid name");
     let label = Label::new(Uuid::nil(), &pool, space().decimals(), batch);
     files::create(path)?;
     shard::build(path, &label, values, &mut |_| ControlFlow::Continue(()))?;
@@ -371,7 +436,7 @@ fn values(count: usize) -> Vec<Value> {
     (0..count).map(|_| Value(rng.random_range(space.min().0..=space.max().0))).collect()
 }
 
-/// The same in each run, so that two runs can be compared.
+/// Returns the same generator in each run, so that two runs can be compared.
 fn rng() -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(7)
 }

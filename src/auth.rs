@@ -1,7 +1,7 @@
-//! Tokens: made, kept as their SHA-256, recognised. Pure; knows nothing of HTTP, and keeps no token.
+//! Creates tokens, hashes them with SHA-256, and recognises them by their hash. Stores no token, and knows
+//! nothing of HTTP.
 //!
-//! A token is 256 random bits, so that a plain SHA-256 hides it as well as a slow hash would: there
-//! is nothing to guess.
+//! A token has 256 random bits, too many to guess, so a plain SHA-256 protects it as well as a slow hash.
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -10,23 +10,23 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::config::{Scope, TokenConfig};
 
-/// What every token begins with, so that people and secret scanners know one when they see it.
+/// The prefix of every token, by which people and secret scanners recognise one.
 const PREFIX: &str = "tombola_";
 
-/// Which token: its place in the settings.
+/// A token's position in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenIndex(u16);
 
-/// Why a token does not open a door.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// It is none of ours.
+    /// The settings don't have it.
     Unknown,
-    /// It is ours, and for something else.
+    /// It lacks the scope.
     OtherScope,
 }
 
-/// A new token, which nobody has seen yet.
+/// Returns a new random token.
 #[must_use]
 pub fn new_token() -> String {
     let mut secret = [0; 32];
@@ -34,10 +34,10 @@ pub fn new_token() -> String {
     format!("{PREFIX}{}", hex::encode(secret))
 }
 
-/// What shows a token in the header `Authorization`, from a text that holds just the token.
+/// Returns the value of `Authorization` for the token in `text`, which contains nothing else.
 ///
 /// # Errors
-/// In words, when it can't be one.
+/// The problem in words, if `text` can't be a token.
 pub fn credentials(text: &str) -> Result<String, &'static str> {
     let token = text.trim();
     match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -46,20 +46,20 @@ pub fn credentials(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// What is kept of a token.
+/// Returns the hash by which a token is recognised.
 #[must_use]
 pub fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// The entry of this token for this scope.
+/// Finds the entry of this token for this scope.
 ///
 /// # Errors
 /// [`Denied`].
 pub fn recognise(tokens: &[TokenConfig], token: &[u8], scope: Scope) -> Result<TokenIndex, Denied> {
     let digest = digest(token);
     let (mut known, mut found, mut place) = (Choice::from(0), Choice::from(0), 0);
-    // All of them, whichever it is, and without a branch: the time tells nothing.
+    // Compares all entries without a branch, so that the time reveals nothing.
     for (entry, index) in tokens.iter().zip(0_u16..) {
         let same = entry.sha256.ct_eq(&digest);
         let opens = same & Choice::from(u8::from(entry.scope == scope));
@@ -93,7 +93,7 @@ mod tests {
         assert_ne!(tokens[0], tokens[1]);
     }
 
-    /// As `printf %s abc | sha256sum` has it: whoever hashes by hand has to come to the same.
+    /// The expected hash is the output of `printf %s abc | sha256sum`: a token hashed by hand must work.
     #[test]
     fn what_is_kept_is_the_plain_sha_256_of_the_text() {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";

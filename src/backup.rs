@@ -1,57 +1,59 @@
-//! A copy of a folder that can be served, taken while a server uses the folder or while none does.
-//! Changes nothing in the folder.
+//! Copies a folder, while a server uses it or not. A server can start on the copy. Changes nothing in the
+//! folder.
 //!
 //! # The order
-//! Of each pool the shards first, the ledger last. A value enters the ledger before its shard is served,
-//! so a ledger that is copied later has every value of the shards that were copied before. The other
-//! way round, a shard filled in between would have values that the copied ledger lacks: it could draw
-//! them again.
+//! The shards of each pool are copied first, and its ledger last. A value enters the ledger before its shard
+//! is served, so a ledger copied later has every value of the shards copied before. In the other order, a
+//! shard filled in between would have values that the copied ledger lacks and could draw again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::batch::{Generation, ShardIndex};
+use rand::RngExt;
+
+use crate::batch::{Generation, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError, LockError};
 use crate::folder::{self, FLEET_RECORD, JSON_STORE, PoolPaths};
 use crate::ledger::{Ledger, LedgerError};
-use crate::shard::{self, Label, ShardError};
+use crate::shard::{self, Label, Left, ShardError};
 use crate::sqlite;
 use crate::sqlite::rusqlite::{self, Connection};
 use crate::verify;
 
-/// Tries to copy a shard that is replaced by its next generation meanwhile. Each takes about as long as
-/// reading the file, so that only shards that are used up faster than they are read need a second.
+/// Attempts to copy a shard, which fail if the shard is replaced by its next generation at the same time.
+/// Each takes about as long as reading the file, so only shards that are used up faster than this need more
+/// than one.
 const TRIES_MAX: u32 = 20;
 
-/// Why there is no backup. Nothing of it is left then.
+/// The reason that there is no backup. Nothing of it is left then.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// There is something where it should come to be.
+    /// The target exists and is not empty.
     #[error("{0} is there already and not empty: name a folder that does not exist")]
     Exists(PathBuf),
-    /// What befalls the folder would befall its copy.
+    /// The target is inside the data folder.
     #[error(
-        "{to} lies in the data folder {from}, and would be lost with it: name a folder elsewhere, \
-         best on another disk"
+        "{to} lies in the data folder {from} and would be lost with it. Name a folder elsewhere, \
+         preferably on another disk"
     )]
     Inside {
-        /// The copy.
+        /// The target.
         to: PathBuf,
         /// The data folder.
         from: PathBuf,
     },
-    /// Someone else's, or a process that was killed.
+    /// Another backup is running, or one was killed.
     #[error(
-        "{0} is there already: another backup is being written, or one was cut off; if none runs, \
+        "{0} is there already: another backup is being written, or one was interrupted; if none runs, \
          delete it"
     )]
     Unfinished(PathBuf),
-    /// No file of tombola's.
+    /// The folder has no files of tombola.
     #[error("there is nothing to back up in {0}: name the data folder with --data-dir")]
     Nothing(PathBuf),
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
     /// A file could not be copied.
@@ -62,31 +64,31 @@ pub enum BackupError {
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// A copied shard is not whole.
+    /// A copied shard can't be used.
     #[error("the copy of {path} can't be used: {source}")]
     Shard {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: ShardError,
     },
-    /// A shard was replaced again and again while it was copied.
+    /// A shard was replaced again and again while it was being copied.
     #[error(
-        "{0} was replaced {TRIES_MAX} times while it was being copied: try again with less load"
+        "{0} was replaced {TRIES_MAX} times while it was being copied. Try again with less load"
     )]
     Moving(PathBuf),
-    /// A copied ledger is not whole.
+    /// A copied ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The copy is not what it should be: nor, then, is the folder.
-    #[error("the copy is not whole, so neither may {folder} be:\n{lines}")]
+    /// The copy has violations, so the folder probably has them too.
+    #[error("the copy has violations, so {folder} probably has them too:\n{lines}")]
     NotWhole {
         /// The data folder.
         folder: PathBuf,
         /// The violations.
         lines: String,
     },
-    /// It was told to stop.
+    /// The backup was cancelled.
     #[error("stopped; nothing of the backup is left")]
     Cancelled,
 }
@@ -96,19 +98,23 @@ pub enum BackupError {
 pub struct Summary {
     /// Names and lengths in bytes.
     pub files: Vec<(String, u64)>,
-    /// Each pool, and how many numbers a server on the copy never hands out though they were not
-    /// issued: leased, or in a generation that was finished while the others were copied; at most.
+    /// For each pool, an upper bound of the unissued numbers that a server on the copy never hands out: those
+    /// that were leased, or are in a generation that was finished while others were being copied.
     pub burned: Vec<(PoolName, u64)>,
-    /// What the reading of the copy found worth knowing.
+    /// Files of the folder that are not in the copy: those that tombola does not know, and those that it set
+    /// aside.
+    pub left_out: Vec<String>,
+    /// The result of checking the copy.
     pub findings: verify::Findings,
-    /// How long it took.
+    /// How long the backup took.
     pub took: Duration,
 }
 
-/// Copies what `from` holds to `to`, which must not exist or be empty. Asks `go_on` every 16 MB.
+/// Copies the data of `from` to `to`, which must be empty or not exist. Calls `go_on` every 16 MB, and stops
+/// if it returns false.
 ///
 /// # Errors
-/// [`BackupError`]; nothing is left at `to`.
+/// Returns [`BackupError`]. Nothing is left at `to`.
 pub fn run(from: &Path, to: &Path, go_on: &dyn Fn() -> bool) -> Result<Summary, BackupError> {
     let started = Instant::now();
     if files::lies_in(to, from)? {
@@ -117,25 +123,26 @@ pub fn run(from: &Path, to: &Path, go_on: &dyn Fn() -> bool) -> Result<Summary, 
     if files::length_bytes(to)?.is_some() && !files::list(to)?.is_empty() {
         return Err(BackupError::Exists(to.to_owned()));
     }
-    // Until it is whole it bears another name.
+    // The copy has another name until it is complete.
     let partial = files::beside(to, ".partial");
     if files::length_bytes(&partial)?.is_some() {
         return Err(BackupError::Unfinished(partial));
     }
-    // Of a folder that nobody uses, files are read without a trace, and nobody may begin to use it.
-    let lock = match files::lock(from) {
+    // If no process uses the folder, its files are read without a trace, and the lock keeps other processes
+    // out.
+    let lock = match files::lock(from, Duration::ZERO) {
         Ok(lock) => Some(lock),
         Err(LockError::Held { .. }) => None,
         Err(LockError::File(error)) => return Err(error.into()),
     };
     files::create_folder(&partial)?;
     let copying = Copying { from, to: &partial, in_use: lock.is_none(), go_on };
-    let done = copying.all().and_then(|(burned, findings)| {
+    let done = copying.all().and_then(|done| {
         files::rename(&partial, to)?;
         files::sync_folder(files::parent(to))?;
-        Ok((burned, findings))
+        Ok(done)
     });
-    let (burned, findings) = match done {
+    let Copied { burned, left_out, findings } = match done {
         Ok(done) => done,
         Err(error) => {
             files::remove_folder(&partial)?;
@@ -147,27 +154,32 @@ pub fn run(from: &Path, to: &Path, go_on: &dyn Fn() -> bool) -> Result<Summary, 
         let bytes = files::length_bytes(&to.join(&name))?.unwrap_or(0);
         copied.push((name, bytes));
     }
-    Ok(Summary { files: copied, burned, findings, took: started.elapsed() })
+    Ok(Summary { files: copied, burned, left_out, findings, took: started.elapsed() })
 }
 
-/// The work.
+/// A backup in progress.
 struct Copying<'b> {
     from: &'b Path,
     to: &'b Path,
-    /// By another process.
+    /// Whether another process uses the folder.
     in_use: bool,
     go_on: &'b dyn Fn() -> bool,
 }
 
-type Burned = Vec<(PoolName, u64)>;
+/// The parts of a [`Summary`] that come from copying.
+struct Copied {
+    burned: Vec<(PoolName, u64)>,
+    left_out: Vec<String>,
+    findings: verify::Findings,
+}
 
 impl Copying<'_> {
-    fn all(&self) -> Result<(Burned, verify::Findings), BackupError> {
+    fn all(&self) -> Result<Copied, BackupError> {
         let survey = folder::survey(self.from)?;
         if survey.pools.is_empty() && survey.store.is_none() {
             return Err(BackupError::Nothing(self.from.to_owned()));
         }
-        // Invariant: before the shards. A step of the fence after this makes the copy an old one.
+        // Invariant: copied before the shards. A step of the fence after this makes the copy a stale one.
         if let Some(record) = files::read(&self.from.join(FLEET_RECORD))? {
             files::replace(&self.to.join(FLEET_RECORD), &record)?;
         }
@@ -188,20 +200,25 @@ impl Copying<'_> {
             let lines = findings.violation_lines().join("\n");
             return Err(BackupError::NotWhole { folder: self.from.to_owned(), lines });
         }
-        Ok((burned, findings))
+        let left_out = [survey.others, survey.set_aside].concat();
+        Ok(Copied { burned, left_out, findings })
     }
 
-    /// Copies a pool, and answers with how many of its numbers the copy has burned.
+    /// Copies a pool. Returns how many of its numbers are burned in the copy.
     fn pool(&self, pool: &PoolName, shards: &BTreeSet<ShardIndex>) -> Result<u64, BackupError> {
         let (from, to) = (PoolPaths::new(self.from, pool), PoolPaths::new(self.to, pool));
-        let mut labels = Vec::new();
-        let mut burned = 0;
+        // Only the copied ledger has this token, so the original ledger refuses a copied shard.
+        let token = Token(rand::rng().random());
+        let (mut labels, mut live) = (Vec::new(), Vec::new());
+        // The counts of a damaged file may be too large for a sum.
+        let mut burned = 0_u64;
         for &index in shards {
-            let (found, leased) = self.shard(&from, &to, index)?;
-            labels.extend(found);
-            burned += leased;
+            let (found, standby, leased) = self.shard(&from, &to, index, token)?;
+            live.extend(found.iter().map(|label| label.batch));
+            labels.extend(found.into_iter().chain(standby));
+            burned = burned.saturating_add(leased);
         }
-        // Invariant: after its shards. See the head of this file.
+        // Invariant: copied after its shards. See the head of this file.
         self.database(&from.ledger(), &to.ledger())?;
         let mut ledger = Ledger::open_as_it_is(&to.ledger())?;
         for index in ledger.shards()? {
@@ -210,7 +227,10 @@ impl Copying<'_> {
                 .filter(|label| label.index == index)
                 .map(|label| label.generation)
                 .collect();
-            burned += ledger.keep_only(index, &kept)?;
+            burned = burned.saturating_add(ledger.keep_only(index, &kept)?);
+        }
+        for batch in live {
+            ledger.set_token(batch, token)?;
         }
         if burned > 0 {
             ledger.add_burned(burned)?;
@@ -219,14 +239,15 @@ impl Copying<'_> {
         Ok(burned)
     }
 
-    /// Copies the generations of a shard, and answers with their labels and how many numbers were
-    /// leased.
+    /// Copies the generations of a shard. Returns the labels of the live one and of the standby, and how many
+    /// numbers were leased.
     fn shard(
         &self,
         from: &PoolPaths,
         to: &PoolPaths,
         index: ShardIndex,
-    ) -> Result<(Vec<Label>, u64), BackupError> {
+        token: Token,
+    ) -> Result<(Option<Label>, Option<Label>, u64), BackupError> {
         let failed = |path: PathBuf| move |source| BackupError::Shard { path, source };
         for _ in 0..TRIES_MAX {
             let live = from.live(index);
@@ -235,30 +256,31 @@ impl Copying<'_> {
                 continue;
             }
             let standby = self.standby(from, to, index)?;
-            // A swap in between: the live copy is the one before, or the standby was missed.
+            // A swap happened in between, so the copy is of the previous live file, or lacks the standby.
             if files::identity(&live)? != before {
                 files::remove(&to.live(index))?;
                 files::remove(&to.standby(index))?;
                 continue;
             }
-            let mut labels = Vec::new();
-            let mut leased = 0;
+            let (mut live, mut leased) = (None, 0);
             if before.is_some() {
                 let copy = to.live(index);
-                let (label, open_rows) = shard::end_copy(&copy).map_err(failed(copy))?;
-                labels.push(label);
-                leased = open_rows;
+                let left = Left::open(&copy).map_err(failed(copy.clone()))?;
+                live = Some(left.seen.label.clone());
+                leased = left.seen.open_rows;
+                left.take_over(token).map_err(failed(copy))?;
             }
-            if standby {
-                let copy = to.standby(index);
-                labels.push(shard::read_label(&copy).map_err(failed(copy))?);
-            }
-            return Ok((labels, leased));
+            let copy = to.standby(index);
+            let standby = match standby {
+                true => Some(shard::read_label(&copy).map_err(failed(copy))?),
+                false => None,
+            };
+            return Ok((live, standby, leased));
         }
         Err(BackupError::Moving(from.live(index)))
     }
 
-    /// Copies the standby, which nobody writes while it bears this name. Answers whether there is one.
+    /// Copies the standby, which is not written while it has this name. Returns whether there is one.
     fn standby(
         &self,
         from: &PoolPaths,
@@ -280,7 +302,7 @@ impl Copying<'_> {
     /// Copies the store of a mode below sharded.
     fn store(&self, name: &str) -> Result<(), BackupError> {
         if name == JSON_STORE {
-            // Replaced as a whole at each write: what is read is the state of one moment.
+            // Each write replaces the whole file, so what is read is one consistent state.
             let content = files::read(&self.from.join(name))?.unwrap_or_default();
             return Ok(files::replace(&self.to.join(name), &content)?);
         }
@@ -295,8 +317,8 @@ impl Copying<'_> {
         }
     }
 
-    /// Copies a database as it is at one moment. Not, and answers so, when its name came to stand for
-    /// another file before that moment: its log could then be the other's.
+    /// Copies a database as it is at one moment. Returns false if its name was given to another file before
+    /// that moment, since the log could then be the other file's.
     fn database_unmoved(&self, from: &Path, to: &Path) -> Result<bool, BackupError> {
         let failed = |source| BackupError::Copy { path: from.to_owned(), source };
         let before = files::identity(from)?;
@@ -318,7 +340,7 @@ impl Copying<'_> {
         }
     }
 
-    /// Opens a file and fixes what is seen of it.
+    /// Opens a file, and fixes the connection's view to its current content.
     fn open(&self, path: &Path) -> Result<Connection, rusqlite::Error> {
         let source =
             if self.in_use { sqlite::open_beside(path) } else { sqlite::open_to_look(path) }?;

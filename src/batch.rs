@@ -1,51 +1,57 @@
-//! What ledger and shards call the same thing: which shard, which filling of it, which draw. Pure.
+//! The identifiers that ledger and shards share: of a shard, a generation, a draw. Pure.
 
 use std::ops::ControlFlow;
 
-/// Which shard of a pool.
+/// The index of a shard in its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardIndex(pub u16);
 
-/// Which filling of a shard, from 1.
+/// The number of a shard's generation, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub i64);
 
-/// Which draw from a ledger, from 1.
+/// The number of a draw from a ledger, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchId(pub i64);
 
-/// One draw, as the ledger has it.
+/// Identifies the last opening of a shard's live file. It is drawn at random at each start and noted in the
+/// file and in the ledger, so that an older copy of the file is recognised. 0 before the first start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Token(pub i64);
+
+/// One draw, as recorded in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Its number.
+    /// The number of the draw.
     pub id: BatchId,
     /// The shard that it was drawn for.
     pub shard: ShardIndex,
-    /// The filling of that shard.
+    /// The generation of that shard.
     pub generation: Generation,
-    /// How many values.
+    /// The number of values drawn.
     pub count: u64,
 }
 
-/// What a set of values comes to, in any order: no value can change, come or go unnoticed.
+/// The count and digest of a set of values, whose order does not matter. A changed, missing or additional
+/// value changes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// How many.
+    /// The number of values.
     pub count: u64,
-    /// The sum of their hashes under the ledger's secret key, modulo 2^64.
+    /// The sum of the values' hashes under the ledger's secret key, modulo 2^64.
     pub digest: u64,
 }
 
 impl Tally {
-    /// Counts the value of this hash.
+    /// Adds the value with this hash.
     pub fn add(&mut self, hash: u64) {
         self.count += 1;
         self.digest = self.digest.wrapping_add(hash);
     }
 }
 
-/// Told of each violation that a full reading finds: its kind, and what was found.
+/// Called for each violation that a full check finds, with its kind and a description.
 pub type Report<'r> = &'r mut dyn FnMut(&'static str, String);
 
-/// Told how many values of a draw or build are done; `Break` ends it.
+/// Called with the number of values that a draw or build has completed. `Break` stops it.
 pub type Step<'s> = &'s mut dyn FnMut(u64) -> ControlFlow<()>;

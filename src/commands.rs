@@ -1,4 +1,4 @@
-//! What the console does: one module a command.
+//! The commands of the console, one module each.
 
 mod backup;
 mod check_config;
@@ -23,9 +23,9 @@ use crate::{files, sqlite};
 
 /// Hands out unique random numbers over HTTP, and never the same one twice.
 ///
-/// Without a command it serves, on http://127.0.0.1:8000 unless told otherwise.
+/// Without a command it serves, by default on http://127.0.0.1:8000.
 /// Settings come from config.toml, environment variables (TOMBOLA_SERVER__LISTEN
-/// is server.listen) and flags, the later over the earlier.
+/// is server.listen) and flags; later ones override earlier ones.
 #[derive(Debug, Parser)]
 #[command(
     name = "tombola",
@@ -43,35 +43,35 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serves numbers, as tombola does without a command
+    /// Serves numbers; this is the default command
     Serve(serve::Flags),
-    /// Prints the settings in effect, as a settings file, and where each comes from
+    /// Prints the settings in effect as a settings file, and where each comes from
     CheckConfig(serve::Settings),
-    /// Shows what a running server does: pools, shards, rates and events
+    /// Shows the pools, shards, rates and events of a running server
     Status(status::Flags),
-    /// Asks a running server whether it serves every pool; the exit code tells
+    /// Checks whether a running server is ready for requests, and reports it as an exit code
     Health(health::Flags),
-    /// Makes tokens, with which callers show who they are
+    /// Creates the tokens with which callers authenticate
     #[command(subcommand)]
     Token(token::Command),
-    /// What the store of a fleet has, and how to put back what it has forgotten
+    /// Shows the state of a fleet, and puts back what its store has forgotten
     #[command(subcommand)]
     Fleet(fleet::Command),
-    /// Copies a data folder, also while its server runs
+    /// Copies a data folder, even while its server is running
     Backup(backup::Flags),
-    /// Checks that a folder is whole and no number can come twice; its server must not run
+    /// Checks that a data folder is whole and can't repeat a number; its server must not be running
     Verify(verify::Flags),
-    /// Prints what makes a shell complete the commands and flags of tombola
+    /// Prints a script that makes a shell complete the commands and flags of tombola
     Completions(shell::CompletionFlags),
     /// Prints the manual page, or writes one for each command
     Man(shell::ManFlags),
 }
 
 impl Arguments {
-    /// Does what they say.
+    /// Runs the command.
     ///
     /// # Errors
-    /// What happened and what to do about it: each error tells the whole story, its causes included.
+    /// What happened and what to do about it. The message of each error includes its causes.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(flags) => serve::run(flags),
@@ -88,7 +88,7 @@ impl Arguments {
     }
 }
 
-/// The data folder of a command that works on one that is there.
+/// Returns the data folder for a command that needs an existing one.
 fn existing_folder(location: Location) -> anyhow::Result<PathBuf> {
     sqlite::check_version().map_err(anyhow::Error::msg)?;
     let dir = Config::load(&Overrides { location, ..Overrides::default() })?.dir;
@@ -98,7 +98,7 @@ fn existing_folder(location: Location) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Runs what asks a server: one thread is enough.
+/// Runs a future to its end on a runtime of one thread.
 fn block_on<T>(asking: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| anyhow!("can't start the runtime: {error}"))?.block_on(asking)

@@ -1,8 +1,8 @@
-//! The settings: read once from four layers, validated once, then handed out part by part.
-//! Knows nothing of files other than config files, and starts nothing.
+//! The settings: read once from four layers, validated once, and passed on in parts. Knows nothing of files
+//! other than config files, and starts nothing.
 //!
-//! Lowest to highest: the built-in `config.toml`, the user's file, `TOMBOLA_…` environment
-//! variables, flags.
+//! The layers, from the lowest to the highest: the built-in `config.toml`, the user's file, `TOMBOLA_…`
+//! environment variables, flags.
 
 mod auth;
 mod fleet;
@@ -24,6 +24,7 @@ use ::config::builder::DefaultState;
 use ::config::{ConfigBuilder, Environment, File, FileFormat};
 use clap::ValueEnum;
 use serde::Deserialize;
+use serde::de::{self, Deserializer};
 
 use self::auth::{AUTH_ALLOWED, AuthKeys, may_be_secret};
 pub use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
@@ -38,29 +39,30 @@ use self::quota::QuotaKeys;
 /// Every default, with comments: the `config.toml` at the top of the repository.
 pub const DEFAULTS: &str = include_str!("../config.toml");
 
-/// What `server.listen` may be.
-const LISTEN_ALLOWED: &str = "no socket address; allowed are an IP address and a port, such as \
-     127.0.0.1:8000 or [::1]:8000; a name is not looked up";
+/// The error for a wrong `server.listen`.
+const LISTEN_ALLOWED: &str = "not a socket address; allowed: an IP address and a port, such as \
+     127.0.0.1:8000 or [::1]:8000, but no host name";
 
-/// The user's file when `--config` names none, if it is there.
+/// The user's file if `--config` is not given. It need not exist.
 const USER_FILE: &str = "config.toml";
 
-/// What the name of an environment variable begins with that is a setting.
+/// The prefix of the environment variables that are settings.
 const VARIABLE_PREFIX: &str = "TOMBOLA";
 
-/// Holds a token for the commands that ask a server. No setting.
+/// The variable with the token for the commands that contact a server. It is not a setting.
 pub const TOKEN_VARIABLE: &str = "TOMBOLA_TOKEN";
 
-/// Rows of a lease: what a crash can burn, and 16 bytes of memory each.
+/// The most rows of a lease. A crash can burn them, and each takes 16 bytes of memory.
 const LEASE_ROWS_MAX: u64 = 1_000_000;
 
-/// Numbers in one answer, about 20 bytes of JSON each.
+/// The most numbers in one response, about 20 bytes of JSON each.
 const COUNT_LIMIT_MAX: u64 = 1_000_000;
 
-/// Connections at once, each a file descriptor: what Linux lets one process open (`fs.nr_open`).
+/// The most connections at once. Each is a file descriptor, and Linux lets one process open this many
+/// (`fs.nr_open`).
 const CONNECTIONS_MAX: u64 = 1_048_576;
 
-/// Waits in milliseconds: up to an hour.
+/// The longest wait in milliseconds: an hour.
 const WAIT_MS_MAX: u64 = 3_600_000;
 
 /// Why the settings were refused.
@@ -69,16 +71,16 @@ pub enum ConfigError {
     /// A layer can't be read or is not TOML.
     #[error("the configuration can't be read: {0}")]
     Unreadable(String),
-    /// A key that is not known, or a value that can't be one of that key.
+    /// A key is unknown, or its value is not allowed.
     #[error("{key}{value}{origin}: {problem}")]
     Refused {
         /// The key, with points between levels.
         key: String,
-        /// ` = VALUE`, or nothing where the key has none.
+        /// ` = VALUE`, or empty if there is no value to show.
         value: String,
-        /// ` (in FILE)`, where it is known.
+        /// ` (in FILE)`, or empty if it is a default.
         origin: String,
-        /// What is wrong, and what is allowed.
+        /// The problem, and what is allowed.
         problem: String,
     },
 }
@@ -88,38 +90,38 @@ pub enum ConfigError {
 pub struct Config {
     /// The HTTP side.
     pub server: ServerConfig,
-    /// Folder of all that is kept.
+    /// The data folder.
     pub dir: PathBuf,
-    /// How shards hand out.
+    /// How shards lease rows.
     pub lease: LeaseConfig,
-    /// When and how shards are filled again.
+    /// When and how shards are refilled.
     pub refill: RefillConfig,
     /// The pools, by name.
     pub pools: Vec<PoolConfig>,
-    /// Who may ask.
+    /// The authentication.
     pub auth: AuthConfig,
-    /// How much each may ask for, where that is limited.
+    /// The limit on the numbers that each caller may take, if there is one.
     pub quota: Option<QuotaConfig>,
-    /// With whom numbers are shared out, where they are.
+    /// The fleet, if this server is part of one.
     pub fleet: Option<FleetConfig>,
 }
 
-/// What hands the numbers out: the rungs of a ladder, each better than the last.
+/// How numbers are made and stored. Each mode is faster than the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(try_from = "String")]
 pub enum Mode {
     /// One thread, one JSON file
     Simple,
-    /// The same file; requests that come together share a write
+    /// The same file; concurrent requests share a write
     Json,
-    /// A table with a UNIQUE constraint; requests that come together share a commit
+    /// A table with a UNIQUE constraint; concurrent requests share a commit
     Sqlite,
     /// Numbers made ahead of need, in shards
     Sharded,
 }
 
 impl Mode {
-    /// The mode as the settings have it.
+    /// Returns the mode's name in the settings.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -130,7 +132,7 @@ impl Mode {
         }
     }
 
-    /// The lowest of all layers: where to listen when nobody says.
+    /// Returns the address to listen on if no layer sets one.
     fn listen_default(self) -> &'static str {
         match self {
             Self::Simple => "127.0.0.1:5000",
@@ -146,7 +148,7 @@ impl TryFrom<String> for Mode {
         let allowed = Self::value_variants();
         let names: Vec<_> = allowed.iter().map(|mode| mode.as_str()).collect();
         let found = allowed.iter().find(|mode| mode.as_str() == text).copied();
-        found.ok_or_else(|| format!("no such mode; allowed are {}", names.join(", ")))
+        found.ok_or_else(|| format!("unknown mode; allowed: {}", names.join(", ")))
     }
 }
 
@@ -159,23 +161,25 @@ impl std::fmt::Display for Mode {
 /// The HTTP side.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// What hands the numbers out.
+    /// How numbers are made and stored.
     pub mode: Mode,
     /// Address and port.
     pub listen: SocketAddr,
     /// The largest `count` of one request.
     pub count_limit: NonZeroU32,
+    /// The host names of this server, besides IP addresses and `localhost`.
+    pub hosts: Vec<String>,
     /// The most connections at once.
     pub connections: usize,
     /// How long a client may keep the server waiting.
     pub client_timeout: Duration,
-    /// How long a stop waits for answers in flight.
+    /// How long a stop waits for requests in flight.
     pub drain: Duration,
-    /// With what to serve https.
+    /// The files for https, if it is enabled.
     pub tls: Option<TlsConfig>,
 }
 
-/// With what to serve https.
+/// The files for https.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
     /// PEM file: the server's certificate, then those that lead to a root.
@@ -184,14 +188,14 @@ pub struct TlsConfig {
     pub key: PathBuf,
 }
 
-/// How shards hand out.
+/// How shards lease rows.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseConfig {
     /// Rows leased ahead of need; 0 is strict.
     pub rows: usize,
 }
 
-/// When and how shards are filled again.
+/// When and how shards are refilled.
 #[derive(Clone, Copy, Debug)]
 pub struct RefillConfig {
     /// Share of the shard size below which the next generation is built, 0 to 1.
@@ -203,7 +207,7 @@ pub struct RefillConfig {
 }
 
 impl RefillConfig {
-    /// Rows below which the next generation of a shard of this size is built: at least one.
+    /// Returns the number of rows below which a shard of this size gets its next generation, at least one.
     #[must_use]
     pub fn low_water_rows(&self, shard_size: u32) -> u64 {
         (self.low_water * f64::from(shard_size)).ceil() as u64
@@ -213,15 +217,15 @@ impl RefillConfig {
 /// The flags of every command that works on a data folder.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Location {
-    /// Settings file [default: config.toml in the working directory, if it is there]
+    /// Settings file [default: config.toml in the working directory, if it exists]
     #[arg(long = "config", value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Folder of all that is kept [default: shards]
+    /// Data folder [default: shards]
     #[arg(long = "data-dir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
 
-/// What flags set; they override all else.
+/// The settings that flags set. They override all other layers.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `--config` and `--data-dir`
@@ -232,7 +236,7 @@ pub struct Overrides {
     pub mode: Option<Mode>,
     /// `--refuse-if-stale`
     pub refuse_if_stale: bool,
-    /// `--pool`: the only pool that `shards` and `shard_size` are for, and the only one in use.
+    /// `--pool`: the only pool in use, to which `shards` and `shard_size` then apply.
     pub pool: Option<String>,
     /// `--shards`
     pub shards: Option<u64>,
@@ -241,7 +245,7 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// The flag that sets this, if it was given.
+    /// Returns the flag that sets this, if it was given.
     fn flag(&self, path: &[String]) -> Option<&'static str> {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         let (set, flag) = match *path {
@@ -259,7 +263,7 @@ impl Overrides {
 }
 
 impl Config {
-    /// Reads all layers and validates what they give together.
+    /// Reads all layers and validates the result of merging them.
     ///
     /// # Errors
     /// [`ConfigError`] with the key, the value, where it came from, and what is allowed.
@@ -274,7 +278,7 @@ impl Config {
         Layers::read(overrides, variables)?.parse(overrides.pool.as_deref())
     }
 
-    /// The same, with every setting in effect and where it comes from.
+    /// Loads the settings, and returns with them every setting in effect and its origin.
     ///
     /// # Errors
     /// [`ConfigError`], as [`load`](Self::load) gives it.
@@ -286,7 +290,7 @@ impl Config {
     }
 }
 
-/// What all layers give together, not yet validated, and what they were.
+/// The layers, and the result of merging them, which is not validated yet.
 struct Layers {
     merged: ::config::Config,
     file: UserFile,
@@ -305,7 +309,6 @@ impl Layers {
         let environment = Environment::with_prefix(VARIABLE_PREFIX)
             .prefix_separator("_")
             .separator("__")
-            .try_parsing(true)
             .source(Some(source));
         let builder = ::config::Config::builder()
             .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
@@ -313,7 +316,7 @@ impl Layers {
             .add_source(environment);
         let layers = builder.build_cloned().map_err(unreadable)?;
         let pools = layers.get_table("pools").unwrap_or_default();
-        // A mode that is none is refused later, with all other keys.
+        // An invalid mode is refused later, with all other keys.
         let mode = overrides.mode.or_else(|| layers.get("server.mode").ok());
         let listen = mode.unwrap_or(Mode::Sharded).listen_default();
         let merged = builder
@@ -333,7 +336,7 @@ impl Layers {
                     ::config::ConfigError::At { error, .. } => error.to_string(),
                     other => other.to_string(),
                 };
-                // Key and origin are said already.
+                // The error has the key and the origin already.
                 let problem = problem.split(" for key `").next().unwrap_or_default().to_owned();
                 self.refused(&key, problem)
             })?;
@@ -342,7 +345,7 @@ impl Layers {
 
     fn refused(&self, key: &str, problem: String) -> ConfigError {
         let secret = may_be_secret(key);
-        // The nearest that has no index, and so can be looked up.
+        // The nearest key without an index, which can be looked up.
         let known = key.split_once('[').map_or(key, |(list, _)| list);
         let path: Vec<String> = known.split('.').map(str::to_owned).collect();
         let value = path.iter().try_fold(self.merged.cache.clone(), |value, level| {
@@ -375,7 +378,7 @@ impl Layers {
     }
 }
 
-/// The environment variables that are settings.
+/// Returns the environment variables that are settings.
 fn variables() -> Result<BTreeMap<String, String>, ConfigError> {
     let named =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text)));
@@ -395,7 +398,7 @@ fn variables() -> Result<BTreeMap<String, String>, ConfigError> {
         .collect()
 }
 
-/// The user's file as it was read, or empty where there is none.
+/// The content of the user's file, or an empty text if there is none.
 struct UserFile {
     path: PathBuf,
     text: String,
@@ -403,7 +406,7 @@ struct UserFile {
 }
 
 impl UserFile {
-    /// Reads it, with a look whether it is TOML at all: the parser of the layers names no line.
+    /// Reads the file and checks that it is TOML, because the errors of the layers' parser name no line.
     fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
         let (path, required) = path.map_or((Path::new(USER_FILE), false), |path| (path, true));
         let unreadable = |problem: &dyn Display| {
@@ -444,7 +447,7 @@ fn override_by_flags<'a>(
     Ok(builder)
 }
 
-/// The keys as they stand in a file.
+/// The keys of a settings file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -464,6 +467,7 @@ struct Keys {
 struct ServerKeys {
     mode: Mode,
     listen: String,
+    hosts: Vec<String>,
     count_limit: u64,
     connections: u64,
     client_timeout_ms: u64,
@@ -481,7 +485,8 @@ struct TlsKeys {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StorageKeys {
-    dir: PathBuf,
+    #[serde(deserialize_with = "text")]
+    dir: String,
 }
 
 #[derive(Deserialize)]
@@ -498,6 +503,17 @@ struct RefillKeys {
     retry_limit_ms: u64,
 }
 
+/// Deserializes a text. A number is refused, because `2.10` would become the text `2.1`.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => Ok(text),
+        other => Err(de::Error::custom(format!(
+            "a {} instead of a text; allowed: a text in quotes",
+            other.type_str()
+        ))),
+    }
+}
+
 impl Keys {
     fn validate(
         self,
@@ -508,7 +524,7 @@ impl Keys {
             if (min..=max).contains(&value) {
                 Ok(value)
             } else {
-                Err(refused(key, format!("allowed are {min} to {max}")))
+                Err(refused(key, format!("allowed: {min} to {max}")))
             }
         };
         let wait = |key, value| within(key, value, 1, WAIT_MS_MAX).map(Duration::from_millis);
@@ -522,6 +538,7 @@ impl Keys {
                 .listen
                 .parse()
                 .map_err(|_| refused("server.listen", LISTEN_ALLOWED.to_owned()))?,
+            hosts: hosts(self.server.hosts, &refused)?,
             count_limit: u32::try_from(count_limit)
                 .ok()
                 .and_then(NonZeroU32::new)
@@ -532,20 +549,13 @@ impl Keys {
             drain: wait("server.drain_ms", self.server.drain_ms)?,
             tls: match self.server.tls {
                 None | Some(TlsKeys { cert: None, key: None }) => None,
-                Some(TlsKeys { cert: Some(cert), key: Some(key) }) => {
-                    if self.server.mode == Mode::Simple {
-                        let problem =
-                            "the mode simple has no TLS; choose another mode, or leave it out";
-                        return Err(refused("server.tls", problem.to_owned()));
-                    }
-                    Some(TlsConfig { cert, key })
-                }
+                Some(TlsKeys { cert: Some(cert), key: Some(key) }) => Some(TlsConfig { cert, key }),
                 Some(TlsKeys { key: None, .. }) => {
-                    let problem = "TLS needs the certificate's key too, as server.tls.key";
+                    let problem = "TLS also needs the certificate's key; set server.tls.key";
                     return Err(refused("server.tls.cert", problem.to_owned()));
                 }
                 Some(TlsKeys { cert: None, .. }) => {
-                    let problem = "TLS needs the key's certificate too, as server.tls.cert";
+                    let problem = "TLS also needs the key's certificate; set server.tls.cert";
                     return Err(refused("server.tls.key", problem.to_owned()));
                 }
             },
@@ -553,7 +563,7 @@ impl Keys {
         let rows = within("lease.rows", self.lease.rows, 0, LEASE_ROWS_MAX)?;
         let lease = LeaseConfig { rows: rows as usize };
         if !(self.refill.low_water > 0.0 && self.refill.low_water <= 1.0) {
-            return Err(refused("refill.low_water", "allowed are above 0 and up to 1".to_owned()));
+            return Err(refused("refill.low_water", "allowed: above 0 and up to 1".to_owned()));
         }
         let refill = RefillConfig {
             low_water: self.refill.low_water,
@@ -562,7 +572,7 @@ impl Keys {
         };
         if refill.retry > refill.retry_limit {
             let limit = self.refill.retry_limit_ms;
-            let problem = format!("allowed is up to refill.retry_limit_ms ({limit})");
+            let problem = format!("allowed: up to refill.retry_limit_ms ({limit})");
             return Err(refused("refill.retry_ms", problem));
         }
 
@@ -575,16 +585,39 @@ impl Keys {
         }
         if pools.is_empty() {
             let names: Vec<_> = self.pools.keys().map(String::as_str).collect();
-            let problem = format!("no pool is left to serve; known are {}", names.join(", "));
+            let problem =
+                format!("no pool is left to serve; the known pools are {}", names.join(", "));
             return Err(refused(&only.map_or("pools".into(), |o| format!("pools.{o}")), problem));
         }
         let auth = self.auth.validate(&refused)?;
         let quota = self.quota.map(|keys| keys.validate(within, &refused)).transpose()?;
-        let fleet = self.fleet.map(|keys| keys.validate(lease, within, &refused)).transpose()?;
+        let shards = pools.iter().map(|pool| u64::from(pool.shards)).sum();
+        let fleet = self.fleet.map(|keys| keys.validate(lease, shards, within, &refused));
+        let fleet = fleet.transpose()?;
         if fleet.is_some() && server.mode != Mode::Sharded {
-            let problem = format!("the mode {} serves alone; leave [fleet] out", server.mode);
+            let problem =
+                format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(refused("fleet", problem));
         }
-        Ok(Config { server, dir: self.storage.dir, lease, refill, pools, auth, quota, fleet })
+        let dir = self.storage.dir.into();
+        Ok(Config { server, dir, lease, refill, pools, auth, quota, fleet })
+    }
+}
+
+/// Checks the names in `server.hosts`.
+fn hosts(
+    names: Vec<String>,
+    refused: impl Fn(&str, String) -> ConfigError,
+) -> Result<Vec<String>, ConfigError> {
+    let fits = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+    };
+    match names.iter().position(|name| !fits(name)) {
+        None => Ok(names),
+        Some(index) => {
+            let problem =
+                format!("{:?} is not a host name; allowed: names without a port", names[index]);
+            Err(refused(&format!("server.hosts[{index}]"), problem))
+        }
     }
 }

@@ -1,5 +1,4 @@
-//! What happened lately, for those who watch: the lines of the log that tell of a shard's life. Knows
-//! nothing of how they are shown.
+//! The recent events of the shards and the server, for display. Knows nothing of how they are shown.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -7,28 +6,28 @@ use std::time::SystemTime;
 
 use crate::config::PoolName;
 
-/// Events that are kept: what a page shows, and some hours of a busy server.
+/// The number of events kept: the size of the page's list, and some hours of a busy server.
 const EVENTS_MAX: usize = 100;
 
-/// What kind of thing happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The server began to serve.
     Started,
-    /// A shard has nothing left, and nothing stands by.
+    /// A shard has no numbers left, and its next generation is not ready.
     Depleted,
-    /// The next generation of a shard lies ready.
+    /// The next generation of a shard is ready.
     Refilled,
-    /// A shard could not be filled; it is tried again.
+    /// A shard could not be filled. The refiller tries again.
     RefillFailed,
     /// A shard's file could not be trusted and was set aside.
     Damaged,
-    /// A range has no number left to fill shards with.
+    /// A range has no numbers left to fill shards with.
     Exhausted,
 }
 
 impl Kind {
-    /// All there are.
+    /// All kinds.
     pub const ALL: [Self; 6] = [
         Self::Started,
         Self::Depleted,
@@ -38,7 +37,7 @@ impl Kind {
         Self::Exhausted,
     ];
 
-    /// A word for programs.
+    /// Returns the kind's name for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,18 +51,18 @@ impl Kind {
     }
 }
 
-/// One thing that happened.
+/// One event.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Counts up from 1 in the life of the process.
+    /// Counts up from 1 since the process started.
     pub id: u64,
-    /// When.
+    /// The time of the event.
     pub at: SystemTime,
-    /// What kind of thing.
+    /// The kind of the event.
     pub kind: Kind,
-    /// The pool, where it is about one.
+    /// The pool, if the event is about one.
     pub pool: Option<PoolName>,
-    /// The name of the shard's live file, where it is about one.
+    /// The name of the shard's live file, if the event is about one.
     pub shard: Option<String>,
     /// A sentence for people.
     pub message: String,
@@ -82,7 +81,7 @@ struct Log {
 }
 
 impl Events {
-    /// Adds one that happens now; the oldest goes when there are too many.
+    /// Adds an event that happens now, and drops the oldest if there are too many.
     pub fn add(&self, kind: Kind, pool: Option<&PoolName>, shard: Option<&str>, message: String) {
         let mut log = self.log();
         log.last_id += 1;
@@ -98,14 +97,14 @@ impl Events {
         log.events.truncate(EVENTS_MAX);
     }
 
-    /// The last ones, newest first.
+    /// Returns the kept events, newest first.
     #[must_use]
     pub fn latest(&self) -> Vec<Event> {
         self.log().events.iter().cloned().collect()
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().expect("nothing panics with it")
+        self.log.lock().expect("no holder of it panics")
     }
 }
 

@@ -1,8 +1,8 @@
-//! How counts and times are written for people. Knows nothing of what they measure.
+//! Formats counts and times for people. Knows nothing of what they measure.
 
 use std::time::Duration;
 
-/// `1600` as `1,600`.
+/// Formats `1600` as `1,600`.
 #[must_use]
 pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
@@ -16,7 +16,7 @@ pub fn thousands(count: u64) -> String {
     written
 }
 
-/// Three digits and the unit that suits them: `412 µs`, `1.07 ms`, `10 s`.
+/// Formats a time with three digits and a suitable unit: `412 µs`, `1.07 ms`, `10 s`.
 #[must_use]
 pub fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
@@ -40,11 +40,11 @@ pub fn time(duration: Duration) -> String {
     format!("{short} {unit}")
 }
 
-/// A long time in the unit that suits it: `12 s`, `5 min`, `3 h`, `4 days`, `38 years`, up to
-/// `over a million years`.
+/// Formats a long time in a suitable unit: `12 s`, `5 min`, `3 h`, `4 days`, `38 years`, up to `over a
+/// million years`.
 #[must_use]
 pub fn span(seconds: f64) -> String {
-    /// Seconds of a unit, and up to how many of them are written in it.
+    /// The seconds of each unit, and the amount up to which the unit is used.
     const UNITS: [(f64, f64, &str); 5] = [
         (1.0, 100.0, "s"),
         (60.0, 100.0, "min"),

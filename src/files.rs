@@ -1,83 +1,105 @@
-//! Everything the product does to files outside SQLite: one small place, so that its order and its
-//! syncing can be read, and tested, in one place. Knows nothing of what the files hold.
+//! Every file operation outside SQLite, so that the order of operations and the syncing can be read and
+//! tested in one place. Knows nothing of what the files contain.
 //!
 //! Assumption about the medium: a rename is atomic, and it is durable once its folder is synced.
 
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
-/// The file whose lock says that a process uses the folder.
+use tracing::warn;
+
+/// The file that a process locks while it uses the folder.
 pub const LOCK: &str = "LOCK";
 
-/// Data is for the user who runs the process: numbers still to be issued are in it.
+/// The pause between attempts to lock a folder that another process uses: a fraction of the time a start
+/// takes.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// Access for the user of the process only, since the files contain numbers that are not yet issued.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 
-/// What could not be done to which file.
+/// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action} {path}: {source}")]
 pub struct FileError {
     action: &'static str,
     path: PathBuf,
-    /// What the operating system said.
+    /// The error of the operating system.
     pub source: io::Error,
 }
 
-/// Why a folder could not be locked.
+/// The reason that a folder could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process holds it.
+    /// Another process holds the lock.
     #[error(
-        "{folder} is in use: {holder} holds its LOCK; stop that process first, or use another \
+        "{folder} is in use: {holder} holds its LOCK. Stop that process first, or use another \
          folder with --data-dir"
     )]
     Held {
         /// The folder.
         folder: PathBuf,
-        /// `process N`, or `another process` where that is not known.
+        /// `process N`, or `another process` if its id is not known.
         holder: String,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-/// A folder held by this process, until this is dropped or the process ends, however it ends.
+/// The lock of a folder. It is released when this is dropped or when the process ends, even by a crash.
 #[derive(Debug)]
 pub struct Lock {
     _held: Held,
 }
 
-/// Creates the folder where it is missing and locks it for this process alone.
+/// Creates the folder if it is missing, and locks it for this process. While another process holds the lock,
+/// waits for up to `patience` and logs that it waits.
 ///
 /// # Errors
-/// [`LockError::Held`] when another process holds it.
-pub fn lock(folder: &Path) -> Result<Lock, LockError> {
+/// Returns [`LockError::Held`] if another process still holds the lock after `patience`.
+pub fn lock(folder: &Path, patience: Duration) -> Result<Lock, LockError> {
     create_folder(folder)?;
     let path = folder.join(LOCK);
-    match files_of(folder).lock(&path).map_err(|error| failed("lock", &path, error))? {
-        Ok(held) => Ok(Lock { _held: held }),
-        Err(HeldBy(holder)) => Err(LockError::Held { folder: folder.to_owned(), holder }),
+    let started = Instant::now();
+    let mut is_waiting = false;
+    loop {
+        let locked = files_of(folder).lock(&path).map_err(|error| failed("lock", &path, error))?;
+        let HeldBy(holder) = match locked {
+            Ok(held) => return Ok(Lock { _held: held }),
+            Err(held_by) => held_by,
+        };
+        if started.elapsed() >= patience {
+            return Err(LockError::Held { folder: folder.to_owned(), holder });
+        }
+        if !std::mem::replace(&mut is_waiting, true) {
+            let (folder, seconds) = (folder.display(), patience.as_secs_f64());
+            warn!(%folder, %holder, seconds, "the data folder is in use: waiting until it is free");
+        }
+        thread::sleep(LOCK_RETRY);
     }
 }
 
-/// Creates the folder where it is missing, and makes its name durable: a folder that vanished with
-/// its ledger would look like a new number space.
+/// Creates the folder if it is missing, and makes its name durable. If a folder vanished with its ledger, the
+/// next start would begin a new number space.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn create_folder(folder: &Path) -> Result<(), FileError> {
     if folder.parent().is_none() {
         return Ok(());
     }
     let parent = parent(folder);
     if length_bytes(folder)?.is_some() {
-        // The process that created it may have been killed before it could sync it. Where the
-        // parent may not be read, whoever made the folder answers for its name.
+        // The process that created the folder may have been killed before it synced the name. If the parent
+        // can't be opened, the folder's creator is responsible for its name.
         let _ = sync_folder(parent);
         return Ok(());
     }
@@ -88,7 +110,7 @@ pub fn create_folder(folder: &Path) -> Result<(), FileError> {
     sync_folder(parent)
 }
 
-/// The folder that a path lies in.
+/// Returns the folder that contains a path.
 #[must_use]
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -97,10 +119,11 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Whether a path lies in a folder, or is it, by whatever names; it need not be there yet.
+/// Returns whether a path is in a folder or is the folder itself, with symbolic links resolved. The path does
+/// not have to exist.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
     let real = |path: &Path| std::fs::canonicalize(path);
     let folder = real(folder).map_err(|error| failed("look at", folder, error))?;
@@ -108,7 +131,7 @@ pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
     for there in absolute.ancestors() {
         match real(there) {
             Ok(there) => return Ok(there.starts_with(&folder)),
-            // It will come to lie where the nearest folder above it does.
+            // A path that does not exist will be created in the nearest folder that does.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("look at", there, error)),
         }
@@ -116,18 +139,19 @@ pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
     Ok(false)
 }
 
-/// Removes a folder and all that is in it.
+/// Removes a folder and everything in it.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
     std::fs::remove_dir_all(folder).map_err(|error| failed("remove", folder, error))
 }
 
-/// Which file the name stands for, whatever is written to it; nothing where there is none.
+/// Returns the device and inode of a file, which stay the same when it is written to, or `None` if there is
+/// no such file.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
     match std::fs::metadata(path) {
         Ok(found) => Ok(Some((found.dev(), found.ino()))),
@@ -136,18 +160,30 @@ pub fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
     }
 }
 
-/// Creates an empty file for this user alone, replacing what stood there.
+/// Creates an empty file for this user only, and replaces an existing one.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn create(path: &Path) -> Result<(), FileError> {
     files_of(path).create(path).map_err(|error| failed("create", path, error))
 }
 
-/// The content, or nothing where there is no such file.
+/// Creates an empty file for this user only, if there is none.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
+pub fn create_if_absent(path: &Path) -> Result<(), FileError> {
+    match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed("create", path, error)),
+    }
+}
+
+/// Returns the content of a file, or `None` if there is no such file.
+///
+/// # Errors
+/// Returns [`FileError`] if the operating system refuses.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     match std::fs::read(path) {
         Ok(content) => Ok(Some(content)),
@@ -156,31 +192,32 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
-/// Replaces a file's content, durably once this returns. At every moment, a crash included, its name
-/// stands for all of the old content or all of the new.
+/// Replaces a file's content, durably once this returns. At every moment, even after a crash, the file has
+/// either all of the old content or all of the new.
 ///
 /// # Errors
-/// What the operating system refused. Which of the two contents a crash leaves is then not known.
+/// Returns [`FileError`] if the operating system refuses. It is then unknown which of the two contents a
+/// crash leaves.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let unfinished = unfinished(path);
     create(&unfinished)?;
     OpenOptions::new()
         .write(true)
         .open(&unfinished)
-        // Invariant: synced before the name stands for it.
+        // Invariant: synced before the file gets its name.
         .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
         .map_err(|error| failed("write", &unfinished, error))?;
     rename(&unfinished, path)?;
     sync_folder(path.parent().expect("a file lies in a folder"))
 }
 
-/// Where [`replace`] writes before it renames: a crash may leave it.
+/// Returns the path that [`replace`] writes to before it renames. A crash may leave this file.
 #[must_use]
 pub fn unfinished(path: &Path) -> PathBuf {
     beside(path, ".tmp")
 }
 
-/// The path of a companion, whose name is the file's and a suffix.
+/// Returns the path of a companion file, whose name is the file's name plus a suffix.
 #[must_use]
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -188,18 +225,18 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Renames atomically; durable after [`sync_folder`].
+/// Renames a file atomically. The new name is durable after [`sync_folder`].
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     files_of(from).rename(from, to).map_err(|error| failed("rename", from, error))
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     match files_of(path).remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
@@ -210,42 +247,67 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 /// Makes a file's content durable. Its name is durable after [`sync_folder`].
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn sync_file(path: &Path) -> Result<(), FileError> {
     files_of(path).sync_file(path).map_err(|error| failed("sync", path, error))
 }
 
-/// Makes a file's content durable whatever came of earlier syncs: after one that failed, the system may
-/// take for written what is not. So the file is replaced by a copy; nobody may have it open. Does nothing
-/// where there is no such file or it is empty.
+/// Replaces a file by a durable copy of its first `bytes`, regardless of earlier syncs: after a failed sync,
+/// the system may treat data as written that is not. No process may have the file open.
 ///
 /// # Errors
-/// What the operating system refused.
-pub fn write_anew(path: &Path) -> Result<(), FileError> {
-    if length_bytes(path)?.is_none_or(|length| length == 0) {
-        return Ok(());
-    }
-    // Not in place: a power loss meanwhile could damage what was durable.
+/// Returns [`FileError`] if the operating system refuses. If copying fails, the file is unchanged and the
+/// copy is removed.
+pub fn rewrite(path: &Path, bytes: u64) -> Result<(), FileError> {
+    // A power loss during a write in place could damage data that was durable.
     let copy = unfinished(path);
     create(&copy)?;
-    files_of(path).copy(path, &copy).map_err(|error| failed("copy", path, error))?;
-    sync_file(&copy)?;
-    rename(&copy, path)?;
+    let copied = files_of(path)
+        .copy(path, &copy, bytes)
+        .map_err(|error| failed("copy", path, error))
+        .and_then(|()| sync_file(&copy))
+        .and_then(|()| rename(&copy, path));
+    if let Err(error) = copied {
+        // The copy would take space that a full disk does not have.
+        let _ = remove(&copy);
+        return Err(error);
+    }
     sync_folder(path.parent().expect("a file lies in a folder"))
 }
 
-/// Makes the folder's names durable: what was created, renamed and removed in it.
+/// Appends zeros to a file, durably, until it has `bytes` or the disk is full. Overwriting them later needs
+/// no more space.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses for another reason than a full disk.
+pub fn reserve(path: &Path, bytes: u64) -> Result<(), FileError> {
+    let missing = bytes.saturating_sub(length_bytes(path)?.unwrap_or(0));
+    match files_of(path).append_zeros(path, missing) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            return Err(failed("extend", path, error));
+        }
+        _ => {}
+    }
+    sync_file(path)
+}
+
+/// Makes the names in a folder durable: files that were created, renamed or removed.
+///
+/// # Errors
+/// Returns [`FileError`] if the operating system refuses.
 pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
     files_of(folder).sync_folder(folder).map_err(|error| failed("sync", folder, error))
 }
 
-/// The length in bytes, or nothing where there is no such file.
+/// Returns a file's length in bytes, or `None` if there is no such file.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
     match files_of(path).length_bytes(path) {
         Ok(length) => Ok(Some(length)),
@@ -254,7 +316,7 @@ pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
     }
 }
 
-/// The permission bits, where they let others than the owner in.
+/// Returns the permission bits if they give access to others than the owner.
 #[must_use]
 pub fn wide_mode(path: &Path) -> Option<u32> {
     let metadata = std::fs::metadata(path).ok()?;
@@ -262,10 +324,10 @@ pub fn wide_mode(path: &Path) -> Option<u32> {
     Some(mode).filter(|mode| mode & 0o077 != 0)
 }
 
-/// Opens a file to read its bytes, or nothing where there is no such file.
+/// Opens a file to read its bytes. Returns `None` if there is no such file.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
 pub fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
     match files_of(path).open_to_read(path) {
         Ok(file) => Ok(Some(file)),
@@ -274,10 +336,21 @@ pub fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
     }
 }
 
-/// The names of the files in a folder, sorted.
+/// Reads a file to its end, if it exists, to find out whether the disk can read all of it.
 ///
 /// # Errors
-/// What the operating system refused.
+/// Returns [`FileError`] if the operating system refuses.
+pub fn read_through(path: &Path) -> Result<(), FileError> {
+    let Some(mut content) = open_to_read(path)? else {
+        return Ok(());
+    };
+    io::copy(&mut content, &mut io::sink()).map(drop).map_err(|error| failed("read", path, error))
+}
+
+/// Returns the names of the files in a folder, sorted.
+///
+/// # Errors
+/// Returns [`FileError`] if the operating system refuses.
 pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
     let names = files_of(folder).list(folder);
     let mut names = names.map_err(|error| failed("list", folder, error))?;
@@ -285,16 +358,16 @@ pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-fn failed(action: &'static str, path: &Path, source: io::Error) -> FileError {
+pub(crate) fn failed(action: &'static str, path: &Path, source: io::Error) -> FileError {
     FileError { action, path: path.to_owned(), source }
 }
 
-/// The operations of this module as a file system does them; what each is for is said above, at the
-/// function of its name. Only tests have another than the machine's own.
+/// The file-system operations behind this module, each documented at the function of the same name above.
+/// Only tests use another implementation than `System`.
 #[doc(hidden)]
 pub trait Files: Debug + Send + Sync {
-    /// Whether the path is one of its own. Decided by the path alone, as SQLite's stand-in does it,
-    /// so that a folder's files and its databases always lie on the same disk.
+    /// Returns whether the path belongs to this implementation. The path alone decides, as in SQLite's
+    /// stand-in, so that a folder's files and its databases are always on the same disk.
     fn holds(&self, path: &Path) -> bool;
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
     fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>>;
@@ -302,30 +375,32 @@ pub trait Files: Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_file(&self, path: &Path) -> io::Result<()>;
-    /// All bytes of a file into one that is there and empty.
-    fn copy(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Copies the first `bytes` of a file into an existing empty file.
+    fn copy(&self, from: &Path, to: &Path, bytes: u64) -> io::Result<()>;
+    /// Writes the zeros, since a hole in a file reserves no space.
+    fn append_zeros(&self, path: &Path, bytes: u64) -> io::Result<()>;
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     fn length_bytes(&self, path: &Path) -> io::Result<u64>;
     fn open_to_read(&self, path: &Path) -> io::Result<Box<dyn Read>>;
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
 }
 
-/// A locked file, until dropped.
+/// A locked file. Dropping it releases the lock.
 #[doc(hidden)]
 pub type Held = Box<dyn Debug + Send + Sync>;
 
-/// Who has the lock, for people.
+/// The holder of a lock, as text for people.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct HeldBy(pub String);
 
 static STAND_IN: OnceLock<Box<dyn Files>> = OnceLock::new();
 
-/// Puts a simulated disk under the paths that it [holds](Files::holds), for the rest of the process.
-/// For tests: they put one under SQLite too, which also is process-wide and goes by paths.
+/// Installs a simulated disk for the paths that it [holds](Files::holds), for the rest of the process. Tests
+/// also install one for SQLite, which is process-wide and selects by path as well.
 ///
 /// # Panics
-/// There is one already.
+/// Panics if one is already installed.
 #[doc(hidden)]
 pub fn stand_in(files: Box<dyn Files>) {
     STAND_IN.set(files).expect("a process has one stand-in");
@@ -342,6 +417,25 @@ fn files_of(path: &Path) -> &'static dyn Files {
 #[derive(Debug)]
 struct System;
 
+/// Opens a folder's lock file, and creates it if it is missing. If root creates it, it gets the folder's
+/// owner, since the server of another user could not open a file of root.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(FILE_MODE);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            let folder = std::fs::metadata(parent(path))?;
+            if file.metadata()?.uid() != folder.uid() {
+                // Only root may do this. Any other process created the file for itself.
+                let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+            }
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
+}
+
 impl Files for System {
     fn holds(&self, _path: &Path) -> bool {
         true
@@ -352,13 +446,7 @@ impl Files for System {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(path)?;
+        let mut file = open_lock(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -370,7 +458,7 @@ impl Files for System {
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // The process id is for people; the lock itself is the kernel's. A full disk does not matter.
+        // The process id is only for people: the kernel holds the lock. So a full disk does not matter here.
         let _ = file.set_len(0).and_then(|()| file.rewind());
         let _ = writeln!(file, "{}", std::process::id());
         Ok(Ok(Box::new(file)))
@@ -393,10 +481,10 @@ impl Files for System {
         File::open(path)?.sync_all()
     }
 
-    fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
-        // Byte by byte: a copy that shares its blocks with the original would share their fate.
+    fn copy(&self, from: &Path, to: &Path, bytes: u64) -> io::Result<()> {
+        // Copies bytes, not extents: a copy that shares blocks with the original would share their damage.
         let mut to = OpenOptions::new().write(true).open(to)?;
-        let mut from = BufReader::with_capacity(1 << 20, File::open(from)?);
+        let mut from = BufReader::with_capacity(1 << 20, File::open(from)?.take(bytes));
         loop {
             let piece = from.fill_buf()?;
             if piece.is_empty() {
@@ -406,6 +494,11 @@ impl Files for System {
             let length = piece.len();
             from.consume(length);
         }
+    }
+
+    fn append_zeros(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).open(path)?;
+        io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

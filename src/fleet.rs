@@ -1,44 +1,49 @@
-//! Sharing one number space with other instances: which strata are ours, and what proves that what we
-//! lease is. Knows nothing of requests or of how shards are filled; a store agrees, which is asked by no
-//! request and, while all is well, a few times for a million numbers.
+//! Shares one number space with other instances: it claims partitions for this one, and proves that its
+//! leases may be handed out. The instances agree through a store, which no request waits for and which is
+//! normally used a few times per million numbers. Knows nothing of requests or of how shards are filled.
 //!
 //! # The protocol
-//! - **join**: who comes first creates the space, with the secret that sorts values into strata; all
+//! - **join**: the first instance creates the space, with the secret that gives values their indexes. All
 //!   others must have the same ranges. Each folder is an instance with a UUID of its own.
-//! - **claim**: each stratum is created in the store by one instance, once, and never given back; an
-//!   instance draws in strata that it holds and in no others.
+//! - **claim**: one instance creates a partition's entry in the store, once, and never gives it back. The
+//!   same step compares the records of the space and the pool. An instance draws only in partitions that it
+//!   holds.
 //! - **fence**: a lease is committed in its folder, then the intent to step the fence, then the fence is
-//!   stepped in the store by compare-and-set, then the numbers are handed out. The first step after a
-//!   claim, or a start, ends with a look whether the claims are still there.
+//!   stepped in the store by compare-and-set, then the numbers are handed out. The first step after a claim
+//!   or a start ends with a check that the claims and the records are still there.
+//! - **rest**: an instance that has made no step for 10 s checks its fence and the records.
 //!
 //! # Invariants
-//! 1. What is on a disk never proves that it may be handed out: a step of the fence does.
+//! 1. The content of a disk never proves that it may be handed out; only a step of the fence does.
 //! 2. A copy of a folder that knows of a step has all leases that the step covers.
-//! 3. A step bears a token that was drawn for it, so that of two copies only one can make it.
-//! 4. No clock and no time-out decides who holds what.
+//! 3. A step has a token that was drawn for it, so that only one of two copies can make it. If a first try is
+//!    refused, another copy has made the step, whatever its token.
+//! 4. No clock and no time-out decides which instance holds a partition.
+//! 5. Partitions of two secrets have values in common, so an instance serves only in the space that it
+//!    joined.
 //!
-//! `fleet/model.rs` is the same as a model whose states are all looked at.
+//! `tests/fleet_model` is a model of this protocol, which checks all its states.
 
 mod claims;
 mod gate;
 mod keys;
-#[cfg(test)]
-mod model;
 mod operator;
 pub mod protocol;
 mod record;
 pub mod store;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::task::spawn_blocking;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::claims::Claims;
 use self::claims::Held;
+pub use self::claims::{Claims, Partitions};
 pub use self::gate::{Gate, Gatekeeper, Lost};
 use self::keys::{Keys, PoolRecord, SpaceRecord};
 pub use self::operator::{Overview, Reseeded, reseed};
@@ -47,21 +52,25 @@ pub use self::record::Lease;
 use self::record::Record;
 use self::store::{Store, StoreError};
 use crate::batch::Generation;
-use crate::config::{FleetConfig, PoolConfig};
+use crate::config::{FleetConfig, PoolConfig, PoolName};
 use crate::files::{self, FileError};
 use crate::folder::{FLEET_RECORD, Folder, FolderError, PoolPaths, Share};
 use crate::ledger::{Ledger, LedgerError, StratumKey};
 use crate::shard;
+use crate::sqlite::Fault;
 
-/// Tries to finish the step that the last process began. Its own may land in between, which is as good;
-/// nobody else can make the store refuse one.
+/// Tries to finish the step that the last process began. A request of that process may arrive in between,
+/// which finishes the step too; nothing else can make the store refuse it.
 const FINISH_TRIES: usize = 3;
 
-/// Why an instance can't take part.
+/// Why an instance can't take part in its fleet.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// The store does not answer, or refuses.
-    #[error("{0}. Nothing can be served without it: what is on a disk alone proves nothing")]
+    /// The store does not respond, or refuses.
+    #[error(
+        "{0}. Nothing can be served without the store, because a data folder alone does not prove which \
+         numbers may be handed out"
+    )]
     Store(#[from] StoreError),
     /// The file system refused.
     #[error(transparent)]
@@ -72,43 +81,44 @@ pub enum FleetError {
     /// A ledger can't be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// `fleet.json` is not whole.
+    /// `fleet.json` can't be used.
     #[error(
-        "{folder}/{FLEET_RECORD} can't be used: {problem}. Restore it from a backup of the same time as \
-         all else there, or move all files of the folder away: it begins anew then"
+        "{folder}/{FLEET_RECORD} can't be used: {problem}. Restore it from a backup that was made at the \
+         same time as the other files, or move all files of the folder away to start as a new instance"
     )]
     Record {
         /// The folder.
         folder: String,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// The folder belongs to another space.
     #[error(
-        "the folder {folder} belongs to the space {theirs:?}, and fleet.space says {ours:?}: set that, or \
-         use another folder with --data-dir"
+        "the folder {folder} belongs to the space {theirs:?}, but fleet.space is {ours:?}. Change \
+         fleet.space, or use another folder with --data-dir"
     )]
     OtherSpace {
         /// The folder.
         folder: String,
         /// The folder's space.
         theirs: String,
-        /// That of the settings.
+        /// The space of the settings.
         ours: String,
     },
-    /// Another version of tombola, or nobody of ours, made the space.
+    /// Another version of tombola, or another program, created the space.
     #[error(
-        "the space {space:?} in the store is of another version of tombola, or not of tombola's: {found}"
+        "another version of tombola, or another program, created the space {space:?} in the store: {found}. \
+         Start that version, or set fleet.space to another name and start with an empty folder"
     )]
     Foreign {
         /// Its name.
         space: String,
-        /// What stands there.
+        /// The entry in the store.
         found: String,
     },
-    /// The settings differ from what all others have.
+    /// The settings of a pool differ from those in the space.
     #[error(
-        "pools.{pool} is {ours} here, and {theirs} in the space {space:?}: all instances must have the \
+        "pools.{pool} is {ours} here, but {theirs} in the space {space:?}: all instances must have the \
          same range and decimals. Change the settings, or give the pool another name"
     )]
     OtherRange {
@@ -121,12 +131,11 @@ pub enum FleetError {
         /// The space.
         space: String,
     },
-    /// A ledger that has served alone sorts its values in a way of its own.
+    /// A ledger that has served alone has a secret of its own.
     #[error(
-        "the ledger of the pool {pool} can't join the space {space:?}: it sorts values into strata by \
-         another secret than the one that the space has, so that others could draw what it has drawn. \
-         Only the first to join brings a ledger that has served alone; begin with an empty folder, or \
-         name another space"
+        "the ledger of the pool {pool} can't join the space {space:?}, because only the first instance \
+         can join with a ledger that has served alone: the secrets differ, so other instances could draw \
+         the same numbers. Start with an empty folder, or use another space"
     )]
     OtherKey {
         /// The pool.
@@ -134,34 +143,36 @@ pub enum FleetError {
         /// The space.
         space: String,
     },
-    /// Another instance holds a stratum that the ledger has drawn from.
+    /// Another instance holds a partition that the ledger has drawn from.
     #[error(
-        "the ledger of the pool {pool} can't join the space {space:?}: another instance holds stratum \
-         {stratum}, which this ledger has drawn from. Is the folder a copy of one that has joined?"
+        "the ledger of the pool {pool} can't join the space {space:?}: another instance holds partition \
+         {partition}, which this ledger has drawn from. Check whether the folder is a copy of one that has \
+         joined"
     )]
     Taken {
         /// The pool.
         pool: String,
         /// The space.
         space: String,
-        /// The first such stratum.
-        stratum: u16,
+        /// The first such partition.
+        partition: u16,
     },
-    /// Without its ledger nobody can tell what an instance has drawn.
+    /// The ledger is missing, and with it the record of what the instance has drawn.
     #[error(
-        "the ledger of the pool {pool} is gone from {folder}, and this instance holds strata that it drew \
-         from. Put it back, or move all files of the folder away, {FLEET_RECORD} too: it begins anew then"
+        "the ledger of the pool {pool} is missing from {folder}, but this instance holds partitions that it \
+         drew from. Put it back, or move all files of the folder away, including {FLEET_RECORD}, to start as \
+         a new instance"
     )]
     LedgerGone {
         /// The pool.
         pool: String,
-        /// Where it should be.
+        /// The folder that should have it.
         folder: String,
     },
-    /// Somebody has begun the space anew in a store that had lost it.
+    /// The space was created again in a store that had lost it.
     #[error(
-        "the store has another {key} than this folder: somebody began the space anew after it was lost. \
-         Nothing can be put back; numbers may come again that this folder has handed out"
+        "the store has another {key} than this folder: the space was created again after it was lost. \
+         Nothing can be put back, and numbers that this folder has handed out may be handed out again"
     )]
     BegunAnew {
         /// The entry.
@@ -173,12 +184,12 @@ pub enum FleetError {
         /// The folder.
         folder: String,
     },
-    /// The folder may not serve, and nobody may begin anew in it.
+    /// The folder may not serve, and may not be replaced by a new instance.
     #[error(transparent)]
     Lost(#[from] Lost),
 }
 
-/// An instance that has joined: this folder, in its space.
+/// An instance that has joined its space with its data folder.
 #[derive(Debug)]
 pub struct Fleet {
     store: Arc<Store>,
@@ -191,9 +202,9 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Joins the space with these pools, as the instance that the folder is or as a new one, and finds out
-    /// whether the folder is current. One that is not begins anew, unless that is to be refused. Answers
-    /// with what may be drawn of each pool.
+    /// Joins the space with these pools, as the folder's instance or as a new one, and checks whether the
+    /// folder is current. The files of a stale folder are set aside and a new instance joins, unless the
+    /// settings refuse that. Returns what may be drawn of each pool.
     ///
     /// # Errors
     /// [`FleetError`]; nothing of the folder may be served then.
@@ -202,6 +213,12 @@ impl Fleet {
         pools: &[PoolConfig],
         folder: &Folder,
     ) -> Result<(Self, Vec<Share>), FleetError> {
+        if config.store.shows_password() {
+            warn!(
+                store = %config.store.address,
+                "the password for the store crosses the network in plain text: set fleet.tls"
+            );
+        }
         Self::join_at(Arc::new(Store::open(&config.store)?), config, pools, folder).await
     }
 
@@ -215,7 +232,8 @@ impl Fleet {
         let keys = Keys::new(&config.space);
         let space = config.space.as_str();
         let mut record = read_record(&path, space)?;
-        let uuid = join_space(&store, &keys, space, record.as_ref()).await?;
+        let held = Arc::new(Held::default());
+        let uuid = join_space(&store, &keys, space, record.as_ref(), &held).await?;
         let mut notice = None;
         if let Some(found) = &mut record
             && is_stale(&store, &keys, folder, found).await?
@@ -223,7 +241,7 @@ impl Fleet {
             if config.refuse_if_stale {
                 return Err(Lost::Stale.into());
             }
-            // Should a crash come in between, the next start goes on with it: what tells may be gone.
+            // Saved first, so that the next start continues after a crash, when the evidence may be gone.
             found.is_stale = true;
             found.save(&path)?;
             notice = Some(begin_anew(folder)?);
@@ -231,12 +249,11 @@ impl Fleet {
         }
         let is_new = record.is_none();
         let record = record.unwrap_or_else(|| Record::new(space, uuid));
-        let steps = record.known.fence.map_or(0, |fence| fence.step);
-        let held = Arc::new(Held::after(steps));
+        held.begin_after(record.known.fence.map_or(0, |fence| fence.step));
         let mut fleet =
             Self { store, keys, claim: config.claim, held, folder: path, record, notice };
 
-        // Before anything is written: a folder that is refused stays what it was.
+        // Before anything is written, so that a refused folder stays unchanged.
         let mut joining = Vec::new();
         for pool in pools {
             joining.push(fleet.agree(pool).await?);
@@ -252,14 +269,14 @@ impl Fleet {
         Ok((fleet, shares))
     }
 
-    /// Agrees with all others on what a pool's numbers are, and finds out whether its ledger can join.
+    /// Agrees with the other instances on a pool's range and secret, and checks whether its ledger can join.
     async fn agree(&self, config: &PoolConfig) -> Result<Joining, FleetError> {
         let (pool, space) = (config.name.to_string(), self.record.space.clone());
         let ledger = read_ledger(&PoolPaths::new(&self.folder, &config.name)).await?;
         let key = self.agree_on_key(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
         let holdings = self.claims(config).holdings().await?;
         let Some(ledger) = ledger else {
-            // Strata are claimed for a ledger that is there: it has drawn from them.
+            // Partitions are claimed only for a ledger that exists, and it may have drawn from them.
             return match holdings.ours.is_empty() {
                 true => Ok(Joining { key, unclaimed: Vec::new() }),
                 false => {
@@ -271,18 +288,18 @@ impl Fleet {
         if ledger.key.to_bytes() != key.to_bytes() {
             return Err(FleetError::OtherKey { pool, space });
         }
-        let mut unclaimed = ledger.strata;
-        unclaimed.retain(|stratum| !holdings.ours.contains(stratum));
+        let mut unclaimed = ledger.partitions;
+        unclaimed.retain(|partition| !holdings.ours.contains(partition));
         if !unclaimed.is_empty() && self.record.pools.contains(&pool) {
             return Err(Lost::StoreBehind.into());
         }
-        match unclaimed.iter().find(|stratum| holdings.others.contains(stratum)) {
-            Some(&stratum) => Err(FleetError::Taken { pool, space, stratum }),
+        match unclaimed.iter().find(|partition| holdings.others.contains(partition)) {
+            Some(&partition) => Err(FleetError::Taken { pool, space, partition }),
             None => Ok(Joining { key, unclaimed }),
         }
     }
 
-    /// Claims the strata that a ledger drew from when it served alone, and answers with all that are held.
+    /// Claims the partitions that a ledger drew from when it served alone, and returns all that are held.
     async fn claim_what_is_drawn_from(
         &mut self,
         config: &PoolConfig,
@@ -293,18 +310,20 @@ impl Fleet {
         if !unclaimed.is_empty() {
             claims.create(&unclaimed).await?;
         }
-        let strata = claims.listed().await?;
-        if let Some(stratum) = unclaimed.into_iter().find(|stratum| !strata.contains(stratum)) {
-            return Err(FleetError::Taken { pool, space, stratum });
+        let partitions = claims.listed().await?;
+        if let Some(partition) =
+            unclaimed.into_iter().find(|partition| !partitions.contains(partition))
+        {
+            return Err(FleetError::Taken { pool, space, partition });
         }
         if !self.record.pools.contains(&pool) {
             self.record.pools.push(pool);
             self.record.save(&self.folder)?;
         }
-        Ok(Share { key, strata })
+        Ok(Share { key, partitions })
     }
 
-    /// What claims more strata of a pool.
+    /// Returns the means to claim more partitions of a pool.
     #[must_use]
     pub fn claims(&self, config: &PoolConfig) -> Claims {
         let (store, held) = (Arc::clone(&self.store), Arc::clone(&self.held));
@@ -312,14 +331,15 @@ impl Fleet {
         Claims::new(store, keys, pool, self.record.instance, self.claim, held)
     }
 
-    /// The gate for leases, and who opens it.
+    /// Returns the gate for leases, and the gatekeeper that opens it.
     #[must_use]
     pub fn into_gate(self) -> (Gate, Gatekeeper) {
         let Self { store, keys, held, folder, record, notice, .. } = self;
         Gate::new(store, keys, held, folder, record, notice)
     }
 
-    /// The secret by which all sort the values of a pool: our proposal, if nobody came before.
+    /// Returns the secret of a pool that all instances share. It is the proposal if no instance has created
+    /// one.
     async fn agree_on_key(
         &self,
         config: &PoolConfig,
@@ -333,11 +353,15 @@ impl Fleet {
             if self.record.pools.iter().any(|pool| pool == config.name.as_str()) {
                 return Err(Lost::StoreBehind.into());
             }
-            self.store.create(&[(key.clone(), text)]).await?;
+            let space = self.held.records(&self.keys, &config.name);
+            self.store.create_where(&space, &[(key.clone(), text)]).await?;
         }
-        let found = self.store.get(&key).await?.unwrap_or_default();
+        let Some(found) = self.store.get(&key).await? else {
+            return Err(Lost::StoreBehind.into());
+        };
         let agreed: Option<PoolRecord> = serde_json::from_str(&found).ok();
-        let Some((agreed, key)) = agreed.and_then(|agreed| Some((agreed.space(), agreed.key()?)))
+        let Some((agreed, secret)) =
+            agreed.and_then(|agreed| Some((agreed.space()?, agreed.key()?)))
         else {
             return Err(FleetError::Foreign { space, found });
         };
@@ -350,7 +374,8 @@ impl Fleet {
                 space,
             });
         }
-        Ok(key)
+        self.held.note_record(key, found);
+        Ok(secret)
     }
 }
 
@@ -368,12 +393,13 @@ fn read_record(folder: &Path, space: &str) -> Result<Option<Record>, FleetError>
     }
 }
 
-/// Creates the space if nobody has, and answers with its UUID.
+/// Creates the space if no instance has. Returns its UUID.
 async fn join_space(
     store: &Store,
     keys: &Keys,
     space: &str,
     record: Option<&Record>,
+    held: &Held,
 ) -> Result<Uuid, FleetError> {
     let key = keys.space();
     if store.get(&key).await?.is_none() {
@@ -388,14 +414,17 @@ async fn join_space(
     match serde_json::from_str::<SpaceRecord>(&found) {
         Ok(agreed) if agreed.is_understood() => match record {
             Some(record) if record.space_uuid != agreed.uuid => Err(Lost::StoreBehind.into()),
-            _ => Ok(agreed.uuid),
+            _ => {
+                held.note_record(key, found);
+                Ok(agreed.uuid)
+            }
         },
         _ => Err(FleetError::Foreign { space: space.to_owned(), found }),
     }
 }
 
-/// Whether others have gone on from the place where this folder stands. If not, the step that it began
-/// is made: no lease is handed out for it any more, and the store must not change when nobody expects it.
+/// Returns whether another copy of this folder has made further steps. If not, it finishes the step that the
+/// folder began. No lease is handed out for that step any more, but it must not reach the store later.
 async fn is_stale(
     store: &Store,
     keys: &Keys,
@@ -408,33 +437,35 @@ async fn is_stale(
     let mut standing = record.known.judge(gate::read(store, keys, record).await?);
     for _ in 0..FINISH_TRIES {
         if standing == Standing::Pending {
-            standing = gate::try_to_make(store, keys, record).await?;
+            standing = gate::try_to_make(store, keys, record, false).await?;
         }
     }
     match standing {
-        // A store that never makes a step that it could make is none.
+        // A store that rejects every retry can't be trusted.
         Standing::StoreBehind | Standing::Pending => Err(Lost::StoreBehind.into()),
         Standing::Stale => Ok(true),
         Standing::Current => {
-            record.known = Known::at(record.known.intent.or(record.known.fence));
+            record.known = Known::at(record.known.last());
             Ok(is_mixed(folder, record)?)
         }
     }
 }
 
-/// Whether a shard's file, or the ledger, is older than what was handed out: copied while it was in use,
-/// and before `fleet.json` was.
+/// Returns whether a shard's file or the ledger is older than what was handed out, which means that it was
+/// copied while it was in use, and before `fleet.json` was copied.
 fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
+    // Each is opened only once, because opening one reads the tallies of all its partitions.
+    let mut ledgers: BTreeMap<PoolName, Option<Ledger>> = BTreeMap::new();
     for lease in record.covered() {
         let paths = PoolPaths::new(folder.path(), &lease.pool);
         let live = paths.live(lease.shard);
         if files::length_bytes(&live)?.is_some() {
             match shard::progress(&live) {
                 Ok(found) if found < (lease.generation, lease.leases) => return Ok(true),
-                Err(source) if source.is_transient() => {
+                Err(source) if source.fault() != Fault::Content => {
                     return Err(FolderError::Shard { shard: live, source }.into());
                 }
-                // One that is damaged is not served.
+                // A damaged file is not served.
                 Ok(_) | Err(_) => {}
             }
         }
@@ -445,25 +476,32 @@ fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
                 return Ok(true);
             }
         }
-        if files::length_bytes(&paths.ledger())?.is_some() {
-            let newest = Ledger::open_to_look(&paths.ledger())?.newest(lease.shard)?;
-            if newest.unwrap_or(Generation(0)) < lease.generation {
-                return Ok(true);
+        let ledger = match ledgers.entry(lease.pool) {
+            Entry::Occupied(opened) => opened.into_mut(),
+            Entry::Vacant(unopened) => {
+                unopened.insert(match files::length_bytes(&paths.ledger())? {
+                    Some(_) => Some(Ledger::open_to_look(&paths.ledger())?),
+                    None => None,
+                })
             }
+        };
+        if let Some(ledger) = ledger
+            && ledger.newest(lease.shard)?.unwrap_or(Generation(0)) < lease.generation
+        {
+            return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Sets all of the folder aside. Answers with what people should know.
+/// Sets all files of the folder aside. Returns a notice for people.
 fn begin_anew(folder: &Folder) -> Result<String, FleetError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ending = format!(".stale-{}", now.as_millis());
     folder.set_all_aside(&ending)?;
     let notice = format!(
-        "the data folder was an old copy, a restored backup or a clone: nothing of it is served, its \
-         files are kept with the ending {ending}, and this instance began anew. Find out where the copy \
-         came from"
+        "the data folder was an old copy, a restored backup or a clone: its files are kept with the ending \
+         {ending} and not served, and a new instance has started here. Find out where the copy came from"
     );
     error!(folder = %folder.path().display(), "{notice}");
     Ok(notice)
@@ -472,14 +510,14 @@ fn begin_anew(folder: &Folder) -> Result<String, FleetError> {
 /// A pool that can join.
 struct Joining {
     key: StratumKey,
-    /// Strata that its ledger has opened and nobody holds.
+    /// Partitions that its ledger has opened and this instance has yet to claim.
     unclaimed: Vec<u16>,
 }
 
-/// What joining needs of a ledger.
+/// The parts of a ledger that joining needs.
 struct Found {
     key: StratumKey,
-    strata: Vec<u16>,
+    partitions: Vec<u16>,
 }
 
 async fn read_ledger(paths: &PoolPaths) -> Result<Option<Found>, FleetError> {
@@ -489,7 +527,7 @@ async fn read_ledger(paths: &PoolPaths) -> Result<Option<Found>, FleetError> {
             return Ok(None);
         }
         let ledger = Ledger::open_to_look(&path)?;
-        Ok(Some(Found { key: ledger.key(), strata: ledger.strata().to_vec() }))
+        Ok(Some(Found { key: ledger.key(), partitions: ledger.partitions() }))
     };
     spawn_blocking(read).await.expect("reading does not panic")
 }

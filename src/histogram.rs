@@ -1,15 +1,16 @@
-//! Durations counted in buckets, so that any number of them fit. Knows nothing of what took so long.
+//! Durations counted in buckets, in constant memory. Knows nothing of what the durations measure.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const BOUNDS: usize = 28;
 
-// Not of the table's length: an optimised build evaluates types before the function that makes it.
+// A constant, not `BOUNDS_NANOS.len() + 1`: an optimised build evaluates types before the function that
+// computes the array.
 const BUCKETS: usize = BOUNDS + 1;
 
-/// Upper ends of the buckets in nanoseconds: 1, 2 and 5 of each decade from 1 µs, less than any request
-/// takes, to 1000 s, more than any refill does. What is longer is in one bucket more.
+/// Upper ends of the buckets in nanoseconds: 1, 2 and 5 of each decade from 1 µs, which is shorter than any
+/// request, to 1000 s, which is longer than any refill. One more bucket counts longer durations.
 pub const BOUNDS_NANOS: [u64; BOUNDS] = bounds();
 
 const fn bounds() -> [u64; BOUNDS] {
@@ -25,8 +26,8 @@ const fn bounds() -> [u64; BOUNDS] {
     bounds
 }
 
-/// Counts durations. Written by one thread or task at a time, read by any: to count is no more than a
-/// load and a store, without the lock that an addition between writers takes.
+/// Counts durations. One thread or task writes at a time, and any may read. Counting is a plain load and
+/// store, which is cheaper than an atomic addition.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS],
@@ -34,17 +35,17 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Counts a duration.
     pub fn record(&self, duration: Duration) {
-        // 584 years.
+        // A `u64` holds 584 years.
         let nanos = duration.as_nanos() as u64;
-        // The first few are where almost all end: no search could be shorter.
+        // Almost all durations are in the first few buckets, so no search is faster than a linear one.
         let bucket = BOUNDS_NANOS.iter().position(|&bound| nanos <= bound);
         add(&self.buckets[bucket.unwrap_or(BUCKETS - 1)], 1);
         add(&self.sum_nanos, nanos);
     }
 
-    /// What was counted until now.
+    /// Returns the durations counted so far.
     #[must_use]
     pub fn durations(&self) -> Durations {
         Durations {
@@ -54,12 +55,12 @@ impl Histogram {
     }
 }
 
-/// Adds to a count that one thread or task at a time writes.
+/// Adds to a count that only one thread or task writes at a time.
 pub fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
-/// What a [`Histogram`] counted, or several together.
+/// The durations that one or more [`Histogram`]s counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Durations {
     buckets: [u64; BUCKETS],
@@ -67,19 +68,19 @@ pub struct Durations {
 }
 
 impl Durations {
-    /// How many.
+    /// Returns the number of durations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// All of them, one after the other, in seconds.
+    /// Returns the sum of the durations in seconds.
     #[must_use]
     pub fn sum_seconds(&self) -> f64 {
         self.sum_nanos as f64 / 1e9
     }
 
-    /// The upper end of each bucket in seconds, and how many are no longer than that.
+    /// Yields the upper end of each bucket in seconds, and the number of durations up to it.
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let mut below = 0;
         BOUNDS_NANOS.iter().zip(&self.buckets).map(move |(&bound, count)| {
@@ -88,7 +89,7 @@ impl Durations {
         })
     }
 
-    /// Those of both.
+    /// Returns the durations of both.
     #[must_use]
     pub fn with(mut self, other: &Self) -> Self {
         for (count, more) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -98,7 +99,7 @@ impl Durations {
         self
     }
 
-    /// Those that are not among the earlier ones of the same histogram.
+    /// Returns the durations that were counted after `earlier`, an earlier state of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let buckets =
@@ -106,8 +107,9 @@ impl Durations {
         Self { buckets, sum_nanos: self.sum_nanos.saturating_sub(earlier.sum_nanos) }
     }
 
-    /// The duration in seconds that this share of them does not exceed, as if those of a bucket were
-    /// spread evenly over it; none of none.
+    /// Returns the duration in seconds that the given share of the durations does not exceed, on the
+    /// assumption that the durations of a bucket are spread evenly over it. Returns `None` if there are no
+    /// durations.
     #[must_use]
     pub fn quantile_seconds(&self, share: f64) -> Option<f64> {
         let rank = share * self.count() as f64;
@@ -120,7 +122,7 @@ impl Durations {
             }
             (below, lower) = (up_to, upper);
         }
-        // Longer than the longest bound: no more is known of it.
+        // The result is above the longest bound, so this is the best known lower limit.
         (self.count() > 0).then_some(lower)
     }
 }
@@ -147,7 +149,7 @@ mod tests {
         let found: Vec<_> = of_micros([1, 2, 3, 7]).cumulative().take(5).collect();
         assert_eq!(found, [(1e-6, 1), (2e-6, 2), (5e-6, 3), (1e-5, 4), (2e-5, 4)]);
         assert_eq!(of_micros([1, 2, 3, 7]).sum_seconds(), 13e-6);
-        // 28 hours: in no bucket with an end, and counted.
+        // 28 hours: above the last bound, but counted.
         assert_eq!(of_micros([100_000_000_000]).count(), 1);
     }
 

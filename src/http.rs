@@ -1,6 +1,5 @@
-//! The routes: HTTP in, numbers out. Here are those of the pool server; those of the rungs below it
-//! are in `rung.rs`, and `guard.rs` stands before both. Knows nothing of SQLite, shards' files or
-//! refilling.
+//! The HTTP routes. This file has the routes of the mode sharded; `on_demand.rs` has those of the other modes, and
+//! `guard.rs` checks the requests to both. Knows nothing of SQLite, shard files or refilling.
 
 mod answer;
 mod docs;
@@ -8,12 +7,12 @@ mod forwarded;
 mod guard;
 mod health;
 mod metrics;
+mod on_demand;
 mod openapi;
 mod page;
 mod query;
 mod quota;
 mod ready;
-mod rung;
 mod status;
 
 use std::collections::BTreeMap;
@@ -24,7 +23,8 @@ use std::net::IpAddr;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderValue, Method, Request, StatusCode};
+use axum::http::header::HOST;
+use axum::http::{HeaderValue, Method, Request, StatusCode, Version};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, head};
 use axum::{Extension, Router};
@@ -35,52 +35,52 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
-use self::answer::{json, json_text, typed};
+use self::answer::{json, json_text, shared, typed};
 pub(crate) use self::guard::Guard;
 use self::openapi::Offer;
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
-use self::rung::rung_router;
-pub(crate) use self::rung::{Routes, Step, stopping};
+use self::ready::Readiness;
 use crate::config::PoolConfig;
 use crate::monitor::Monitor;
+use crate::on_demand::Handle;
 use crate::pool::{Health, Pool, TakeError};
-use crate::rungs::Desk;
 use crate::space::Number;
 
-/// Where numbers are.
+/// Hands out numbers.
 const RANDOM: &str = "/random";
 
-/// What `/random` answers to.
+/// The methods that `/random` allows.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
 
-/// Where the process says how it is.
+/// Reports whether the pools can serve.
 const HEALTH: &str = "/health";
 
-/// Whether numbers can be had, for whoever sends requests here.
+/// Reports whether to send requests to this server.
 const READY: &str = "/ready";
 
-/// All that is known of the pools, for pages and consoles.
+/// All figures of the pools as JSON, for the page and the console.
 const STATUS: &str = "/status";
 
-/// The same, for Prometheus.
+/// The same figures for Prometheus.
 const METRICS: &str = "/metrics";
 
-/// Where all of this is described, for programs.
+/// The OpenAPI description of these routes.
 const OPENAPI: &str = "/openapi.json";
 
-/// The same, for people; its files are below it.
+/// The page that shows the description. Its files are below this path.
 const DOCS: &str = "/docs";
 
-/// What everything that only tells something answers to.
+/// The methods that the read-only routes allow.
 const TELL_METHODS: &str = "GET, HEAD";
 
-/// What the handlers need.
+/// The state that the handlers share.
 #[derive(Debug)]
 struct App {
     count_limit: NonZeroU32,
     monitor: Arc<Monitor>,
-    /// What `/openapi.json` answers.
+    readiness: Readiness,
+    /// The body of `/openapi.json`.
     description: Bytes,
 }
 
@@ -106,27 +106,27 @@ impl App {
     }
 }
 
-/// An answer on its way to a connection: made here, or by axum.
+/// A response, made either here or by axum.
 pub(crate) type Reply = Response<Either<Full<Bytes>, Body>>;
 
-/// All routes of a server, and the guard before them.
+/// All routes of a server, and the guard that checks requests before they reach a route.
 #[derive(Clone, Debug)]
 pub(crate) struct Front {
-    guard: Option<Arc<Guard>>,
-    /// What hands out numbers in the mode sharded. Before the router, which would cost as much as all
-    /// the rest of an answer.
+    guard: Arc<Guard>,
+    /// The handler of `/random` in the mode sharded. It is called without the router, which would cost as
+    /// much as the rest of the request.
     app: Option<Arc<App>>,
     router: TowerToHyperService<Router>,
 }
 
 impl Front {
-    /// Of the pool server, over the pools that are watched.
+    /// Returns the routes of the mode sharded, over the pools of `monitor`.
     pub(crate) fn of_pools(
         monitor: Arc<Monitor>,
         count_limit: NonZeroU32,
-        guard: Option<Arc<Guard>>,
+        guard: Arc<Guard>,
     ) -> Self {
-        // `Front::answer` has the rest of /random.
+        // `Front::answer` handles GET and POST of /random.
         let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
             (HEALTH, TELL_METHODS, get(health)),
@@ -138,11 +138,12 @@ impl Front {
             (docs::FILE, TELL_METHODS, get(docs::file)),
         ];
         routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
-        // Written from the routes themselves, so that none can be forgotten.
+        // Generated from the routes, so that no route is missing.
         let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
-        let offer = Offer { pools: monitor.pools(), count_limit, guard: guard.as_deref() };
+        let offer = Offer { pools: monitor.pools(), count_limit, guard: &guard };
         let description = Bytes::from(offer.describe(paths));
-        let app = Arc::new(App { count_limit, monitor, description });
+        let readiness = Readiness::new(monitor.pools().len());
+        let app = Arc::new(App { count_limit, monitor, readiness, description });
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -153,21 +154,21 @@ impl Front {
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
     }
 
-    /// Of a rung below it. The desk is gone with the front.
-    pub(crate) fn of_rung(pools: Vec<PoolConfig>, desk: Desk, guard: Option<Arc<Guard>>) -> Self {
-        let router = TowerToHyperService::new(rung_router(pools, desk));
+    /// Returns the routes of a simpler mode. The handle is dropped with them.
+    pub(crate) fn on_demand(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Self {
+        let router = TowerToHyperService::new(on_demand::router(pools, numbers));
         Self { guard, app: None, router }
     }
 
-    /// Answers a request from this address.
+    /// Handles a request that came from the address `peer`.
     pub(crate) async fn answer(&self, mut request: Request<Body>, peer: IpAddr) -> Reply {
-        let mut account = None;
-        if let Some(guard) = &self.guard {
-            match guard.admit(request.uri().path(), request.headers(), peer) {
-                Ok(admitted) => account = admitted,
-                Err(refusal) => return refusal.into(),
-            }
+        if !has_host(&request) {
+            return not_http();
         }
+        let account = match self.guard.admit(request.uri().path(), request.headers(), peer) {
+            Ok(account) => account,
+            Err(refusal) => return refusal.into(),
+        };
         if let Some(app) = &self.app
             && request.uri().path() == RANDOM
             && matches!(*request.method(), Method::GET | Method::POST)
@@ -195,8 +196,24 @@ fn reply(answer: Answer) -> Reply {
     answer.map(|body| Either::Left(Full::new(Bytes::from(body))))
 }
 
-/// What a query asks for, as the pool's place among `pools` and the count; or the reason why not. For
-/// `fuzz/`, which knows no other way to the parser alone.
+/// Returns whether a request has exactly one `Host`, which HTTP/1.0 may omit (RFC 9112, section 3.2).
+fn has_host(request: &Request<Body>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), second) => second.is_none(),
+    }
+}
+
+/// Returns the response that hyper gives to invalid HTTP.
+fn not_http() -> Reply {
+    let mut reply = Reply::new(Either::Left(Full::default()));
+    *reply.status_mut() = StatusCode::BAD_REQUEST;
+    reply
+}
+
+/// Parses a query string into the pool's position in `pools` and the count, or returns what is wrong with it.
+/// For `fuzz/`, which has no other access to the parser.
 #[cfg(fuzzing)]
 pub fn parse_query(
     pools: &[crate::config::PoolName],
@@ -208,21 +225,24 @@ pub fn parse_query(
         .map_err(|refusal| refusal.to_string())
 }
 
-fn only(methods: MethodRouter<Arc<App>>, allowed: &'static str) -> MethodRouter<Arc<App>> {
+fn only<S>(methods: MethodRouter<S>, allowed: &'static str) -> MethodRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
     methods.fallback(async move || Refusal::WrongMethod { allowed })
 }
 
-/// One number, and the shard that it is from: what [`one_of`] writes.
+/// One number and the shard that it comes from.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "described, and written by hand")]
+#[expect(dead_code, reason = "only its schema is used: `one_of` writes the JSON")]
 struct One {
-    /// Always with all its decimals: compare texts, not floating-point values.
+    /// Has all its decimals. Compare numbers as texts, not as floating-point values.
     #[schema(value_type = f64)]
     number: Number,
     shard: String,
 }
 
-/// `count` numbers, and how many of them each shard gave.
+/// `count` numbers, and how many of them come from each shard.
 #[derive(Serialize, ToSchema)]
 struct Many<'a> {
     count: usize,
@@ -241,7 +261,8 @@ async fn one(pool: &Pool) -> Result<Answer, Refusal> {
     Ok(one_of(number, pool.shard_name(*shard)))
 }
 
-/// One number. The names of shards need no escaping. With a serialiser an answer cost 3 % more CPU time.
+/// Returns a response with one number. Shard names need no escaping. With a serialiser, a request cost 3 %
+/// more CPU time.
 fn one_of(number: Number, shard: &str) -> Answer {
     json_text(
         StatusCode::OK,
@@ -260,7 +281,7 @@ async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
     Ok(json(StatusCode::OK, &Many { count: numbers.len(), numbers, shards }))
 }
 
-/// `HEAD /random`: what a `GET` would be answered with, without taking a number.
+/// Handles `HEAD /random`: returns the status that `GET` would have, without taking a number.
 async fn probe(
     State(app): State<Arc<App>>,
     account: Option<Extension<Account>>,
@@ -288,18 +309,21 @@ fn refusal(pool: &Pool, error: TakeError, asked: u32) -> Refusal {
 
 async fn health(State(app): State<Arc<App>>) -> Response {
     let pools = app.monitor.pools().iter();
-    let pools = pools.map(|pool| (pool.name(), health::of_pool(pool.health())));
+    let pools = pools.map(|pool| (pool.name(), health::of_pool(&pool.health())));
     health::answer(pools).map(Body::from)
 }
 
 async fn description(State(app): State<Arc<App>>) -> Response {
     let json = HeaderValue::from_static("application/json");
-    typed(json, None, Body::from(app.description.clone()))
+    typed(json, None, shared(app.description.clone()))
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let pools = app.monitor.pools().iter().map(|pool| (pool.name(), pool.serves()));
-    ready::answer(pools).map(Body::from)
+    let pools: Vec<_> =
+        app.monitor.pools().iter().map(|pool| (pool.name(), pool.health())).collect();
+    let ready = app.readiness.look(pools.iter().map(|(_, health)| health));
+    let pools = pools.iter().map(|(name, health)| (*name, health.serves));
+    ready::answer(ready, pools).map(Body::from)
 }
 
 async fn status(State(app): State<Arc<App>>) -> Response {
@@ -310,7 +334,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
     off_the_lane(move || metrics::answer(&app.monitor)).await
 }
 
-/// An answer that is long in the making: those of others must not wait for it.
+/// Builds a response on a blocking thread, so that other requests don't wait while it is built.
 async fn off_the_lane(tell: impl FnOnce() -> Answer + Send + 'static) -> Response {
     let answer = tokio::task::spawn_blocking(tell).await;
     answer.expect("telling figures does not panic").map(Body::from)

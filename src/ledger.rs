@@ -1,73 +1,82 @@
-//! The ledger of one pool: every value that ever entered a shard. Uniqueness is decided here and
-//! nowhere else. Knows nothing of shard files, async or HTTP.
+//! The ledger of one pool: every value that ever entered a shard. It alone decides whether a value is unique.
+//! Knows nothing of shard files, async or HTTP.
 //!
-//! Values are classed into strata by a keyed hash, and kept in the order of (stratum, value). A draw
-//! takes its values from a random part of the strata, so that a batch lands in a part of the B-tree
-//! and costs the same however many values the ledger has. Nobody outside can tell strata apart: the
-//! key is secret, and the values of a stratum are uniform over the range.
+//! A keyed permutation gives every value of the range an index, and a stratum is an interval of indexes. The
+//! rows are kept in the order of (stratum, value). A draw chooses strata at random, as few as its own rows
+//! fill. So it touches a part of the B-tree that is about as large as what it adds, however many values the
+//! ledger has. Without the secret key, the values of a stratum can't be told from values chosen uniformly
+//! from the range.
 
 mod audit;
 mod draw;
+mod growth;
+mod permutation;
 mod strata;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SysRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
 use rusqlite::types::Type;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
 pub use self::audit::Drawn;
-pub use self::draw::{Draw, Draws};
-use self::strata::OpenStrata;
-pub use self::strata::{STRATA, StratumKey};
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+pub use self::draw::Draw;
+pub use self::strata::{PARTITIONS, StratumKey};
+use self::strata::{Strata, Tallies};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Token};
 use crate::files;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Checkpoint, Format, FormatError, rusqlite};
+use crate::sqlite::{self, Checkpoint, Fault, Format, FormatError, Found, rusqlite};
 
 /// "TBLG", and the version of the tables below.
-const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 2 };
-
-/// A log that is longer is checkpointed before the next draw, 4 MB.
-const LOG_BYTES_MAX: u64 = 4096 * sqlite::LOG_PAGES_MAX as u64;
+const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 4 };
 
 const CREATE: &str = "
     CREATE TABLE ledger (
-        id         TEXT    NOT NULL, -- UUID; each shard names the ledger that it belongs to
-        hash_key   BLOB    NOT NULL, -- of the strata, 16 secret bytes
+        id         TEXT    NOT NULL, -- UUID; each shard records that of its ledger
+        hash_key   BLOB    NOT NULL, -- 16 secret bytes, the key of the permutation
         min        INTEGER NOT NULL,
         max        INTEGER NOT NULL,
         decimals   INTEGER NOT NULL,
-        count      INTEGER NOT NULL, -- rows of used_numbers
-        burned     INTEGER NOT NULL, -- numbers lost to crashes and damage, at most
+        count      INTEGER NOT NULL, -- number of rows in used_numbers
+        burned     INTEGER NOT NULL, -- upper bound of the numbers lost to crashes and damage
         created_at TEXT    NOT NULL,
-        checksum   INTEGER NOT NULL  -- of the id, the key and the range
+        checksum   INTEGER NOT NULL  -- over the id, the key and the range
     ) STRICT;
-    CREATE TABLE strata (             -- where this ledger may draw
+    CREATE TABLE strata (             -- strata with values
         stratum    INTEGER PRIMARY KEY,
-        opened_at  TEXT    NOT NULL,
-        count      INTEGER NOT NULL, -- of its values in used_numbers
-        digest     INTEGER NOT NULL  -- the sum of their hashes, modulo 2^64
+        count      INTEGER NOT NULL, -- number of its values in used_numbers
+        digest     INTEGER NOT NULL  -- sum of their hashes, modulo 2^64
     ) STRICT;
-    CREATE TABLE batches (            -- which build drew what, and when
+    CREATE TABLE batches (            -- the draws
         id         INTEGER PRIMARY KEY,
         shard      INTEGER NOT NULL,
         generation INTEGER NOT NULL,
         count      INTEGER NOT NULL,
         drawn_at   TEXT    NOT NULL,
-        retired_at TEXT,              -- its file must not be served any more
+        retired_at TEXT,              -- since then its file must not be served
+        token      INTEGER NOT NULL DEFAULT 0, -- from the last start; the shard's file has the same
+        next_token INTEGER,           -- from a start in progress; the file has this token or the last
+        closed     INTEGER NOT NULL DEFAULT 0, -- 1 after a graceful stop
         UNIQUE (shard, generation)
     ) STRICT;
+    CREATE INDEX served ON batches (shard) WHERE retired_at IS NULL;
     CREATE TABLE used_numbers (
         stratum    INTEGER NOT NULL,
         value      INTEGER NOT NULL,
         batch      INTEGER NOT NULL,
         PRIMARY KEY (stratum, value)
     ) STRICT, WITHOUT ROWID;";
+
+/// Average rows per stratum at which a ledger that draws alone opens more partitions: 5 pages.
+const STRATUM_ROWS: u64 = 1 << 10;
 
 const INSERT_LEDGER: &str = "INSERT INTO ledger
     VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, strftime('%FT%TZ', 'now'), ?6)";
@@ -78,11 +87,18 @@ const ADD_BURNED: &str = "UPDATE ledger SET burned = burned + ?1";
 const SELECT_BATCHES: &str = "SELECT id, generation, count FROM batches
     WHERE shard = ?1 AND retired_at IS NULL ORDER BY generation";
 const SELECT_BATCH: &str = "SELECT shard, generation, count FROM batches WHERE id = ?1";
+const SELECT_OPENING: &str = "SELECT token, next_token, closed FROM batches WHERE id = ?1";
+const BEGIN_OPENING: &str = "UPDATE batches SET token = ?2, next_token = ?3 WHERE id = ?1";
+const END_OPENINGS: &str = "UPDATE batches SET token = next_token, next_token = NULL, closed = 0
+    WHERE next_token IS NOT NULL AND retired_at IS NULL";
+const SET_TOKEN: &str =
+    "UPDATE batches SET token = ?2, next_token = NULL, closed = 0 WHERE id = ?1";
+const SET_CLOSED: &str = "UPDATE batches SET closed = 1 WHERE shard = ?1 AND generation = ?2";
 const RETIRE_BATCHES: &str = "UPDATE batches SET retired_at = strftime('%FT%TZ', 'now')
     WHERE shard = ?1 AND retired_at IS NULL AND generation IS NOT ?2";
 
-/// What to do about a ledger that is lost.
-pub const RESTORE: &str = "Without its ledger nobody can tell which numbers were issued: restore it \
+/// The advice for a lost ledger.
+pub const RESTORE: &str = "Without the ledger, it is unknown which numbers were issued: restore it \
     from a backup together with the shards of the same time, or move this pool's shards away and start \
     a new number space under another pool name";
 
@@ -93,7 +109,7 @@ const SELECT_SHARDS: &str = "SELECT DISTINCT shard FROM batches ORDER BY shard";
 const SELECT_LATER: &str =
     "SELECT coalesce(sum(count), 0) FROM batches WHERE shard = ?1 AND generation > ?2";
 
-/// Why a ledger could not be opened or drawn from.
+/// The reason that a ledger could not be opened or drawn from.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// SQLite's own error.
@@ -104,15 +120,15 @@ pub enum LedgerError {
         /// The error.
         source: rusqlite::Error,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] files::FileError),
-    /// The file is not a ledger of this version, or not whole.
+    /// The file is not a ledger, or is incomplete or inconsistent.
     #[error("ledger {path} is damaged: {problem}. {RESTORE}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The problem that was found.
         problem: String,
     },
     /// Another version of tombola wrote it.
@@ -123,13 +139,13 @@ pub enum LedgerError {
     OtherVersion {
         /// The file.
         path: PathBuf,
-        /// Which versions these are.
+        /// The file's version and this program's.
         problem: FormatError,
     },
-    /// The ledger holds numbers that the configured range does not have.
+    /// The ledger has numbers that are not in the configured range.
     #[error(
-        "ledger {path} is for {ledger}, the configuration says {configured}: a range can grow, but \
-         not shrink or change its decimals; use another pool name or another folder"
+        "ledger {path} is for {ledger}, but the configuration says {configured}. A range can grow, but \
+         not shrink or change its decimals: use another pool name or another folder"
     )]
     OtherRange {
         /// The file.
@@ -139,9 +155,28 @@ pub enum LedgerError {
         /// The configured range.
         configured: String,
     },
-    /// The [`Step`] ended the draw. Nothing was changed.
+    /// The [`Step`] stopped the draw. Nothing was changed.
     #[error("the draw was cancelled")]
     Cancelled,
+}
+
+/// The ledger's record of the last opening of a batch's live file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// The token of the last start.
+    pub token: Token,
+    /// The token of a start that did not complete. The file may already have it.
+    pub next: Option<Token>,
+    /// Whether the file was closed gracefully after the last start.
+    pub closed: bool,
+}
+
+impl Opening {
+    /// Returns whether a file is the one that was opened last, as opposed to an older copy of it.
+    #[must_use]
+    pub fn admits(&self, token: Token, in_use: bool) -> bool {
+        Some(token) == self.next || (token == self.token && !(self.closed && in_use))
+    }
 }
 
 /// An open ledger.
@@ -151,37 +186,38 @@ pub struct Ledger {
     state: State,
 }
 
-/// All that a draw needs but the connection.
+/// Everything that a draw needs except the connection.
 #[derive(Debug)]
 struct State {
     path: PathBuf,
     id: Uuid,
-    key: StratumKey,
-    space: Space,
+    strata: Strata,
+    tallies: Tallies,
     count: u64,
     burned: u64,
-    open: OpenStrata,
-    /// Others draw from the same space: only what is [held](Ledger::hold) is open.
+    /// The partitions to draw from. A ledger that draws alone opens them as it needs them, and leaves the
+    /// others to instances that may join later.
+    open: BTreeSet<u16>,
+    /// Whether other instances draw from the same range. If so, only the partitions that it
+    /// [holds](Ledger::hold) are open.
     shared: bool,
-    /// Every value of a shared ledger's strata is in it.
-    used_up: bool,
     rng: ChaCha20Rng,
-    draws: Draws,
 }
 
 impl Ledger {
-    /// Creates an empty ledger with an id and a hash key of its own.
+    /// Creates an empty ledger with its own id and key.
     ///
     /// # Errors
-    /// [`LedgerError`] when the file can't be written. A half-made ledger is never left at `path`.
+    /// Returns [`LedgerError`] if the file can't be written. An incomplete ledger never appears at `path`.
     pub fn create(path: &Path, space: &Space) -> Result<Self, LedgerError> {
         Self::create_with(path, space, StratumKey::random())
     }
 
-    /// Creates an empty ledger that sorts values into strata as others with this key do.
+    /// Creates an empty ledger with the given key, and therefore with the same strata as other ledgers with
+    /// this key.
     ///
     /// # Errors
-    /// As for [`create`](Self::create).
+    /// Returns the same errors as [`create`](Self::create).
     pub fn create_with(path: &Path, space: &Space, key: StratumKey) -> Result<Self, LedgerError> {
         let unfinished = path.with_extension("db.tmp");
         files::create(&unfinished)?;
@@ -194,159 +230,142 @@ impl Ledger {
         Self::open(path, space)
     }
 
-    /// Opens a ledger for a range, which may have grown since.
+    /// Opens a ledger for a range, which may be larger than the ledger's. The ledger then grows.
     ///
     /// # Errors
-    /// [`LedgerError::Damaged`] when it is not a whole ledger, [`LedgerError::OtherRange`] when it
-    /// holds numbers that the range does not have.
+    /// Returns [`LedgerError::Damaged`] if the file is not an intact ledger, and [`LedgerError::OtherRange`]
+    /// if the ledger's range is not part of `space`.
     pub fn open(path: &Path, space: &Space) -> Result<Self, LedgerError> {
-        // Invariant: what is read from the ledger is on the disk. A batch whose sync failed, served and
-        // gone after the next power loss, would be drawn again.
-        sqlite::secure_log(path)?.map_err(|problem| damaged(path, problem))?;
-        let failed = |source| not_opened(path, source);
-        let mut connection = sqlite::open(path).map_err(failed)?;
-        // After a failure the log is read anew, sum by sum, and not put into the file unseen.
-        sqlite::keep_log(&connection, true).map_err(failed)?;
-        sqlite::checkpoint(&connection, Checkpoint::Full).map_err(failed)?;
+        match Self::open_once(path, space) {
+            Err(LedgerError::Damaged { .. }) => {
+                sqlite::read_through(path)?;
+                Self::open_once(path, space)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_once(path: &Path, space: &Space) -> Result<Self, LedgerError> {
+        // Invariant: what is read from the ledger is on the disk. Otherwise a batch whose sync failed could
+        // be served, disappear in the next power loss, and be drawn again.
+        let failed = |source| LedgerError::from_sqlite(path, source);
+        let mut connection = Found::new(path).secure()?.open().map_err(failed)?.into_connection();
         let mut state = read_state(path, &connection)?;
-        if state.space != *space {
-            if !space.covers(&state.space) {
+        connection.set_transaction_behavior(TransactionBehavior::Immediate);
+        if state.space() != space {
+            if !space.covers(state.space()) {
                 return Err(LedgerError::OtherRange {
                     path: path.to_owned(),
-                    ledger: state.space.to_string(),
+                    ledger: state.space().to_string(),
                     configured: space.to_string(),
                 });
             }
-            let checksum = checksum(state.id, state.key, space);
-            connection
-                .execute(UPDATE_RANGE, [space.min().0, space.max().0, checksum])
-                .map_err(|source| LedgerError::Sqlite { path: path.to_owned(), source })?;
-            state.space = *space;
+            state.grow(&mut connection, space)?;
         }
-        connection.set_transaction_behavior(TransactionBehavior::Immediate);
-        // SQLite syncs the name of a log that it creates, but ignores that this failed.
+        // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
         files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
         Ok(Self { connection, state })
     }
 
-    /// Opens a ledger for the range that it has.
+    /// Opens a ledger for its own range.
     ///
     /// # Errors
-    /// [`LedgerError`].
+    /// Returns [`LedgerError`].
     pub fn open_as_it_is(path: &Path) -> Result<Self, LedgerError> {
         let space = *Self::open_to_look(path)?.space();
         Self::open(path, &space)
     }
 
-    /// Opens a ledger of this process's locked folder to read it, for the range that it has. It can't
-    /// be drawn from.
+    /// Opens a ledger in this process's locked folder, for its own range and only to read it.
     ///
     /// # Errors
-    /// [`LedgerError::Damaged`] when it is not a whole ledger.
+    /// Returns [`LedgerError::Damaged`] if the file is not an intact ledger.
     pub fn open_to_look(path: &Path) -> Result<Self, LedgerError> {
-        sqlite::check_log(path)?.map_err(|problem| damaged(path, problem))?;
-        let connection = sqlite::open_to_look(path).map_err(|source| not_opened(path, source))?;
+        let connection =
+            sqlite::open_to_look(path).map_err(|source| LedgerError::from_sqlite(path, source))?;
         let state = read_state(path, &connection)?;
         Ok(Self { connection, state })
     }
 
-    /// The ledger's own id, which its shards bear.
+    /// Returns the ledger's id, which its shards record.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.state.id
     }
 
-    /// The range it draws from.
+    /// Returns the range that the ledger draws from.
     #[must_use]
     pub fn space(&self) -> &Space {
-        &self.state.space
+        self.state.space()
     }
 
-    /// The secret that sorts its values into strata.
+    /// Returns the secret key of the permutation.
     #[must_use]
     pub fn key(&self) -> StratumKey {
-        self.state.key
+        self.state.strata.key()
     }
 
-    /// The strata that it has opened.
+    /// Returns the partitions that contain values of the ledger, in ascending order.
     #[must_use]
-    pub fn strata(&self) -> &[u16] {
-        self.state.open.members()
+    pub fn partitions(&self) -> Vec<u16> {
+        let State { tallies, strata, .. } = &self.state;
+        let mut partitions: Vec<u16> =
+            tallies.iter().map(|(stratum, _)| strata.partition_of(stratum)).collect();
+        partitions.dedup();
+        partitions
     }
 
-    /// Shares the space with others: opens these strata, which nobody else draws from, and from now on
-    /// no other unless it is held too. Durable.
-    ///
-    /// # Errors
-    /// [`LedgerError`]; nothing is changed then.
-    pub fn hold(&mut self, strata: &[u16]) -> Result<(), LedgerError> {
-        let Self { connection, state } = self;
-        let mut open = state.open.clone();
-        connection
-            .transaction()
-            .and_then(|transaction| {
-                open.open_these(strata, &transaction)?;
-                transaction.commit()
-            })
-            .map_err(|source| state.failed(source))?;
-        state.used_up &= open.len() == state.open.len();
-        state.open = open;
-        state.shared = true;
-        Ok(())
+    /// Restricts draws to these partitions, since other instances draw from the rest of the range.
+    pub fn hold(&mut self, partitions: &[u16]) {
+        self.state.open = partitions.iter().copied().collect();
+        self.state.shared = true;
     }
 
-    /// How many strata more should be held, so that those held are at most half used after this draw
-    /// and another one like it: claimed ahead of need. At least one when those held are used up, which
-    /// may hold fewer values than their share.
+    /// Returns the number of additional partitions that should be claimed ahead of need, so that at most half
+    /// of the held values are used after this draw of `rows` values and another one like it. Returns at least
+    /// one if everything is used.
     #[must_use]
-    pub fn strata_wanted(&self, rows: u64) -> usize {
-        let State { count, open, space, used_up, .. } = &self.state;
-        let values = 2 * (u128::from(*count) + 2 * u128::from(rows));
-        let strata = (values * STRATA as u128).div_ceil(space.size().into());
-        (strata.clamp(1, STRATA as u128) as usize)
-            .saturating_sub(open.len())
-            .max(usize::from(*used_up))
+    pub fn partitions_wanted(&self, rows: u64) -> usize {
+        let wanted =
+            self.state.partitions_for(self.state.count.saturating_add(rows.saturating_mul(2)));
+        wanted.saturating_sub(self.state.open.len()).max(usize::from(self.is_exhausted()))
     }
 
-    /// How many values ever entered a shard.
+    /// Returns the number of values that ever entered a shard.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.state.count
     }
 
-    /// How many numbers crashes and damage have burned, at most.
+    /// Returns an upper bound of the numbers that crashes and damage have burned.
     #[must_use]
     pub fn burned(&self) -> u64 {
         self.state.burned
     }
 
-    /// The random draws since this was last called.
-    pub fn take_draws(&mut self) -> Draws {
-        std::mem::take(&mut self.state.draws)
-    }
-
-    /// Its file and its log, in bytes.
+    /// Returns the size of the ledger's file and log in bytes.
     ///
     /// # Errors
-    /// [`files::FileError`].
+    /// Returns [`files::FileError`].
     pub fn size_bytes(&self) -> Result<u64, files::FileError> {
         let path = &self.state.path;
         let log = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
         Ok(files::length_bytes(path)?.unwrap_or(0) + log)
     }
 
-    /// Whether every value that it may draw is in the ledger.
+    /// Returns whether the ledger contains every value that it may draw.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.state.used_up || self.state.count >= self.state.space.size()
+        let State { count, shared, .. } = self.state;
+        count >= if shared { self.state.open_values() } else { self.state.space().size() }
     }
 
-    /// Draws up to `count` fresh values for the next generation of a shard, uniformly from what is
-    /// free, in random order; fewer when the range has no more. They enter the ledger when the draw
-    /// is committed, and generations of the shard other than `live` are retired with it.
+    /// Draws up to `count` fresh values for the next generation of a shard, uniformly from the free values
+    /// and in random order. There are fewer if the range has no more. Committing the draw adds them to the
+    /// ledger, and retires all generations of the shard except `live`.
     ///
     /// # Errors
-    /// [`LedgerError`]; nothing is changed then.
+    /// Returns [`LedgerError`]. Nothing is changed then.
     pub fn draw(
         &mut self,
         shard: ShardIndex,
@@ -354,18 +373,30 @@ impl Ledger {
         count: u64,
         step: Step<'_>,
     ) -> Result<Draw<'_>, LedgerError> {
-        let log_bytes = files::length_bytes(&sqlite::wal_of(&self.state.path))?.unwrap_or(0);
-        if log_bytes > LOG_BYTES_MAX {
-            sqlite::checkpoint(&self.connection, Checkpoint::Truncate)
-                .map_err(|source| self.state.failed(source))?;
-        }
         Draw::begin(&mut self.connection, &mut self.state, shard, live, count, step)
     }
 
-    /// The batch of that number.
+    /// Writes the log back into the file and truncates it, so that its space is freed, including that of a
+    /// draw that was not committed.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError`], for example if another process is reading the ledger. It does not wait for
+    /// that process.
+    pub fn cut_log(&mut self) -> Result<(), LedgerError> {
+        let Self { connection, state } = self;
+        let cut = connection
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| sqlite::checkpoint(connection, Checkpoint::Truncate));
+        connection
+            .busy_timeout(sqlite::BUSY_TIMEOUT)
+            .and(cut)
+            .map_err(|source| state.failed(source))
+    }
+
+    /// Returns the batch with this id.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError::Sqlite`].
     pub fn batch(&self, id: BatchId) -> Result<Option<Batch>, LedgerError> {
         self.connection
             .prepare_cached(SELECT_BATCH)
@@ -384,10 +415,10 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// The batches of a shard whose files may still be served, oldest first.
+    /// Returns the batches of a shard whose files may still be served, oldest first.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError::Sqlite`].
     pub fn batches(&self, shard: ShardIndex) -> Result<Vec<Batch>, LedgerError> {
         self.connection
             .prepare_cached(SELECT_BATCHES)
@@ -406,10 +437,10 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// The newest generation of a shard, whatever became of its file.
+    /// Returns the newest generation of a shard, whether its file still exists or not.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError::Sqlite`].
     pub fn newest(&self, shard: ShardIndex) -> Result<Option<Generation>, LedgerError> {
         self.connection
             .query_row(SELECT_NEWEST, [shard.0], |row| row.get(0))
@@ -417,10 +448,10 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// Forbids the files of all generations of a shard but `live`.
+    /// Marks all generations of a shard except `live` as retired, so that their files are never served again.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError::Sqlite`].
     pub fn retire(
         &mut self,
         shard: ShardIndex,
@@ -429,10 +460,10 @@ impl Ledger {
         retire(&self.connection, shard, live).map_err(|source| self.state.failed(source))
     }
 
-    /// The shards that were ever filled.
+    /// Returns the shards that were ever filled.
     ///
     /// # Errors
-    /// [`LedgerError`].
+    /// Returns [`LedgerError`].
     pub fn shards(&self) -> Result<Vec<ShardIndex>, LedgerError> {
         self.connection
             .prepare(SELECT_SHARDS)
@@ -442,12 +473,12 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// Of a shard's generations, allows the files of these and forbids all others: what a copy of the
-    /// shard has, and not what became of it before the ledger was copied. Answers with how many values
-    /// later generations have.
+    /// Allows the files of the given generations of a shard, and retires all others. This makes a copied
+    /// ledger fit the copies of the shards, which are older. Returns the number of values in generations
+    /// later than these.
     ///
     /// # Errors
-    /// [`LedgerError`].
+    /// Returns [`LedgerError`].
     pub fn keep_only(
         &mut self,
         shard: ShardIndex,
@@ -464,44 +495,190 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// Notes that up to `count` numbers were lost.
+    /// Returns the tokens that a batch's live file may have.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError`].
+    pub fn opening(&self, id: BatchId) -> Result<Opening, LedgerError> {
+        self.connection
+            .prepare_cached(SELECT_OPENING)
+            .and_then(|mut select| {
+                select.query_row([id.0], |row| {
+                    let (token, next): (_, Option<i64>) = (row.get(0)?, row.get(1)?);
+                    Ok(Opening { token: Token(token), next: next.map(Token), closed: row.get(2)? })
+                })
+            })
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Records that a start takes over the live file of a batch, which has the token `found` and will get
+    /// `next`, and that the last process burned up to `burned` of its numbers. If the process crashes before
+    /// [`end_openings`](Self::end_openings), the next start may count them again.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError`]. The file must not be taken over then.
+    pub fn begin_opening(
+        &mut self,
+        id: BatchId,
+        found: Token,
+        next: Token,
+        burned: u64,
+    ) -> Result<(), LedgerError> {
+        let Self { connection, state } = self;
+        connection
+            .transaction()
+            .and_then(|transaction| {
+                transaction.execute(BEGIN_OPENING, params![id.0, found.0, next.0])?;
+                transaction.execute(ADD_BURNED, [burned])?;
+                transaction.commit()
+            })
+            .map_err(|source| state.failed(source))?;
+        state.burned += burned;
+        Ok(())
+    }
+
+    /// Invalidates the tokens from before this start. All files that were taken over have their new tokens.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError`].
+    pub fn end_openings(&mut self) -> Result<(), LedgerError> {
+        self.connection
+            .execute(END_OPENINGS, [])
+            .map(drop)
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Makes `token` the only valid one for a batch's file.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError`].
+    pub fn set_token(&mut self, id: BatchId, token: Token) -> Result<(), LedgerError> {
+        self.connection
+            .execute(SET_TOKEN, params![id.0, token.0])
+            .map(drop)
+            .map_err(|source| self.state.failed(source))
+    }
+
+    /// Records that the files of these generations were closed gracefully. From then on, a file that is
+    /// marked as in use is recognised as an older copy.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError`].
+    pub fn note_closed(&mut self, files: &[(ShardIndex, Generation)]) -> Result<(), LedgerError> {
+        let Self { connection, state } = self;
+        connection
+            .transaction()
+            .and_then(|transaction| {
+                for (shard, generation) in files {
+                    transaction.execute(SET_CLOSED, params![shard.0, generation.0])?;
+                }
+                transaction.commit()
+            })
+            .map_err(|source| state.failed(source))
+    }
+
+    /// Adds up to `count` lost numbers to the burned ones.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError::Sqlite`].
     pub fn add_burned(&mut self, count: u64) -> Result<(), LedgerError> {
         self.connection.execute(ADD_BURNED, [count]).map_err(|source| self.state.failed(source))?;
         self.state.burned += count;
         Ok(())
     }
 
-    /// Whether the value ever entered a shard.
+    /// Returns whether the value ever entered a shard.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError::Sqlite`].
     pub fn contains(&self, value: Value) -> Result<bool, LedgerError> {
-        const SELECT: &str = "SELECT 1 FROM used_numbers WHERE stratum = ?1 AND value = ?2";
-        self.connection
-            .prepare_cached(SELECT)
-            .and_then(|mut select| select.exists(params![self.state.key.stratum(value), value.0]))
-            .map_err(|source| self.state.failed(source))
+        self.batch_of(value).map(|batch| batch.is_some())
     }
 
-    /// Closes the file; its WAL is checkpointed and gone.
+    /// Closes the file, after its log was written back and removed.
     ///
     /// # Errors
-    /// [`LedgerError::Sqlite`].
+    /// Returns [`LedgerError::Sqlite`].
     pub fn close(self) -> Result<(), LedgerError> {
         let Self { connection, state } = self;
-        sqlite::checkpoint(&connection, Checkpoint::Truncate)
-            .and_then(|()| sqlite::keep_log(&connection, false))
-            .map_err(|source| state.failed(source))?;
-        connection.close().map_err(|(_, source)| state.failed(source))
+        sqlite::close(connection).map_err(|source| state.failed(source))
     }
 }
 
 impl State {
+    fn space(&self) -> &Space {
+        self.strata.space()
+    }
+
+    /// Returns the number of partitions that have twice as many values as `values`, on average.
+    fn partitions_for(&self, values: u64) -> usize {
+        let partitions =
+            (2 * u128::from(values) * PARTITIONS as u128).div_ceil(self.space().size().into());
+        partitions.clamp(1, PARTITIONS as u128) as usize
+    }
+
+    /// Opens partitions for a draw of `count` values if the ledger draws alone: enough that half of their
+    /// values stay free and that each of their strata has few rows.
+    fn open_for(&mut self, count: u64) {
+        let used = self.count + count;
+        let by_rows = used.div_ceil(STRATUM_ROWS * self.strata.per_partition());
+        let target = self.partitions_for(used).max(by_rows.min(PARTITIONS as u64) as usize);
+        if self.shared || self.open.len() >= target {
+            return;
+        }
+        let mut closed: Vec<u16> =
+            (0..PARTITIONS as u16).filter(|partition| !self.open.contains(partition)).collect();
+        let (opened, _) = closed.partial_shuffle(&mut self.rng, target - self.open.len());
+        self.open.extend(&*opened);
+    }
+
+    /// Opens all partitions if the ledger draws alone. Returns whether any were closed before.
+    fn open_all(&mut self) -> bool {
+        if self.shared || self.open.len() == PARTITIONS {
+            return false;
+        }
+        self.open = (0..PARTITIONS as u16).collect();
+        true
+    }
+
+    /// Returns the number of values in the open partitions, used or not.
+    fn open_values(&self) -> u64 {
+        let values = |&partition: &u16| {
+            let indexes = self.strata.indexes(self.strata.of_partition(partition));
+            indexes.end - indexes.start
+        };
+        self.open.iter().map(values).sum()
+    }
+
+    /// Grows the range, durably.
+    fn grow(&mut self, connection: &mut Connection, space: &Space) -> Result<(), LedgerError> {
+        let strata = Strata::new(*space, self.strata.key());
+        let tallies = connection
+            .transaction()
+            .and_then(|transaction| {
+                let tallies = growth::grow(&transaction, &self.strata, &self.tallies, &strata)?;
+                if tallies.is_ok() {
+                    let checksum = checksum(self.id, strata.key(), space);
+                    transaction.execute(UPDATE_RANGE, [space.min().0, space.max().0, checksum])?;
+                    transaction.commit()?;
+                }
+                Ok(tallies)
+            })
+            .map_err(|source| self.failed(source))?
+            .map_err(|problem| self.damaged(problem))?;
+        (self.strata, self.tallies) = (strata, tallies);
+        self.open_those_used();
+        Ok(())
+    }
+
+    /// Opens the partitions that have values in the ledger.
+    fn open_those_used(&mut self) {
+        let partitions = self.tallies.iter().map(|(stratum, _)| self.strata.partition_of(stratum));
+        self.open = partitions.collect();
+    }
+
     fn failed(&self, source: rusqlite::Error) -> LedgerError {
-        LedgerError::from_sqlite(&self.path, source)
+        LedgerError::Sqlite { path: self.path.clone(), source }
     }
 
     fn damaged(&self, problem: String) -> LedgerError {
@@ -510,20 +687,41 @@ impl State {
 }
 
 impl LedgerError {
-    /// What an error of an open ledger means for the file.
+    /// Returns the error as damage if it is about the content. Call it only after the whole file could be
+    /// read.
+    #[must_use]
+    pub fn proven(self) -> Self {
+        match self {
+            Self::Sqlite { path, source } => Self::from_sqlite(&path, source),
+            other => other,
+        }
+    }
+
+    /// Converts an error that occurred while a ledger was opened.
     fn from_sqlite(path: &Path, source: rusqlite::Error) -> Self {
         let path = path.to_owned();
-        match source.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => {
-                Self::Damaged { path, problem: source.to_string() }
+        match sqlite::fault(&source) {
+            Fault::Content => Self::Damaged { path, problem: source.to_string() },
+            Fault::Passing | Fault::Io => Self::Sqlite { path, source },
+        }
+    }
+
+    /// Returns what the error means for the file.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Sqlite { source, .. } => sqlite::fault(source),
+            Self::File(_) => Fault::Io,
+            Self::Cancelled => Fault::Passing,
+            Self::Damaged { .. } | Self::OtherVersion { .. } | Self::OtherRange { .. } => {
+                Fault::Content
             }
-            Some(_) => Self::Sqlite { path, source },
         }
     }
 }
 
-/// SipHash-1-3 of what a ledger says of itself. With another key or range, nothing else would be what
-/// it is.
+/// Returns SipHash-1-3 of the ledger's id, key and range. It detects a changed key or range, which would move
+/// every value to another stratum.
 fn checksum(id: Uuid, key: StratumKey, space: &Space) -> i64 {
     let range = [space.min().0, space.max().0, space.decimals().into()].map(i64::to_le_bytes);
     let bytes = [id.as_bytes(), &key.to_bytes(), range.as_flattened()].concat();
@@ -566,27 +764,18 @@ fn damaged(path: &Path, problem: String) -> LedgerError {
     LedgerError::Damaged { path: path.to_owned(), problem }
 }
 
-/// What an error of a file that is being opened means.
-fn not_opened(path: &Path, source: rusqlite::Error) -> LedgerError {
-    let path = path.to_owned();
-    match source {
-        rusqlite::Error::SqliteFailure(..) if sqlite::is_transient(&source) => {
-            LedgerError::Sqlite { path, source }
-        }
-        other => LedgerError::Damaged { path, problem: other.to_string() },
-    }
-}
-
 fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError> {
     let damaged = |problem| damaged(path, problem);
-    let failed = |source| not_opened(path, source);
+    let failed = |source| LedgerError::from_sqlite(path, source);
     sqlite::check_format(path, connection, &LEDGER_FILE).map_err(|problem| match problem {
         FormatError::OtherVersion { .. } => {
             LedgerError::OtherVersion { path: path.to_owned(), problem }
         }
         FormatError::Damaged(problem) => damaged(problem),
+        FormatError::Sqlite(source) => failed(source),
+        FormatError::File(error) => error.into(),
     })?;
-    let (id, key, space, count, burned, sum) = connection
+    let (id, key, space, count, burned, sum): (_, _, _, u64, _, _) = connection
         .query_row(SELECT_LEDGER, [], |row| {
             let id: Uuid = row.get::<_, String>(0)?.parse().map_err(|error: uuid::Error| {
                 rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
@@ -596,28 +785,29 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
             Ok((id, key, space, row.get(5)?, row.get(6)?, row.get::<_, i64>(7)?))
         })
         .map_err(failed)?;
-    if sum != checksum(id, key, &space) {
+    let Some(space) = space.filter(|space| sum == checksum(id, key, space)) else {
         return Err(damaged("its id, key or range is not what it was created with".to_owned()));
-    }
-    let open = OpenStrata::read(connection).map_err(failed)?.map_err(damaged)?;
-    if open.count() != count {
-        let strata = open.count();
-        return Err(damaged(format!("it has {count} values, and its strata have {strata}")));
+    };
+    let strata = Strata::new(space, key);
+    let tallies = Tallies::read(connection, &strata).map_err(failed)?.map_err(damaged)?;
+    if tallies.count() != count {
+        let in_strata = tallies.count();
+        return Err(damaged(format!("it has {count} values, but its strata have {in_strata}")));
     }
     let rng = ChaCha20Rng::try_from_rng(&mut SysRng).expect("the operating system has randomness");
-    Ok(State {
+    let mut state = State {
         path: path.to_owned(),
         id,
-        key,
-        space,
+        strata,
+        tallies,
         count,
         burned,
-        open,
+        open: BTreeSet::new(),
         shared: false,
-        used_up: false,
         rng,
-        draws: Draws::default(),
-    })
+    };
+    state.open_those_used();
+    Ok(state)
 }
 
 fn retire(

@@ -1,61 +1,74 @@
-//! A server that hands out unique random numbers, integers and floats, over HTTP, and never the same
-//! one twice: not across requests, threads, restarts, crashes or instances.
+//! A server that hands out unique random numbers, integers and floats, over HTTP. It never hands out a number
+//! twice: not across requests, threads, restarts, crashes or instances.
 //!
 //! # The way of a number
 //! ```text
 //! config -> space -> ledger.draw -> shard.build -> rotation -> lease -> take -> JSON
 //!                      (refill, ahead of need)            (request path)
 //! ```
-//! One direction. A request never touches the ledger; the refiller never touches a request.
+//! 1. The settings name the pools. Each pool is a range of numbers, stored as integers: its [`space`].
+//! 2. A pool's [`ledger`] records every value that was ever drawn. The refiller draws random values that are
+//!    not in the ledger, and adds them to it.
+//! 3. From these values the refiller builds a [`shard`]: a SQLite file with a row for each value.
+//! 4. The shards that requests may take from are the [`pool`]'s rotation. Each shard has a worker, which
+//!    leases rows: it marks them as used in the file, and then puts them into a buffer in memory.
+//! 5. A request takes numbers from the buffer of a random shard, and gets them as JSON.
+//! 6. When a shard runs low, the refiller builds its next generation, which replaces the file once it is used
+//!    up.
+//!
+//! Numbers move in this direction only. A request never touches the ledger, and the refiller never touches a
+//! request. `docs/architecture.md` defines all terms and gives the reasons.
 //!
 //! # The modules, in reading order
-//! - [`space`]: a pool's range; a number is kept as a scaled integer, a [`space::Value`]
+//! - [`space`]: a pool's range, and the scaled integer that stands for a number, a [`space::Value`]
 //! - [`config`]: the settings, parsed and validated once
-//! - [`auth`]: tokens: made, kept as their SHA-256, recognised
-//! - [`batch`]: the names that ledger and shards share
-//! - [`histogram`], [`traffic`], [`events`]: what is counted and noted on the way, for those who watch
-//! - [`files`]: what is done to files outside SQLite; [`sqlite`]: how SQLite files are opened;
-//!   [`pem`]: how certificates are read
-//! - [`ledger`]: every value that ever entered a shard: uniqueness is decided here
-//! - [`shard`]: one file of pre-generated values, leased block by block
-//! - [`folder`]: what a start finds on the disk, and what it refuses
-//! - [`fleet`]: with whom the numbers are shared out, and what proves that ours are
+//! - [`auth`]: tokens, of which only the SHA-256 is stored
+//! - [`batch`]: the identifiers that ledger and shards share
+//! - [`histogram`], [`traffic`], [`events`]: durations, requests and recent events, for monitoring
+//! - [`files`]: file operations outside SQLite; [`sqlite`]: SQLite files and the meaning of their errors;
+//!   [`pem`]: certificates and keys
+//! - [`ledger`]: every value that ever entered a shard; decides whether a value is unique
+//! - [`shard`]: one file of values made ahead of need, from which blocks of rows are leased
+//! - [`folder`]: the data folder, and the recovery of its files at a start
+//! - [`fleet`]: instances that share one number space, and the fence that proves which leases are valid
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
-//! - [`rungs`]: what the pool server is better than: numbers drawn when they are asked for
-//! - [`monitor`]: what all of these counted, now and in the last minutes
-//! - [`http`]: who may ask, routes, wire types, status codes
-//! - [`server`]: opens, spawns, serves, drains, joins; [`telemetry`]: logs
-//! - [`verify`]: whether a folder is what it should be; [`backup`]: a copy of one, whoever uses it
-//! - [`figures`]: counts and times as people read them
-//! - [`commands`]: what the console does
+//! - [`on_demand`]: the simpler modes, which draw a number when it is requested
+//! - [`monitor`]: all counts, now and over the last minutes
+//! - [`http`]: access control, routes, wire types, status codes
+//! - [`server`]: opens the folder, starts the tasks, serves, and stops in order; [`telemetry`]: logs
+//! - [`verify`]: checks a folder; [`backup`]: copies a folder, also while a server uses it
+//! - [`figures`]: formats counts and times for people
+//! - [`commands`]: the commands of the console
 //!
-//! Imports point up this list only. `ledger` and `shard` know nothing of async, HTTP or each
-//! other, `http` nothing of SQLite.
+//! A module imports only modules above it in this list, except in tests. `ledger` and `shard` know nothing of
+//! async, HTTP or each other, and `http` knows nothing of SQLite.
 //!
 //! # The ladder
-//! Four [modes](config::Mode) of one server. All keep the promise; each pays less for it.
+//! One server has four [modes](config::Mode). All of them hand out each number once, and each is faster than
+//! the one above it.
 //! ```text
-//! simple    config -> space -> rungs (JSON file)         -> http -> server::blocking
-//! json      config -> space -> rungs (JSON file)         -> http -> server
-//! sqlite    config -> space -> rungs (table)             -> http -> server
+//! simple    config -> space -> on_demand (JSON file)     -> http -> server, on one thread
+//! json      config -> space -> on_demand (JSON file)     -> http -> server
+//! sqlite    config -> space -> on_demand (table)         -> http -> server
 //! sharded   config -> space -> ledger -> shard -> pool   -> http -> server
 //! ```
 //!
 //! # Invariants
-//! 1. A value enters a shard's file only if this very insert put it into the ledger.
-//! 2. A shard's file is complete and durable before its batch is in the ledger, and bears a name that
-//!    is served only after it: a crash in between loses a file that nobody served.
-//! 3. A row is marked used, durably, before it is handed out.
-//! 4. A row never outlives its generation: what is leased from a file ends with the file.
-//! 5. A file that the ledger does not expect where it lies is never served.
-//! 6. Before anything is drawn from a stratum, all its rows were read once in this process and held
-//!    against the count and the digest of what was drawn into it.
-//! 7. A log (`-wal`) is not believed before it is known to be on the disk: one left by a process that
-//!    died is written anew and synced first.
-//! 8. In a fleet, a lease is handed out only after a step of the instance's fence that covers it, and
-//!    values are drawn only in strata that the instance holds.
-//! 9. In the modes below sharded, a number is durable in the store before its answer is written.
+//! Comments that begin with `Invariant:` mark the lines that enforce them.
+//! 1. A value enters a shard's file only if the insert of the same draw added it to the ledger.
+//! 2. A shard's file is complete and durable before its batch is committed to the ledger, and its name is
+//!    served only after that. A crash in between loses a file that was never served.
+//! 3. A row is marked as used, durably, before it is handed out.
+//! 4. A row never outlives its generation: leased rows are not handed out once their file is replaced.
+//! 5. A file is never served if the ledger does not expect it in its place.
+//! 6. Before anything is drawn from a stratum, all its rows are read, in the transaction of the draw, and
+//!    compared with the count and the digest of what was drawn into it.
+//! 7. A log (`-wal`) is read only after its commits are known to be on the disk: the committed part of a log
+//!    that an earlier process left is first copied and synced.
+//! 8. In a fleet, a lease is handed out only after a step of the instance's fence that covers it, and values
+//!    are drawn only in partitions that the instance holds.
+//! 9. In the modes below sharded, a number is durable in the store before its response is written.
 
 #![forbid(unsafe_code)]
 
@@ -73,10 +86,10 @@ pub mod histogram;
 pub mod http;
 pub mod ledger;
 pub mod monitor;
+pub mod on_demand;
 pub mod pem;
 pub mod pool;
 pub mod refill;
-pub mod rungs;
 pub mod server;
 pub mod shard;
 pub mod space;

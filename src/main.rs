@@ -1,4 +1,4 @@
-//! `tombola`: the arguments, and what becomes of them.
+//! `tombola`: parses the arguments, runs the command, and prints its error.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What the server counts, now and in the last five minutes. Knows nothing of how it is shown.
+//! The server's counts, now and over the last five minutes. Knows nothing of how they are shown.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,22 +12,22 @@ use crate::histogram::Durations;
 use crate::pool::Pool;
 use crate::traffic::{Route, Traffic};
 
-/// How often counts are noted: as often as a page looks.
+/// The interval between samples: as often as the status page polls.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Samples in a step of the history.
+/// Samples per step of the history.
 const SAMPLES_PER_STEP: u64 = 5;
 
-/// A step of the history.
+/// The length of a step of the history.
 pub const STEP: Duration = Duration::from_secs(SAMPLE_INTERVAL.as_secs() * SAMPLES_PER_STEP);
 
 /// Steps of the history: five minutes.
 const STEPS: u64 = 60;
 
-/// Samples that are kept: those at both ends of each step, the one that is not yet full included.
+/// The number of samples kept: those at both ends of each step, including the step that is not yet complete.
 const SAMPLES_MAX: usize = ((STEPS + 1) * SAMPLES_PER_STEP) as usize;
 
-/// Samples that a rate is taken over: 10 s, long enough to be calm.
+/// The number of samples that a rate is computed from: 10 s, long enough for a steady figure.
 const SAMPLES_PER_RATE: usize = 10;
 
 /// See the [module](self).
@@ -44,7 +44,7 @@ pub struct Monitor {
 /// The last samples, oldest first.
 #[derive(Debug, Default)]
 struct Samples {
-    /// How many there ever were.
+    /// The number of samples taken since the start.
     count: u64,
     kept: VecDeque<Sample>,
 }
@@ -53,25 +53,25 @@ struct Samples {
 #[derive(Clone, Debug)]
 struct Sample {
     at: Instant,
-    /// Of requests for numbers.
+    /// Durations of requests for numbers.
     durations: Durations,
-    /// By pool.
+    /// Numbers issued, by pool.
     issued: Vec<u64>,
 }
 
-/// How much came in a while.
+/// The rates over a period of time.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     /// Requests for numbers.
     pub requests_per_second: f64,
-    /// Numbers, by pool.
+    /// Numbers issued, by pool.
     pub numbers_per_second: Vec<f64>,
-    /// How long requests for numbers took.
+    /// Durations of requests for numbers.
     pub durations: Durations,
 }
 
 impl Monitor {
-    /// Watches these from now on; the history comes with [`run`](Self::run).
+    /// Watches these counts from now on. [`run`](Self::run) records the history.
     #[must_use]
     pub fn new(traffic: Traffic, pools: Vec<Arc<Pool>>, events: Arc<Events>) -> Self {
         events.add(Kind::Started, None, None, "The server started".to_owned());
@@ -87,11 +87,11 @@ impl Monitor {
         monitor
     }
 
-    /// Notes the counts every second until `stop` becomes true or its sender is gone.
+    /// Records the counts every second until `stop` becomes true or its sender is dropped.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first one is now, and was noted.
+        // The first tick is immediate, and `new` has already taken that sample.
         ticks.tick().await;
         let mut stopped = std::pin::pin!(stop.wait_for(|&stop| stop));
         loop {
@@ -102,37 +102,37 @@ impl Monitor {
         }
     }
 
-    /// When the server started.
+    /// Returns when the server started.
     #[must_use]
     pub fn started_at(&self) -> SystemTime {
         self.started_at
     }
 
-    /// For how long it runs.
+    /// Returns how long the server has been running.
     #[must_use]
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// The requests.
+    /// Returns the counts of requests.
     #[must_use]
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    /// The pools.
+    /// Returns the pools.
     #[must_use]
     pub fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
     }
 
-    /// The last events, newest first.
+    /// Returns the recent events, newest first.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         self.events.latest()
     }
 
-    /// The pace of the last 10 seconds, or of the time since the start if that is less.
+    /// Returns the rates over the last 10 seconds, or since the start if that is more recent.
     #[must_use]
     pub fn pace(&self) -> Pace {
         let now = self.counts();
@@ -141,7 +141,8 @@ impl Monitor {
         samples.kept.get(place).map_or_else(Pace::default, |earlier| pace(earlier, &now))
     }
 
-    /// The pace of each [`STEP`] of the last five minutes, oldest first; of fewer soon after the start.
+    /// Returns the rates in each [`STEP`] of the last five minutes, oldest first. There are fewer steps soon
+    /// after the start.
     #[must_use]
     pub fn history(&self) -> Vec<Pace> {
         let samples = self.samples();
@@ -173,12 +174,12 @@ impl Monitor {
     }
 
     fn samples(&self) -> MutexGuard<'_, Samples> {
-        self.samples.lock().expect("nothing panics with it")
+        self.samples.lock().expect("no holder of it panics")
     }
 }
 
 fn pace(earlier: &Sample, later: &Sample) -> Pace {
-    // A millisecond: nothing can be said of less.
+    // At least a millisecond, so that a tiny interval does not give an absurd rate.
     let seconds = (later.at - earlier.at).as_secs_f64().max(1e-3);
     let durations = later.durations.since(&earlier.durations);
     let issued = later.issued.iter().zip(&earlier.issued);

@@ -1,21 +1,21 @@
-//! PEM files: certificates and keys, read for whoever speaks TLS. Knows nothing of connections.
+//! Reads certificates and keys from PEM files, for the code that speaks TLS. Knows nothing of connections.
 
 use std::path::{Path, PathBuf};
 
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Why a file can't be used: it can't be read, or is not PEM, or has not in it what is looked for.
+/// Why a file can't be used: it can't be read, is not PEM, or lacks the certificate or key.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct PemError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong, and what to do.
+    /// The problem, and what to do about it.
     pub problem: String,
 }
 
-/// All certificates of a file, one at least.
+/// Reads all certificates of a file, which has at least one.
 ///
 /// # Errors
 /// [`PemError`].
@@ -31,7 +31,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemErro
     }
 }
 
-/// The first key of a file.
+/// Reads the first key of a file.
 ///
 /// # Errors
 /// [`PemError`].
@@ -40,8 +40,8 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     let text = text(path)?;
     let is_in = |words: &&str| text.windows(words.len()).any(|part| part == words.as_bytes());
     if ENCRYPTED.iter().any(is_in) {
-        let problem = "the key is encrypted, and nobody is there to enter its password; decrypt it \
-                       (openssl pkey -in FILE -out FILE2) and keep the file to yourself (chmod 600)";
+        let problem = "the key is encrypted, and the server has no password for it; decrypt it \
+                       (openssl pkey -in FILE -out FILE2) and protect the file (chmod 600)";
         return Err(unfit(path, problem));
     }
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {

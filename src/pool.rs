@@ -1,8 +1,14 @@
-//! A pool's rotation, and how a request takes numbers from it. Knows nothing of HTTP or of how shards
-//! are filled; of the ledger, what the refiller says of it.
+//! A pool's rotation of shards, and how a request takes numbers from it. Knows nothing of HTTP or of how
+//! shards are filled, and only the refiller's reports of the ledger.
 //!
-//! Each shard has a slot with a lease buffer that requests pop from, and a worker task that
-//! leases the next rows ahead of need, serves those who wait, and puts the next generation in place.
+//! Each shard has a slot with a lease buffer that requests take rows from, and a worker task. The worker
+//! leases rows ahead of need, serves waiting requests, and installs the next generation. A row passes through
+//! these states:
+//! ```text
+//! unused (in the file) -> ready (leased, in the buffer) -> on loan (with a request) -> handed out
+//!     ^------------- stop -----------'   ^------- request gone -------'
+//! ```
+//! A crash burns the rows that are ready or on loan.
 
 mod books;
 mod buffer;
@@ -14,14 +20,14 @@ mod slot;
 mod sync;
 mod worker;
 
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rand::RngExt;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::sync::{MutexGuard, Notify};
-use tokio::task::JoinHandle;
 
 use self::books::Books;
 pub use self::books::{Figures, LastRefill, LedgerFigures, Outcome, ShardFigures, ShardState};
@@ -32,64 +38,104 @@ use self::worker::Worker;
 use crate::batch::{Generation, ShardIndex};
 use crate::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
 use crate::events::{Events, Kind};
-use crate::fleet::Gate;
+use crate::fleet::{Gate, Partitions};
 use crate::folder::{PoolPaths, ShardFiles};
 use crate::histogram::Histogram;
 use crate::space::{Space, Value};
+use crate::sqlite;
 
-/// Why a request got no numbers.
+/// The reason that a request got no numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TakeError {
-    /// No shard in rotation has as many; one will.
-    #[error("no shard in rotation has as many")]
+    /// No shard in rotation has enough numbers, but the refiller will provide them.
+    #[error("no shard in rotation has enough numbers")]
     Refilling,
-    /// The range has no more, now or later.
+    /// The range does not have enough numbers and never will.
     #[error("{left} numbers are left")]
     Exhausted {
-        /// How many it still has: fewer than were asked for.
+        /// The number of numbers that are left, which is less than the request's count.
         left: u64,
     },
 }
 
-/// Numbers that are handed out: committed as used, and of no one else.
+/// Numbers for one request. They are durably marked as used, and no other request gets them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The values, by the shard that they came from.
+    /// The values, grouped by the shard that they came from.
     pub parts: Vec<(ShardIndex, Vec<Value>)>,
 }
 
-/// A shard's supply, as the refiller sees it.
+/// A shard's supply, for the refiller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// Which shard.
+    /// The shard's index.
     pub index: ShardIndex,
-    /// The live generation, where there is one.
+    /// The live generation, if there is one.
     pub live: Option<Generation>,
     /// Numbers that can still be handed out.
     pub left: u64,
-    /// Whether the next generation lies ready.
+    /// Whether the next generation is ready.
     pub standby: bool,
-    /// Whether the shard is filled again when it is used up.
+    /// Whether the shard is refilled when it is used up.
     pub refilled: bool,
 }
 
-/// Whether a pool can serve.
+/// The health of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Shards in rotation.
+    /// The number of shards in rotation.
     pub in_rotation: usize,
-    /// Shards in all.
+    /// The number of shards.
     pub shards: usize,
-    /// Whether numbers can be had.
+    /// Whether the pool can hand out numbers.
     pub serves: bool,
-    /// Whether the range is used up, or in a fleet what this instance may draw of it.
+    /// Whether the range is used up, or in a fleet the part that this instance may draw.
     pub exhausted: bool,
-    /// Whether others draw from the range too.
+    /// Whether other instances draw from the range too.
     pub shared: bool,
-    /// Whether the refiller and all workers run.
+    /// Whether the refiller and all workers are running.
     pub alive: bool,
-    /// What goes wrong, in the words of who met it.
-    pub trouble: Option<String>,
+    /// The problem that the pool has, if any.
+    pub trouble: Option<Trouble>,
+}
+
+/// A problem of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The cause, for callers who may not see the details.
+    pub cause: Cause,
+    /// A description with files, addresses and errors.
+    pub details: String,
+}
+
+/// The cause of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The disk has no space left.
+    DiskFull,
+    /// A shard can't be opened or leased from.
+    Shard,
+    /// A shard can't be refilled.
+    Refill,
+    /// In a fleet, a step of the fence fails.
+    Fence,
+    /// In a fleet, the folder was an old copy.
+    Copy,
+}
+
+impl Trouble {
+    /// Creates a problem from an error, which may reveal a more specific cause.
+    pub(crate) fn new(cause: Cause, details: String, error: &(dyn Error + 'static)) -> Self {
+        let is_full = |error: &(dyn Error + 'static)| {
+            let file = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            matches!(file, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+                || error.downcast_ref().is_some_and(sqlite::is_full)
+                || error.downcast_ref().is_some_and(sqlite::is_full_code)
+        };
+        let mut errors = std::iter::successors(Some(error), |&error| error.source());
+        let cause = if errors.any(is_full) { Cause::DiskFull } else { cause };
+        Self { cause, details }
+    }
 }
 
 /// See the [module](self).
@@ -101,32 +147,34 @@ pub struct Pool {
     slots: Vec<Arc<Slot>>,
     /// Indexes into `slots`.
     rotation: ArcSwap<Vec<usize>>,
-    /// One request at a time collects from several shards: two could wait for each other's rows.
+    /// Held by a request that collects from several shards. Two at the same time could wait for each other's
+    /// rows.
     gather: tokio::sync::Mutex<()>,
-    /// Numbers of ended generations that a request held and could not use.
+    /// Numbers that a request collected from ended generations before it was dropped or failed.
     leftovers: Mutex<Vec<(ShardIndex, Value)>>,
     has_leftovers: AtomicBool,
     refill_wanted: Notify,
-    /// A request asked for more than the shards have now, whatever their low-water marks say.
+    /// Whether a request asked for more than the shards have. The next plan then ignores the low-water mark.
     starved: AtomicBool,
-    refill_trouble: Mutex<Option<String>>,
-    /// The ledger has no free value left and no build is under way.
+    refill_trouble: Mutex<Option<Trouble>>,
+    /// The ledger has no free values left, and no build is in progress.
     exhausted: AtomicBool,
-    /// Tasks that ended without being told to.
+    /// Tasks that ended unexpectedly.
     dead_tasks: AtomicU64,
-    /// Of the numbers burned in the life of the process, those that the refiller took note of.
+    /// The part of the numbers burned since the process started that the refiller has recorded.
     burned_noted: AtomicU64,
     events: Arc<Events>,
-    /// What leases must pass, in a fleet.
+    /// The gate that leases must pass in a fleet.
     gate: Option<Gate>,
-    /// How long refills took, by [`Outcome`].
+    /// Durations of refills, by [`Outcome`].
     refills: [Histogram; 2],
     books: Mutex<Books>,
 }
 
 impl Pool {
-    /// Opens the live files and starts a worker for each shard. The handles end after
-    /// [`stop`](Self::stop), each when its shard is closed.
+    /// Opens the live files. Returns the pool and a worker for each shard. The caller spawns the workers on
+    /// threads that serve connections, since a worker there wakes waiting requests without a system call.
+    /// Each worker ends after [`stop`](Self::stop), when its shard is closed.
     pub async fn open(
         config: &PoolConfig,
         lease: LeaseConfig,
@@ -135,28 +183,16 @@ impl Pool {
         shards: &[ShardFiles],
         events: Arc<Events>,
         gate: Option<Gate>,
-    ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
-        let (pool, workers) =
-            Self::with_workers(config, lease, refill, paths, shards, events, gate).await;
-        (pool, workers.into_iter().map(|worker| tokio::spawn(worker.run())).collect())
-    }
-
-    async fn with_workers(
-        config: &PoolConfig,
-        lease: LeaseConfig,
-        refill: RefillConfig,
-        paths: &PoolPaths,
-        shards: &[ShardFiles],
-        events: Arc<Events>,
-        gate: Option<Gate>,
-    ) -> (Arc<Self>, Vec<Worker>) {
+    ) -> (Arc<Self>, Vec<impl Future<Output = ()> + Send + use<>>) {
         let low_water = refill.low_water_rows(config.shard_size);
         let slots: Vec<_> = shards
             .iter()
             .map(|files| {
                 let refilled = files.index.0 < config.shards;
                 let name = paths.shard_name(files.index);
-                let mut buffer = Buffer::new(lease.rows, low_water, standby_rows(files));
+                let live = files.live.as_ref().map(|live| (live.label.generation, live.unused));
+                let standby = files.standby.as_ref().map(|label| label.rows);
+                let mut buffer = Buffer::new(lease.rows, low_water, live, standby);
                 if files.damaged {
                     buffer.found_damaged();
                     let message = format!("{name} was found damaged at the start and set aside");
@@ -189,82 +225,92 @@ impl Pool {
         for (position, files) in shards.iter().enumerate() {
             let mut worker = Worker::new(Arc::clone(&pool), position, paths.clone(), refill);
             if files.live.is_some() {
-                worker.open(standby_rows(files)).await;
+                worker.open().await;
             }
-            workers.push(worker);
+            workers.push(worker.run());
         }
         (pool, workers)
     }
 
-    /// The pool's name.
+    /// Returns the pool's name.
     #[must_use]
     pub fn name(&self) -> &PoolName {
         &self.name
     }
 
-    /// The pool's range.
+    /// Returns the pool's range.
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
     }
 
-    /// Whether others of a fleet draw from the range too.
+    /// Returns whether other instances of a fleet draw from the range too.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.gate.is_some()
     }
 
-    /// In a fleet: steps of the fence since the start, and whether the next one can be made.
+    /// Returns, in a fleet, the number of fence steps since the start and whether the next step can be made.
     #[must_use]
     pub fn fence(&self) -> Option<(u64, bool)> {
         self.gate.as_ref().map(Gate::figures)
     }
 
-    /// Rows of a full generation.
+    /// Returns, in a fleet, the partitions that this instance holds and those that it may claim.
+    #[must_use]
+    pub fn partitions(&self) -> Option<Partitions> {
+        self.gate.as_ref().map(|gate| gate.partitions(&self.name))
+    }
+
+    /// Returns the number of rows in a full generation.
     #[must_use]
     pub fn shard_size(&self) -> u64 {
         self.shard_size.into()
     }
 
-    /// The name of a shard's live file.
+    /// Returns the name of a shard's live file.
     #[must_use]
     pub fn shard_name(&self, shard: ShardIndex) -> &str {
         let slot = self.slots.iter().find(|slot| slot.index == shard);
         slot.map_or("", |slot| &slot.name)
     }
 
-    /// Takes one number if a random shard in rotation has one leased: the common case, without
-    /// waiting.
+    /// Takes one number if a random shard in rotation has one ready. This is the common case, which never
+    /// waits.
     #[must_use]
     pub fn try_take_one(&self) -> Option<(&str, Value)> {
-        let rotation = self.rotation.load();
-        if rotation.is_empty() || self.has_leftovers.load(Ordering::Relaxed) {
+        if self.has_leftovers.load(Ordering::Relaxed) {
             return None;
         }
-        let slot = &self.slots[rotation[sync::rng().random_range(..rotation.len())]];
+        let slot = self.random_slot()?;
         slot.pop().map(|value| (&*slot.name, value))
     }
 
-    /// Takes `count` numbers from one random shard in rotation, from others too when it runs short;
-    /// all or none.
+    /// Takes `count` numbers from one random shard in rotation, and from others if it does not have enough.
+    /// Takes either all or none.
     ///
     /// # Errors
-    /// [`TakeError`]; nothing is taken then. The same when the returned future is dropped.
+    /// Returns [`TakeError`]. Nothing is taken then, nor if the returned future is dropped.
     pub async fn take(&self, count: NonZeroU32) -> Result<Taken, TakeError> {
         let count = count.get() as usize;
-        let order = self.random_order();
         if self.has_leftovers.load(Ordering::Acquire) {
-            return self.gather(count, &order).await;
+            return self.gather(count, &self.random_order()).await;
         }
-        // A request for one number holds nothing while it waits: no need to collect alone.
-        let candidates = if count == 1 { &order[..] } else { &order[..1] };
-        for slot in candidates {
-            if let Some(loan) = slot.take(count, false).await {
-                return Ok(Taken { parts: vec![loan.settle()] });
-            }
+        // The common case: one shard has all of them.
+        if let Some(slot) = self.random_slot()
+            && let Some(loan) = slot.take(count, false).await
+        {
+            return Ok(Taken { parts: vec![loan.settle()] });
         }
+        let order = self.random_order();
         if count > 1 {
             return self.gather(count, &order).await;
+        }
+        // A request for one number holds nothing while it waits, so it does not need the lock.
+        for slot in order {
+            if let Some(loan) = slot.take(1, false).await {
+                return Ok(Taken { parts: vec![loan.settle()] });
+            }
         }
         let alone = match self.exhausted.load(Ordering::Acquire) {
             true => Some(self.gather.lock().await),
@@ -273,9 +319,9 @@ impl Pool {
         Err(self.turn_away(1, alone))
     }
 
-    /// Collects from all shards in turn. A shard that has fewer numbers than anyone asks for would
-    /// never be used up: so where its next generation lies ready, what it has is taken for good, and
-    /// the shard is asked again.
+    /// Collects from all shards in turn. A shard with fewer numbers than any request wants would never be
+    /// used up. So if its next generation is ready, its remaining numbers are taken for good, and the shard
+    /// is asked again.
     async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
         let alone = self.gather.lock().await;
         let mut held = Held { pool: self, parts: self.take_leftovers(count) };
@@ -283,8 +329,8 @@ impl Pool {
         for _pass in 0..2 {
             for slot in order {
                 let missing = count - held.len() - loans.iter().map(Loan::len).sum::<usize>();
-                // A shard does not end its generation while a loan of it is out: to wait for that
-                // with the loan in hand would be for ever.
+                // A shard keeps its generation while rows of it are on loan, so waiting for its next one here
+                // would never end.
                 let lent = loans.iter().any(|loan| loan.is_of(slot));
                 if missing > 0
                     && !lent
@@ -301,17 +347,17 @@ impl Pool {
             loans = lasting;
             Vec::into_iter(ending).for_each(|loan| held.keep(loan));
         }
-        // All or none: the loans go back, what is held is for the next request.
+        // All or none: the loans go back to their shards, and the collected numbers go to the next request.
         drop((loans, held));
         Err(self.turn_away(count as u64, Some(alone)))
     }
 
-    /// Up to `count` numbers that an earlier request held and could not use.
+    /// Takes up to `count` numbers that an earlier request collected but did not hand out.
     fn take_leftovers(&self, count: usize) -> Vec<(ShardIndex, Vec<Value>)> {
         if !self.has_leftovers.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let mut leftovers = self.leftovers.lock().expect("nothing panics with it");
+        let mut leftovers = self.leftovers.lock().expect("no holder of it panics");
         let keep = leftovers.len().saturating_sub(count);
         let mut taken = leftovers.split_off(keep);
         self.has_leftovers.store(!leftovers.is_empty(), Ordering::Release);
@@ -322,20 +368,30 @@ impl Pool {
             .collect()
     }
 
-    /// The shards in rotation in random order, then the others: one of these may be about to return.
+    /// Returns a random shard in rotation.
+    fn random_slot(&self) -> Option<&Arc<Slot>> {
+        let rotation = self.rotation.load();
+        let position = rotation.choose(&mut sync::rng())?;
+        Some(&self.slots[*position])
+    }
+
+    /// Returns the shards in rotation in random order, followed by the others, which may be about to return.
     fn random_order(&self) -> Vec<&Arc<Slot>> {
         let rotation = self.rotation.load();
         let mut order: Vec<_> = rotation.iter().map(|&position| &self.slots[position]).collect();
         order.shuffle(&mut sync::rng());
-        let others = (0..self.slots.len()).filter(|position| !rotation.contains(position));
-        order.extend(others.map(|position| &self.slots[position]));
+        let mut is_other = vec![true; self.slots.len()];
+        rotation.iter().for_each(|&position| is_other[position] = false);
+        order.extend(
+            self.slots.iter().zip(is_other).filter_map(|(slot, other)| other.then_some(slot)),
+        );
         order
     }
 
-    /// Says why `count` numbers did not come, and sees to it that they will.
+    /// Returns the reason that `count` numbers could not be taken, and asks the refiller for more.
     ///
-    /// Invariant: that nothing is left is said only when nobody else collects: what they hold is in no
-    /// shard, and comes back when they vanish.
+    /// Invariant: a request is told that nothing is left only while no other request collects. Numbers that
+    /// such a request collected are in no shard, and come back if it is dropped.
     fn turn_away(&self, count: u64, alone: Option<MutexGuard<'_, ()>>) -> TakeError {
         let why = alone.map_or(TakeError::Refilling, |_alone| self.nothing_left(count));
         if why == TakeError::Refilling {
@@ -345,18 +401,24 @@ impl Pool {
         why
     }
 
-    /// Why `count` numbers did not come.
+    /// Returns the reason that `count` numbers could not be taken.
     fn nothing_left(&self, count: u64) -> TakeError {
-        let levels = self.levels();
-        let is_last =
-            self.exhausted.load(Ordering::Acquire) && levels.iter().all(|level| !level.standby);
-        let leftovers = self.leftovers.lock().expect("nothing panics with it").len() as u64;
-        let left = leftovers + levels.iter().map(|level| level.left).sum::<u64>();
-        // Numbers that are left and don't come are those of a shard that fails for now.
-        if is_last && left < count { TakeError::Exhausted { left } } else { TakeError::Refilling }
+        // Invariant: read before the shards. The last generation is ready before the range counts as
+        // exhausted.
+        let is_exhausted = self.exhausted.load(Ordering::Acquire);
+        // Invariant: rows on loan count as left. They come back if their request is dropped.
+        let shards = self.slots.iter().map(|slot| slot.look(Buffer::not_issued));
+        let leftovers = self.leftovers.lock().expect("no holder of it panics").len() as u64;
+        let left = leftovers + shards.sum::<u64>();
+        // If enough numbers are left, they are in a shard that fails at the moment.
+        if is_exhausted && left < count {
+            TakeError::Exhausted { left }
+        } else {
+            TakeError::Refilling
+        }
     }
 
-    /// The supply of every shard.
+    /// Returns the supply of every shard.
     #[must_use]
     pub fn levels(&self) -> Vec<Level> {
         let level = |slot: &Arc<Slot>| {
@@ -371,19 +433,24 @@ impl Pool {
         self.slots.iter().map(level).collect()
     }
 
-    /// Whether numbers can be had: a shard that can't be leased from for now stays in rotation, for what
-    /// is leased of it.
+    /// Returns whether the pool can hand out numbers. A shard that can't lease at the moment stays in
+    /// rotation, because of its leased rows.
     #[must_use]
     pub fn serves(&self) -> bool {
         self.has_leftovers.load(Ordering::Relaxed)
             || self.rotation.load().iter().any(|&at| self.slots[at].look(Buffer::can_serve))
     }
 
-    /// Whether the pool can serve, and what goes wrong.
+    /// Returns the pool's health.
     #[must_use]
     pub fn health(&self) -> Health {
-        let refill_trouble = self.refill_trouble.lock().expect("nothing panics with it").clone();
+        let refill_trouble = self.refill_trouble.lock().expect("no holder of it panics").clone();
         let shard_trouble = self.slots.iter().find_map(|slot| slot.trouble());
+        let fleet_trouble = self.gate.as_ref().and_then(|gate| {
+            let (_, steps) = gate.figures();
+            let cause = if steps { Cause::Copy } else { Cause::Fence };
+            gate.trouble().map(|details| Trouble { cause, details })
+        });
         Health {
             in_rotation: self.rotation.load().len(),
             shards: self.slots.len(),
@@ -391,20 +458,18 @@ impl Pool {
             shared: self.is_shared(),
             exhausted: self.nothing_left(1) != TakeError::Refilling,
             alive: self.dead_tasks.load(Ordering::Relaxed) == 0,
-            trouble: shard_trouble
-                .or(refill_trouble)
-                .or_else(|| self.gate.as_ref().and_then(Gate::trouble)),
+            trouble: shard_trouble.or(refill_trouble).or(fleet_trouble),
         }
     }
 
-    /// Ends all workers: each gives back what it leased and did not hand out, and closes its shard.
+    /// Ends all workers. Each one returns the leased rows that it has not handed out, and closes its shard.
     pub fn stop(&self) {
         let leftovers =
-            std::mem::take(&mut *self.leftovers.lock().expect("nothing panics with it"));
+            std::mem::take(&mut *self.leftovers.lock().expect("no holder of it panics"));
         if !leftovers.is_empty() {
             tracing::warn!(
                 pool = %self.name, burned = leftovers.len(),
-                "numbers that a request held and could not use are burned: their shard files are gone"
+                "numbers that were collected for a dropped request are burned: their shard files are gone"
             );
         }
         for slot in &self.slots {
@@ -412,48 +477,54 @@ impl Pool {
         }
     }
 
-    /// Waits until a shard may want a refill.
+    /// Waits until a shard may need a refill.
     pub(crate) async fn refill_wanted(&self) {
         self.refill_wanted.notified().await;
     }
 
-    /// Whether a request was turned away since this was last called.
+    /// Returns whether a request was turned away since the last call.
     pub(crate) fn take_starved(&self) -> bool {
         self.starved.swap(false, Ordering::AcqRel)
     }
 
-    /// A shard's next generation of so many rows lies ready.
+    /// Reports that a shard's next generation, of `rows` rows, is ready.
     pub(crate) fn standby_ready(&self, shard: ShardIndex, rows: u64) {
         for slot in self.slots.iter().filter(|slot| slot.index == shard) {
             slot.signal(|buffer| buffer.standby_ready(rows));
         }
     }
 
-    /// What goes wrong with refilling, or nothing. Answers whether that is new.
-    pub(crate) fn set_refill_trouble(&self, trouble: Option<String>) -> bool {
-        let mut current = self.refill_trouble.lock().expect("nothing panics with it");
+    /// Sets the refiller's problem, or clears it. Returns whether it changed.
+    pub(crate) fn set_refill_trouble(&self, trouble: Option<Trouble>) -> bool {
+        let mut current = self.refill_trouble.lock().expect("no holder of it panics");
         let is_new = *current != trouble;
         *current = trouble;
         is_new
     }
 
-    /// Says whether the ledger can give no value any more. Answers whether that is new.
+    /// Sets whether the ledger has no more values to draw. Returns whether it changed.
     pub(crate) fn set_exhausted(&self, exhausted: bool) -> bool {
         self.exhausted.swap(exhausted, Ordering::AcqRel) != exhausted
     }
 
-    /// Numbers burned in the life of the process that the ledger does not know of.
+    /// Returns how many numbers were burned since the process started that the ledger does not know of.
     pub(crate) fn burned_to_note(&self) -> u64 {
         let burned: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
         burned - self.burned_noted.load(Ordering::Relaxed)
     }
 
-    /// The ledger knows of so many more now. Only the refiller says so.
+    /// Adds `count` to the burned numbers that the ledger knows of. Only the refiller calls it.
     pub(crate) fn burned_noted(&self, count: u64) {
         self.burned_noted.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Counts a task as dead when dropped before it is told that the task ends as it should.
+    /// Returns the generations whose files were closed gracefully, after all workers have ended.
+    pub(crate) fn closed_files(&self) -> Vec<(ShardIndex, Generation)> {
+        let closed = |slot: &Arc<Slot>| Some((slot.index, slot.look(Buffer::closed_generation)?));
+        self.slots.iter().filter_map(closed).collect()
+    }
+
+    /// Returns a guard that counts its task as dead unless [`TaskWatch::end`] is called.
     pub(crate) fn watch_task(self: &Arc<Self>) -> TaskWatch {
         TaskWatch { pool: Arc::clone(self), ended: false }
     }
@@ -475,12 +546,8 @@ impl Pool {
     }
 }
 
-fn standby_rows(files: &ShardFiles) -> Option<u64> {
-    files.standby.as_ref().map(|label| label.rows)
-}
-
-/// Numbers that their shards gave for good, to a request that is still collecting. If it ends
-/// without them, they are the next request's.
+/// Numbers that their shards gave up for good, to a request that is still collecting. If the request ends
+/// without them, the next request gets them.
 struct Held<'p> {
     pool: &'p Pool,
     parts: Vec<(ShardIndex, Vec<Value>)>,
@@ -509,12 +576,12 @@ impl Drop for Held<'_> {
         let each = parts
             .into_iter()
             .flat_map(|(shard, values)| values.into_iter().map(move |value| (shard, value)));
-        self.pool.leftovers.lock().expect("nothing panics with it").extend(each);
+        self.pool.leftovers.lock().expect("no holder of it panics").extend(each);
         self.pool.has_leftovers.store(true, Ordering::Release);
     }
 }
 
-/// Turns the pool's health red when a task ends that should not.
+/// Turns the pool's health red if its task ends unexpectedly.
 #[derive(Debug)]
 pub(crate) struct TaskWatch {
     pool: Arc<Pool>,
@@ -522,7 +589,7 @@ pub(crate) struct TaskWatch {
 }
 
 impl TaskWatch {
-    /// The task ends as it should.
+    /// Marks the end of the task as expected.
     pub(crate) fn end(mut self) {
         self.ended = true;
     }

@@ -1,5 +1,5 @@
-//! The refiller of one pool: looks at the levels, builds what is due, waits. The only user of the
-//! ledger while the server runs. Knows nothing of requests.
+//! The refiller of one pool: compares the shards' levels with the plan, builds what is due, and waits. The
+//! only user of the ledger while the server runs. Knows nothing of requests.
 
 mod build;
 mod plan;
@@ -20,27 +20,30 @@ use crate::events::Kind;
 use crate::fleet::Claims;
 use crate::folder::PoolPaths;
 use crate::ledger::{Ledger, LedgerError};
-use crate::pool::{LedgerFigures, Outcome, Pool};
+use crate::pool::{Cause, LedgerFigures, Outcome, Pool, Trouble};
 use crate::space::Space;
+use crate::sqlite::{self, Fault};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Refiller {
-    /// `None` after a failure: it is opened again before the next build, so that nothing in memory
-    /// is trusted that may not be on the disk.
+    /// `None` after a disk fault. The ledger is then opened again before the next build, because the state in
+    /// memory may not be on the disk.
     ledger: Option<Ledger>,
     space: Space,
     paths: PoolPaths,
     pool: Arc<Pool>,
     config: RefillConfig,
     shard_size: u32,
-    /// In a fleet: where it gets strata to draw in.
+    /// Whether the last operation on the ledger found its content wrong.
+    suspects: bool,
+    /// The source of partitions to draw from, in a fleet.
     claims: Option<Claims>,
     stop: watch::Receiver<bool>,
 }
 
 impl Refiller {
-    /// A refiller that ends when `stop` becomes true or its sender is gone.
+    /// Creates a refiller that ends when `stop` becomes true or its sender is dropped.
     #[must_use]
     pub fn new(
         ledger: Ledger,
@@ -53,11 +56,13 @@ impl Refiller {
     ) -> Self {
         let space = *ledger.space();
         pool.open_books(figures(&ledger));
-        Self { ledger: Some(ledger), space, paths, pool, config, shard_size, claims, stop }
+        let (ledger, suspects) = (Some(ledger), false);
+        Self { ledger, space, paths, pool, config, shard_size, suspects, claims, stop }
     }
 
-    /// Refills until it is stopped; a build under way is given up then.
-    pub async fn run(mut self) {
+    /// Refills until it is stopped, which cancels a running build. Returns itself, to be
+    /// [closed](Self::close) after the pool's workers.
+    pub async fn run(mut self) -> Self {
         let watch = self.pool.watch_task();
         let mut pause = self.config.retry;
         while !*self.stop.borrow() {
@@ -82,21 +87,28 @@ impl Refiller {
                 }
             }
         }
-        let pool = Arc::clone(&self.pool);
+        watch.end();
+        self
+    }
+
+    /// Closes the ledger, after recording which numbers the workers have burned and which files they closed.
+    pub async fn close(self) {
+        let Self { ledger, pool, .. } = self;
         let close = move |mut ledger: Ledger| {
-            let noted = note_burned(&pool, &mut ledger);
-            ledger.close().and(noted)
+            note_burned(&pool, &mut ledger)?;
+            ledger.note_closed(&pool.closed_files())?;
+            ledger.close()
         };
-        let closed = tokio::task::spawn_blocking(move || self.ledger.map(close)).await;
+        let closed = tokio::task::spawn_blocking(move || ledger.map(close)).await;
         if let Ok(Some(Err(error))) = closed {
             error!(%error, "the ledger could not be closed");
         }
-        watch.end();
     }
 
-    /// Does the most urgent filling. Answers whether there was one to do.
+    /// Does the most urgent refill. Returns whether one was due.
     async fn refill_next(&mut self) -> Result<bool, BuildError> {
-        // Who was turned away may want more than a shard has above its mark: then all want a standby.
+        // A request that was turned away may want more than any shard has above its low-water mark, so all
+        // shards get a standby.
         let low_water = match self.pool.take_starved() {
             true => u64::MAX,
             false => self.config.low_water_rows(self.shard_size),
@@ -106,10 +118,10 @@ impl Refiller {
             && self.claims.as_ref().is_none_or(Claims::none_left);
         if self.pool.set_exhausted(exhausted) && exhausted {
             let message = match self.claims {
-                None => "Every number of the range is in a shard, or was: none can be filled again",
+                None => "Every number of the range has entered a shard: no shard can be refilled",
                 Some(_) => {
-                    "Every number that this instance may draw is in a shard, or was, and no strata are \
-                     left to claim: none can be filled again here. Others of the fleet may go on"
+                    "Every number that this instance may draw has entered a shard, and no partitions are \
+                     left to claim: no shard can be refilled here. Other instances may have numbers left"
                 }
             };
             warn!(pool = %self.pool.name(), "{message}");
@@ -124,6 +136,7 @@ impl Refiller {
         let started = Instant::now();
         self.pool.refill_began(refill.shard, refill.rows);
         let built = self.build_off_the_runtime(refill).await;
+        let built = self.prove(built).await;
         let took = started.elapsed();
         let outcome = match &built {
             Ok((Built::Batch(_) | Built::Adopted, _)) => Some(Outcome::Filled),
@@ -147,7 +160,7 @@ impl Refiller {
                 seconds, "the next generation of a shard is ready"
             ),
             Built::Adopted => info!(%pool, shard = refill.shard.0, "a complete build is ready"),
-            // The ledger is seen to be exhausted the next time.
+            // The next call finds the ledger exhausted.
             Built::Exhausted => return Ok(true),
         }
         let shard = self.pool.shard_name(refill.shard);
@@ -158,7 +171,8 @@ impl Refiller {
         Ok(true)
     }
 
-    /// Builds. Answers how that ended, and how many rows the shard's next generation has.
+    /// Builds a generation on a blocking thread. Returns the result and the number of rows in the shard's
+    /// next generation.
     async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
         let held = self.claim_ahead(refill.rows).await?;
         let ledger = self.ledger.take();
@@ -174,7 +188,7 @@ impl Refiller {
                 None => Ledger::open(&paths.ledger(), &space)?,
             };
             if shared && (reopened || !held.is_empty()) {
-                ledger.hold(&held)?;
+                ledger.hold(&held);
             }
             note_burned(&pool, &mut ledger)?;
             let mut step = |values| {
@@ -185,8 +199,8 @@ impl Refiller {
                 }
             };
             let built = build(&mut ledger, &paths, &refill, &mut step);
-            // Whatever came of it: a build that was not completed may have committed its draw.
-            pool.note_ledger(figures(&ledger), ledger.take_draws());
+            // Also after an error, since a build that was not completed may have committed its draw.
+            pool.note_ledger(figures(&ledger));
             let newest = ledger.batches(refill.shard)?.last().map_or(0, |batch| batch.count);
             Ok::<_, LedgerError>((ledger, built.map(|built| (built, newest))))
         });
@@ -198,20 +212,39 @@ impl Refiller {
             }
         };
         let (ledger, built) = done.expect("building does not panic")?;
-        if built.as_ref().is_ok() || built.as_ref().is_err_and(BuildError::is_cancelled) {
+        if built.as_ref().err().is_none_or(BuildError::spares_ledger) {
             self.ledger = Some(ledger);
         }
         built
     }
 
-    /// Claims strata when a build like the next one will want them. Answers with all that are held then,
-    /// or none when nothing changed.
+    /// Returns an error about the ledger's content as damage if it occurred twice in a row, with a new
+    /// connection, and all of the ledger can be read.
+    async fn prove<T>(&mut self, built: Result<T, BuildError>) -> Result<T, BuildError> {
+        let error = match built {
+            Err(BuildError::Ledger(error)) if error.fault() == Fault::Content => error,
+            other => {
+                self.suspects = false;
+                return other;
+            }
+        };
+        if std::mem::replace(&mut self.suspects, true) {
+            let path = self.paths.ledger();
+            let read = tokio::task::spawn_blocking(move || sqlite::read_through(&path)).await;
+            read.expect("reading does not panic")?;
+            return Err(error.proven().into());
+        }
+        Err(error.into())
+    }
+
+    /// Claims partitions if a build after the next one will need them. Returns all partitions that are then
+    /// held, or an empty list if nothing changed.
     async fn claim_ahead(&mut self, rows: u64) -> Result<Vec<u16>, BuildError> {
         let (Some(claims), Some(ledger)) = (&mut self.claims, &self.ledger) else {
             return Ok(Vec::new());
         };
-        let wanted = ledger.strata_wanted(rows);
-        let can_do_without = !ledger.strata().is_empty() && !ledger.is_exhausted();
+        let wanted = ledger.partitions_wanted(rows);
+        let can_do_without = !ledger.is_exhausted();
         if wanted == 0 || claims.none_left() {
             return Ok(Vec::new());
         }
@@ -220,18 +253,19 @@ impl Refiller {
             () = stopped(&mut self.stop) => return Err(LedgerError::Cancelled.into()),
         };
         match claimed {
-            // Those that are held will do for this build.
+            // The partitions already held are enough for this build.
             Err(error) if can_do_without => {
-                warn!(pool = %self.pool.name(), %error, "no strata could be claimed ahead of need");
+                warn!(pool = %self.pool.name(), %error, "no partitions could be claimed ahead of need");
                 Ok(Vec::new())
             }
             claimed => Ok(claimed?),
         }
     }
 
-    /// Says once what goes wrong, however often it is tried.
+    /// Reports a problem once, however often it recurs.
     fn trouble(&self, shard: ShardIndex, error: &BuildError) {
-        if error.is_cancelled() || !self.pool.set_refill_trouble(Some(error.to_string())) {
+        let trouble = Trouble::new(Cause::Refill, error.to_string(), error);
+        if error.is_cancelled() || !self.pool.set_refill_trouble(Some(trouble)) {
             return;
         }
         let message = format!("Filling {} failed: {error}", self.pool.shard_name(shard));
@@ -241,12 +275,12 @@ impl Refiller {
     fn failed(&self, error: &BuildError, pause: Duration) {
         warn!(
             pool = %self.pool.name(), retry_in_ms = pause.as_millis(), %error,
-            "a refill failed; what is in the shards is still served"
+            "a refill failed; the shards still serve the numbers that they have"
         );
     }
 }
 
-/// Lets the ledger know of the numbers that the pool has burned since.
+/// Records in the ledger the numbers that the pool has burned since the last call.
 fn note_burned(pool: &Pool, ledger: &mut Ledger) -> Result<(), LedgerError> {
     let burned = pool.burned_to_note();
     if burned > 0 {
@@ -261,7 +295,7 @@ fn figures(ledger: &Ledger) -> LedgerFigures {
     LedgerFigures { values: ledger.count(), burned: ledger.burned(), bytes }
 }
 
-/// Completes when the server stops, or whoever would say so is gone.
+/// Completes when the server stops or the sender of `stop` is dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }

@@ -1,8 +1,7 @@
-//! The wiring: opens the folder, starts the tasks, serves, and ends all of it in order. Knows nothing
-//! of signals: whoever runs it says when to stop.
+//! Opens the data folder, starts the tasks, serves requests, and stops everything in order. Knows nothing of
+//! signals: the caller of [`Server::run`] decides when to stop.
 
 mod accept;
-pub mod blocking;
 mod connection;
 mod lanes;
 mod tls;
@@ -23,19 +22,19 @@ pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, LeaseConfig, Mode, PoolConfig};
 use crate::events::Events;
 use crate::fleet::{Claims, Fleet, FleetError, Gate, Lost};
-use crate::folder::{Folder, FolderError, PoolFiles};
+use crate::folder::{self, Folder, FolderError, PoolFiles};
 use crate::http::{Front, Guard};
 use crate::monitor::Monitor;
+use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
 use crate::pool::Pool;
 use crate::refill::Refiller;
-use crate::rungs::{Desk, JsonStore, Numbers, OpenError, Store, TableStore};
 use crate::sqlite;
 use crate::traffic::Traffic;
 
 /// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
 const FILES_PER_SHARD: usize = 5;
 
-/// All other file descriptors of the process: ledgers, the runtime, the log; with room to spare.
+/// All other file descriptors of the process: ledgers, the runtime and the log, with a reserve.
 const OWN_FILES: usize = 128;
 
 /// Why a server did not start.
@@ -44,12 +43,11 @@ pub enum ServerError {
     /// The linked SQLite is known to lose data.
     #[error("{0}")]
     Sqlite(String),
-    /// Anyone could ask, and nobody said that anyone may.
+    /// Other machines can reach the address, and no authentication is configured.
     #[error(
-        "can't listen on {address}: it can be reached from other machines, and nothing is said of who \
-         may ask. Put tokens into the settings, as `tombola token new --name NAME --scope draw` \
-         prints them; or say that anyone may, with mode = \"none\" under [auth]; or listen on \
-         127.0.0.1"
+        "can't listen on {address}: other machines can reach it, and no authentication is configured. \
+         Add tokens to the settings, as `tombola token new --name NAME --scope draw` prints them; or \
+         allow requests without tokens, with mode = \"none\" under [auth]; or listen on 127.0.0.1"
     )]
     OpenDoor {
         /// The address.
@@ -60,17 +58,17 @@ pub enum ServerError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The data folder can't be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The store of a rung can't be used.
+    /// The store of a mode below sharded can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The threads that answer can't be started.
-    #[error("can't start the threads that answer: {0}")]
+    /// The threads that serve connections can't be started.
+    #[error("can't start the threads that serve connections: {0}")]
     Threads(io::Error),
     /// The certificate or its key can't be used.
     #[error(transparent)]
@@ -92,95 +90,103 @@ pub struct Server {
     folder: Folder,
 }
 
-/// Who works behind the routes.
+/// The tasks behind the routes.
 #[derive(Debug)]
 enum Tasks {
-    /// Of the pool server.
+    /// The tasks of the mode sharded.
     Pools {
         pools: Vec<Arc<Pool>>,
         workers: Vec<JoinHandle<()>>,
-        refillers: Vec<JoinHandle<()>>,
+        refillers: Vec<JoinHandle<Refiller>>,
         monitor: JoinHandle<()>,
-        /// For the refillers and the monitor.
+        /// Stops the refillers, the monitor and the gatekeeper.
         stop: watch::Sender<bool>,
-        /// In a fleet.
+        /// The gate and its gatekeeper, in a fleet.
         gate: Option<(Gate, JoinHandle<()>)>,
     },
-    /// Of a rung below it; ends with the routes.
-    Numbers(JoinHandle<()>),
+    /// The generator of a mode below sharded, which ends when the routes are dropped. The mode simple has none.
+    Generator(Option<JoinHandle<()>>),
 }
 
 impl Server {
-    /// Opens everything and listens. Requests are accepted by [`run`](Self::run). The mode simple is
-    /// [`blocking`]'s.
+    /// Opens everything and listens. [`run`](Self::run) accepts requests.
     ///
     /// # Errors
     /// [`ServerError`], with what to do about it.
     pub async fn start(config: &Config) -> Result<Self, ServerError> {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
         check_door(config)?;
-        let guard = Guard::new(&config.auth, config.quota.as_ref());
+        let guard = Guard::new(config);
         let tls = config.server.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
+        // Before any file is opened: a shard that can't be opened for lack of descriptors would not serve.
+        let connections = connections(config);
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
         let traffic = Traffic::new(Lanes::count());
-        let lanes = Lanes::start(&traffic).map_err(ServerError::Threads)?;
+        let mut lanes = match config.server.mode {
+            Mode::Simple => Lanes::of_caller(&traffic),
+            Mode::Json | Mode::Sqlite | Mode::Sharded => {
+                Lanes::start(&traffic).map_err(ServerError::Threads)?
+            }
+        };
         let (folder, front, tasks) = match config.server.mode {
-            Mode::Sharded => open_pools(config, guard, traffic).await?,
-            Mode::Sqlite => open_rung::<TableStore>(config, guard).await?,
-            Mode::Json | Mode::Simple => open_rung::<JsonStore>(config, guard).await?,
+            Mode::Sharded => open_pools(config, guard, traffic, &mut lanes).await?,
+            Mode::Sqlite => open_generator::<TableStore>(config, guard).await?,
+            Mode::Json => open_generator::<JsonStore>(config, guard).await?,
+            Mode::Simple => open_simple(config, guard)?,
         };
         let terms = Terms {
             front,
             tls,
-            connections: connections(config),
+            connections,
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
         Ok(Self { listener, address, terms, lanes, tasks, folder })
     }
 
-    /// The address it listens on.
+    /// Returns the address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What reads the certificate and its key anew, from any thread.
+    /// Returns a function that reloads the certificate and its key, for any thread.
     pub fn reloader(&self) -> impl Fn() + Send + 'static {
         let tls = self.terms.tls.clone();
         move || match tls.as_ref().map(|tls| tls.reload()) {
-            Some(Ok(())) => info!("new connections get the certificate that was read just now"),
+            Some(Ok(())) => info!("the certificate was reloaded; new connections use it"),
             Some(Err(error)) => {
-                error!(%error, "the certificate stays as it was: its files can't be used");
+                error!(%error, "the certificate was not reloaded: its files can't be used");
             }
             None => info!("there is nothing to reload: this server has no certificate"),
         }
     }
 
-    /// Serves until `shutdown` completes; then answers what is in flight, gives unserved leases back
+    /// Serves until `shutdown` completes. Then it finishes the requests in flight, gives unserved leases back
     /// and closes every file.
     ///
     /// # Errors
-    /// [`Lost`] when the fleet's fence has moved on without this instance: it stops by itself then.
+    /// [`Lost`] if the instance has lost its fence. It then stops by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
-        let Self { listener, terms, lanes, tasks, folder, .. } = self;
+        let Self { listener, terms, mut lanes, tasks, folder, .. } = self;
         let mut lost = None;
         let ended = async {
             tokio::select! {
                 () = shutdown => {}
                 found = tasks.lost() => {
-                    // Nothing is leased any more, and what was is taken back: each of these rows was covered
-                    // by a step, so that what is in flight repeats nothing.
+                    // Nothing more is leased, and unserved leases are taken back. Requests in flight repeat
+                    // no number, because a step has covered each row that they got.
                     tasks.stop_pools();
                     lost = Some(found);
                 }
             }
         };
-        accept::serve(listener, terms, lanes, ended).await;
+        accept::serve(listener, terms, &mut lanes, ended).await;
         tasks.end().await;
+        drop(lanes);
         drop(folder);
         info!("stopped");
         lost.map_or(Ok(()), Err)
@@ -188,11 +194,11 @@ impl Server {
 }
 
 impl Tasks {
-    /// Completes when the fence is lost, if there is one.
+    /// Completes when the fence is lost. Without a fence, it never completes.
     async fn lost(&self) -> Lost {
         match self {
             Self::Pools { gate: Some((gate, _)), .. } => gate.lost().await,
-            Self::Pools { gate: None, .. } | Self::Numbers(_) => std::future::pending().await,
+            Self::Pools { gate: None, .. } | Self::Generator(_) => std::future::pending().await,
         }
     }
 
@@ -205,24 +211,28 @@ impl Tasks {
     async fn end(self) {
         match self {
             Self::Pools { pools, workers, refillers, monitor, stop, gate } => {
-                // Refillers first: a build that nobody needs any more should not hold up the rest.
+                // Refillers first, so that a build that is no longer needed does not delay the rest.
                 stop.send_replace(true);
-                join(refillers).await;
+                let refillers = join(refillers).await;
                 join(vec![monitor]).await;
                 for pool in &pools {
                     pool.stop();
                 }
                 join(workers).await;
+                // The ledgers last, because they record how the files were closed.
+                for refiller in refillers {
+                    refiller.close().await;
+                }
                 if let Some((_, gatekeeper)) = gate {
                     join(vec![gatekeeper]).await;
                 }
             }
-            Self::Numbers(numbers) => join(vec![numbers]).await,
+            Self::Generator(generator) => drop(join(Vec::from_iter(generator)).await),
         }
     }
 }
 
-/// Whether a server would start with these settings, as far as they alone can tell.
+/// Checks whether a server could start with these settings, without opening the data folder.
 ///
 /// # Errors
 /// [`ServerError::OpenDoor`] and [`ServerError::Tls`].
@@ -232,7 +242,7 @@ pub fn check(config: &Config) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Refuses to listen where other machines can ask, unless it is said who may.
+/// Refuses to listen on an address that other machines can reach, unless authentication is configured.
 fn check_door(config: &Config) -> Result<(), ServerError> {
     let address = config.server.listen;
     if address.ip().to_canonical().is_loopback() {
@@ -242,8 +252,8 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
         AuthConfig::Unsaid => return Err(ServerError::OpenDoor { address }),
         AuthConfig::Tokens(_) if config.server.tls.is_none() => warn!(
             %address,
-            "tokens and numbers cross the network in plain text, for anyone on the way to read: \
-             set server.tls, or put a proxy that speaks TLS in front and listen on 127.0.0.1"
+            "tokens and numbers cross the network in plain text: set server.tls, or listen on \
+             127.0.0.1 behind a proxy that speaks TLS"
         ),
         AuthConfig::Tokens(_) | AuthConfig::Anyone => {}
     }
@@ -252,8 +262,9 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
 
 async fn open_pools(
     config: &Config,
-    guard: Option<Arc<Guard>>,
+    guard: Arc<Guard>,
     traffic: Traffic,
+    lanes: &mut Lanes,
 ) -> Result<(Folder, Front, Tasks), ServerError> {
     let Opened { folder, pools: found, mut fleet } = open_folder(config).await?;
     let (stop, stopped) = watch::channel(false);
@@ -284,7 +295,7 @@ async fn open_pools(
             stopped.clone(),
         );
         refillers.push(tokio::spawn(refiller.run()));
-        workers.extend(tasks);
+        workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
         pools.push(pool);
     }
     let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
@@ -293,21 +304,27 @@ async fn open_pools(
     Ok((folder, front, Tasks::Pools { pools, workers, refillers, monitor, stop, gate }))
 }
 
-async fn open_rung<S: Store>(
+async fn open_generator<S: Store>(
     config: &Config,
-    guard: Option<Arc<Guard>>,
+    guard: Arc<Guard>,
 ) -> Result<(Folder, Front, Tasks), ServerError> {
     let opening = config.clone();
-    let (folder, numbers) = tokio::task::spawn_blocking(move || Numbers::<S>::open(&opening))
-        .await
-        .expect("opening does not panic")?;
-    let (desk, queue) = Desk::new(&numbers);
-    let front = Front::of_rung(config.pools.clone(), desk, guard);
-    let tasks = Tasks::Numbers(tokio::task::spawn_blocking(move || numbers.run(queue)));
-    Ok((folder, front, tasks))
+    let (folder, generator) =
+        tokio::task::spawn_blocking(move || Generator::<S>::open(&opening)).await.expect(OPENS)?;
+    let (handle, queue) = Handle::queued(&generator);
+    let front = Front::on_demand(config.pools.clone(), handle, guard);
+    let running = tokio::task::spawn_blocking(move || generator.run(queue));
+    Ok((folder, front, Tasks::Generator(Some(running))))
 }
 
-/// A folder that may be served.
+/// Everything blocks the one thread, the opening too.
+fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Front, Tasks), ServerError> {
+    let (folder, generator) = Generator::open(config)?;
+    let front = Front::on_demand(config.pools.clone(), Handle::direct(generator), guard);
+    Ok((folder, front, Tasks::Generator(None)))
+}
+
+/// An opened data folder that may be served.
 struct Opened {
     folder: Folder,
     pools: Vec<PoolFiles>,
@@ -316,7 +333,7 @@ struct Opened {
 
 async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
     let (dir, in_fleet) = (config.dir.clone(), config.fleet.is_some());
-    let open = move || Folder::open(&dir, Mode::Sharded, in_fleet);
+    let open = move || Folder::open(&dir, Mode::Sharded, in_fleet, folder::PATIENCE);
     let folder = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
     let mut fleet = None;
     let mut shares = Vec::new();
@@ -328,7 +345,7 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
     let pools = config.pools.clone();
     let open = move || {
         let mut shares = shares.iter();
-        let open = |pool: &PoolConfig| folder.open_pool(pool, shares.next());
+        let open = |pool: &PoolConfig| folder.open_pool(pool, shares.next(), true);
         let found = pools.iter().map(open).collect::<Result<_, _>>()?;
         Ok::<_, FolderError>((folder, found))
     };
@@ -338,8 +355,7 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
 
 const OPENS: &str = "opening does not panic";
 
-/// How many connections there can be: as configured, or as many as the process may have open files
-/// for, beside its own.
+/// Returns the most connections at once: as configured, or fewer if the process may not open as many files.
 fn connections(config: &Config) -> usize {
     let wanted = config.server.connections;
     let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();
@@ -357,10 +373,13 @@ fn connections(config: &Config) -> usize {
     wanted.min(possible)
 }
 
-async fn join(tasks: Vec<JoinHandle<()>>) {
+async fn join<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
+    let mut ended = Vec::new();
     for task in tasks {
-        if let Err(error) = task.await {
-            tracing::error!(%error, "a background task failed");
+        match task.await {
+            Ok(result) => ended.push(result),
+            Err(error) => tracing::error!(%error, "a background task failed"),
         }
     }
+    ended
 }

@@ -1,8 +1,8 @@
-//! One shard file: a pre-generated supply of values, built once, drained once, then replaced.
-//! Knows nothing of HTTP, async, the ledger's file or other shards.
+//! One shard file: a supply of values, built once, drained once, then replaced. Knows nothing of HTTP, async,
+//! the ledger's file or other shards.
 //!
-//! Rows lie in random order, in blocks of 256, about a page each. A lease takes rows of random
-//! blocks, so any unused row of the file is as likely as any other to be next.
+//! Rows are in random order, in blocks of 256 rows, which take about a page each. A lease takes rows of
+//! random blocks, so every unused row of the file is equally likely to be next.
 
 mod audit;
 
@@ -15,11 +15,11 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
-use crate::sqlite::{self, Checkpoint, FormatError, rusqlite};
+use crate::sqlite::{self, Checkpoint, Fault, FormatError, Found, Fresh, rusqlite};
 
 pub use self::audit::{Audit, audit, each_value, twice};
 
@@ -27,14 +27,14 @@ pub use self::audit::{Audit, audit, each_value, twice};
 const APPLICATION_ID: i32 = 0x5442_5348;
 
 /// The version of the tables below.
-const FORMAT: i32 = 2;
+const FORMAT: i32 = 3;
 
-/// Rows of a block: about as many as fit a page of 4096 bytes, so that a lease writes few pages.
+/// Rows per block: about as many as fit into a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
 
-/// Pages that an open shard's write-ahead log has space for, whatever happens to the disk: a lease of
-/// 1024 rows writes about ten.
-const LOG_PAGES: u32 = 64;
+/// The space reserved on the disk for the write-ahead log of an open shard: 64 pages with their headers. A
+/// lease of 1024 rows writes about ten.
+const LOG_BYTES: u64 = 64 * (4096 + 24) + 32;
 
 /// Rows between two calls of the [`Step`].
 const STEP: usize = 1 << 14;
@@ -49,15 +49,16 @@ const CREATE: &str = "
         rows       INTEGER NOT NULL,
         block_rows INTEGER NOT NULL,
         decimals   INTEGER NOT NULL,
-        in_use     INTEGER NOT NULL DEFAULT 0, -- a server has it open, or had when it crashed
-        open_rows  INTEGER NOT NULL DEFAULT 0, -- leased and not handed out, at most
-        leases     INTEGER NOT NULL DEFAULT 0, -- in a fleet: tells an older copy from a newer one
+        in_use     INTEGER NOT NULL DEFAULT 0, -- a server has it open, or had it open when it crashed
+        open_rows  INTEGER NOT NULL DEFAULT 0, -- upper bound of the rows leased but not handed out
+        leases     INTEGER NOT NULL DEFAULT 0, -- in a fleet: reveals an older copy
+        token      INTEGER NOT NULL DEFAULT 0, -- from the last start; the ledger has the same
         built_at   TEXT    NOT NULL
     ) STRICT;
-    CREATE TABLE blocks (             -- opening a shard costs no scan of numbers
+    CREATE TABLE blocks (             -- so that opening a shard scans no numbers
         block      INTEGER PRIMARY KEY,
         unused     INTEGER NOT NULL,
-        checksum   INTEGER NOT NULL   -- of the block's values
+        checksum   INTEGER NOT NULL   -- over the block's values
     ) STRICT;
     CREATE TABLE numbers (
         id         INTEGER PRIMARY KEY,
@@ -69,72 +70,73 @@ const INSERT_SHARD: &str = "INSERT INTO shard
     (ledger_id, pool, idx, generation, batch, rows, block_rows, decimals, built_at)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, strftime('%FT%TZ', 'now'))";
 const SELECT_SHARD: &str = "SELECT ledger_id, pool, idx, generation, batch, rows, block_rows,
-    decimals, in_use, open_rows, leases FROM shard";
-const UPDATE_IN_USE: &str = "UPDATE shard SET in_use = ?1, open_rows = 0";
+    decimals, in_use, open_rows, leases, token FROM shard";
+const BEGIN_USE: &str = "UPDATE shard SET in_use = 1";
+const END_USE: &str = "UPDATE shard SET in_use = 0, open_rows = 0";
+const TAKE_OVER: &str = "UPDATE shard SET in_use = 0, open_rows = 0, token = ?1";
 const UPDATE_LEASES: &str = "UPDATE shard SET open_rows = ?1, leases = ?2";
 const INSERT_NUMBERS: &str = "INSERT INTO numbers (id, value) VALUES";
 const SELECT_NUMBERS: &str =
     "SELECT id, value, used FROM numbers WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
 const UPDATE_USED: &str =
     "UPDATE numbers SET used = ?3 WHERE id BETWEEN ?1 AND ?2 AND used = 1 - ?3";
-const REWRITE_PAGES: &str = "UPDATE numbers SET used = used WHERE id < ?1 AND id % ?2 = 0";
 const INSERT_BLOCK: &str = "INSERT INTO blocks VALUES (?1, ?2, ?3)";
 const SELECT_BLOCK: &str = "SELECT unused, checksum FROM blocks WHERE block = ?1";
 const SELECT_BLOCKS: &str = "SELECT block, unused FROM blocks WHERE unused > 0";
 const UPDATE_UNUSED: &str = "UPDATE blocks SET unused = unused + ?2 WHERE block = ?1";
 
-const LOG_GONE: &str = "it was in use and its write-ahead log is gone";
-
-/// Why a shard could not be used.
+/// The reason that a shard could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// SQLite's own error.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The content contradicts itself.
+    /// The content is inconsistent.
     #[error("{0}")]
     Damaged(String),
-    /// The [`Step`] ended the build.
+    /// The [`Step`] stopped the build.
     #[error("the build was cancelled")]
     Cancelled,
 }
 
 impl ShardError {
-    /// Whether the file is as trustworthy as before, so that trying again makes sense.
+    /// Returns what the error means for the file.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub fn fault(&self) -> Fault {
         match self {
-            Self::Sqlite(error) => sqlite::is_transient(error),
-            Self::File(_) => true,
-            Self::Damaged(_) | Self::Cancelled => false,
+            Self::Sqlite(error) => sqlite::fault(error),
+            Self::Damaged(_) => Fault::Content,
+            // A sync may have failed.
+            Self::File(_) => Fault::Io,
+            Self::Cancelled => Fault::Passing,
         }
     }
 }
 
-/// What a shard file says of itself.
+/// The identity of a shard file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// The ledger that knows its values.
+    /// The ledger that has its values.
     pub ledger_id: Uuid,
     /// The pool's name.
     pub pool: PoolName,
-    /// Which shard of the pool.
+    /// The index of the shard in its pool.
     pub index: ShardIndex,
-    /// Which filling of the shard.
+    /// The generation of the shard.
     pub generation: Generation,
     /// The draw that its values came from.
     pub batch: BatchId,
-    /// How many values it was built with.
+    /// The number of values that it was built with.
     pub rows: u64,
-    /// Digits after the point, for its view.
+    /// Digits after the point, for the view in the file.
     pub decimals: u8,
 }
 
 impl Label {
-    /// The label of the file that is built from a batch.
+    /// Returns the label of the file that is built from a batch.
     #[must_use]
     pub fn new(ledger_id: Uuid, pool: &PoolName, decimals: u8, batch: Batch) -> Self {
         Self {
@@ -149,7 +151,7 @@ impl Label {
     }
 }
 
-/// A leased number and where it lies.
+/// A leased number and the id of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     id: u32,
@@ -168,31 +170,31 @@ impl Row {
     }
 }
 
-/// An open shard: what is left in its file. The connection is passed in, so that whoever owns both
-/// decides on which thread it is used.
+/// An open shard: what is left in its file. The connection is passed to each call, so that the owner of both
+/// chooses the thread.
 #[derive(Debug)]
 pub struct Shard {
     label: Label,
     block_rows: u32,
-    /// Blocks with unused rows, none of them in `loaded`.
+    /// Blocks with unused rows that are not in `loaded`.
     blocks: Vec<u32>,
-    /// Unused rows of the blocks that leases have begun, in random order.
+    /// Unused rows of the blocks that were loaded for leases, in random order.
     loaded: Vec<Row>,
     /// Unused rows in the file.
     left: u64,
-    /// `open_rows` as the file has it.
+    /// `open_rows` as recorded in the file.
     open_rows: u64,
-    /// Leases of this generation, as far as they are counted.
+    /// The number of leases of this generation that were counted.
     leases: u64,
     counts_leases: bool,
-    /// About as many pages as leases wrote to the log since the last checkpoint.
+    /// An estimate of the pages that leases wrote to the log since the last checkpoint.
     log_pages: usize,
 }
 
 /// Writes a complete shard file to `path`, which must be an empty file. The caller syncs it.
 ///
 /// # Errors
-/// [`ShardError`]; the file is then of no use.
+/// Returns [`ShardError`]. The file is then useless.
 pub fn build(
     path: &Path,
     label: &Label,
@@ -212,152 +214,185 @@ pub fn build(
     connection.close().map_err(|(_, error)| error.into())
 }
 
-/// Reads what a file says of itself, without changing it.
+/// Reads the label of a file without changing it.
 ///
 /// # Errors
-/// [`ShardError::Damaged`] when it is not a whole shard file of this version.
+/// Returns [`ShardError::Damaged`] if it is not a complete shard file of this version.
 pub fn read_label(path: &Path) -> Result<Label, ShardError> {
     read_header(&sqlite::open_to_read(path)?).map(|header| header.label)
 }
 
-/// How far a file of this process's locked folder has come: its generation, and how many leases of it
-/// were counted. Changes nothing.
+/// Returns the generation of a file in this process's locked folder and the number of its counted leases.
+/// Changes nothing.
 ///
 /// # Errors
-/// [`ShardError`].
+/// Returns [`ShardError`].
 pub fn progress(path: &Path) -> Result<(Generation, u64), ShardError> {
-    sqlite::check_log(path)?.map_err(ShardError::Damaged)?;
-    let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
-    let Header { label, in_use, leases, .. } = read_header(&sqlite::open_to_look(path)?)?;
-    if in_use && log_bytes == 0 {
-        // As for `recover`, which decides whether it is served.
-        return Err(ShardError::Damaged(LOG_GONE.to_owned()));
-    }
+    let Header { label, leases, .. } = read_header(&sqlite::open_to_look(path)?)?;
     Ok((label.generation, leases))
 }
 
-/// Ends the use of a live file whose process is gone, so that it can be opened again. Answers with
-/// its label, and how many numbers that process may have leased and not handed out.
+/// Returns the number of rows of a file that can still be leased. Changes nothing.
 ///
 /// # Errors
-/// [`ShardError::Damaged`] when the file is not whole, or was in use and its write-ahead log is gone:
-/// it may then have forgotten what it handed out.
-pub fn recover(path: &Path) -> Result<(Label, u64), ShardError> {
-    // Opening creates a log where there is none, and an empty one may come of that.
-    let log_bytes = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
-    sqlite::secure_log(path)?.map_err(ShardError::Damaged)?;
-    let connection = sqlite::open(path)?;
-    // The log stays until `end_use` has cleared the mark: a crash in between would look like its loss.
-    sqlite::keep_log(&connection, true)?;
-    let Header { label, in_use, open_rows, .. } = read_header(&connection)?;
-    // A file that is used up by its own word has nothing to forget: its swap was under way.
-    if in_use && log_bytes == 0 && read_blocks(&connection)?.1 > 0 {
-        return Err(ShardError::Damaged(LOG_GONE.to_owned()));
-    }
-    Ok((label, open_rows))
-}
-
-/// Notes in the file that nobody has it open any more and nothing of it is leased.
-///
-/// # Errors
-/// [`ShardError`].
-pub fn end_use(path: &Path) -> Result<(), ShardError> {
-    let connection = sqlite::open(path)?;
-    sqlite::checkpoint(&connection, Checkpoint::Full)?;
-    connection.execute(UPDATE_IN_USE, [false])?;
-    connection.close().map_err(|(_, error)| error.into())
-}
-
-/// Makes a copy of a live file one that nobody uses. Answers with its label, and how many numbers were
-/// leased from the original and not handed out at that moment, at most: the copy does not have them.
-///
-/// # Errors
-/// [`ShardError`].
-pub fn end_copy(path: &Path) -> Result<(Label, u64), ShardError> {
-    let connection = sqlite::open(path)?;
-    let Header { label, open_rows, .. } = read_header(&connection)?;
-    connection.execute(UPDATE_IN_USE, [false])?;
-    connection.close().map_err(|(_, error)| error)?;
-    Ok((label, open_rows))
-}
-
-/// How many rows of a file can still be leased.
-///
-/// # Errors
-/// [`ShardError`].
+/// Returns [`ShardError`].
 pub fn unused_rows(path: &Path) -> Result<u64, ShardError> {
-    let connection = sqlite::open(path)?;
-    let (_, left) = read_blocks(&connection)?;
-    connection.close().map_err(|(_, error)| error)?;
-    Ok(left)
+    Ok(read_blocks(&sqlite::open_to_look(path)?)?.1)
+}
+
+/// The state of a live file as the last process left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The label that it was built with.
+    pub label: Label,
+    /// The token of the last start that took it over.
+    pub token: Token,
+    /// Whether the last process did not stop gracefully.
+    pub in_use: bool,
+    /// An upper bound of the rows that were leased but not handed out. A crash has burned them.
+    pub open_rows: u64,
+    /// Rows that can still be leased.
+    pub unused: u64,
+    /// Whether there was a write-ahead log.
+    pub had_log: bool,
+}
+
+impl Seen {
+    fn read(connection: &Connection, had_log: bool) -> Result<Self, ShardError> {
+        let Header { label, in_use, open_rows, token, .. } = read_header(connection)?;
+        let (_, unused) = read_blocks(connection)?;
+        Ok(Self { label, token, in_use, open_rows, unused, had_log })
+    }
+
+    /// Returns the reason not to trust the file, if there is one.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        lost_log(self.in_use, self.had_log, self.unused).err()
+    }
+}
+
+/// Reads the state of a live file in this process's locked folder. Changes nothing.
+///
+/// # Errors
+/// Returns [`ShardError`].
+pub fn look(path: &Path) -> Result<Seen, ShardError> {
+    let had_log = files::length_bytes(&sqlite::wal_of(path))?.is_some_and(|bytes| bytes > 0);
+    Seen::read(&sqlite::open_to_look(path)?, had_log)
+}
+
+/// A live file left by the last process and opened by this one.
+#[derive(Debug)]
+pub struct Left {
+    /// The state of the file.
+    pub seen: Seen,
+    connection: Fresh,
+}
+
+impl Left {
+    /// Opens a file that no process uses, after making its log durable.
+    ///
+    /// # Errors
+    /// Returns [`ShardError`].
+    pub fn open(path: &Path) -> Result<Self, ShardError> {
+        let log = Found::new(path).secure()?;
+        let had_log = log.had_log();
+        let connection = log.open()?;
+        Ok(Self { seen: Seen::read(&connection, had_log)?, connection })
+    }
+
+    /// Ends the last process's use of the file, and closes it. Its open rows are burned.
+    ///
+    /// # Errors
+    /// Returns [`ShardError`].
+    pub fn take_over(self, token: Token) -> Result<(), ShardError> {
+        self.connection.execute(TAKE_OVER, [token.0])?;
+        Ok(sqlite::close(self.connection.into_connection())?)
+    }
+}
+
+/// Refuses a file that was in use but has lost its log, which may have contained leases. A file that is used
+/// up has no more leases to lose: it was about to be replaced.
+fn lost_log(in_use: bool, had_log: bool, unused: u64) -> Result<(), String> {
+    if in_use && !had_log && unused > 0 {
+        return Err("it was in use and its write-ahead log is gone".to_owned());
+    }
+    Ok(())
 }
 
 impl Shard {
-    /// Takes a live file into use.
+    /// Takes a live file into use, also again after a disk fault. `had_log` is whether there was [a
+    /// log](sqlite::Secured::had_log) before the file was opened.
     ///
     /// # Errors
-    /// [`ShardError::Damaged`] when the file is not whole, or in use: [`recover`] comes first.
-    pub fn open(connection: &mut Connection) -> Result<Self, ShardError> {
+    /// Returns [`ShardError`]. The connection must be closed, and the file can be opened again unless the
+    /// fault is in its content.
+    pub fn open(
+        path: &Path,
+        connection: &mut Connection,
+        had_log: bool,
+    ) -> Result<Self, ShardError> {
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
-        let Header { label, block_rows, in_use, leases, .. } = read_header(connection)?;
-        if in_use {
-            return Err(ShardError::Damaged("it is in use".to_owned()));
-        }
+        let Header { label, block_rows, in_use, open_rows, leases, .. } = read_header(connection)?;
         let (blocks, left) = read_blocks(connection)?;
+        lost_log(in_use, had_log, left).map_err(ShardError::Damaged)?;
         if left > label.rows {
-            return Err(ShardError::Damaged(format!("{left} of {} rows are unused", label.rows)));
+            return Err(ShardError::Damaged(format!(
+                "{left} of its {} rows are unused",
+                label.rows
+            )));
         }
-        // Invariant: the mark is in the file itself before the first lease is in its log, and as long
-        // as it is there the log is not empty.
-        let transaction = connection.transaction()?;
-        transaction.execute(UPDATE_IN_USE, [true])?;
-        transaction.execute(REWRITE_PAGES, [LOG_PAGES * block_rows, block_rows])?;
-        transaction.commit()?;
-        sqlite::checkpoint(connection, Checkpoint::Full)?;
+        // Invariant: the log's name and space are durable before the mark is in the file, and the mark is in
+        // the file before the first lease is in the log. So a file with the mark but no log has lost it.
+        // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
+        files::reserve(&sqlite::wal_of(path), LOG_BYTES)?;
+        files::sync_folder(files::parent(path))?;
+        connection.execute(BEGIN_USE, [])?;
+        sqlite::checkpoint(connection, Checkpoint::Restart)?;
         Ok(Self {
             label,
             block_rows,
             blocks,
             loaded: Vec::new(),
             left,
-            open_rows: 0,
+            open_rows,
             leases,
             counts_leases: false,
             log_pages: 0,
         })
     }
 
-    /// What the file says of itself.
+    /// Returns the file's label.
     #[must_use]
     pub fn label(&self) -> &Label {
         &self.label
     }
 
-    /// From now on each lease is counted in the file, at the price of a page where nothing else is
-    /// noted there.
+    /// Counts each lease in the file from now on. This costs a page write for leases that would not change
+    /// that row otherwise.
     pub fn count_leases(&mut self) {
         self.counts_leases = true;
     }
 
-    /// How many leases of this generation were counted.
+    /// Returns the number of leases of this generation that were counted.
     #[must_use]
     pub fn leases(&self) -> u64 {
         self.leases
     }
 
-    /// Rows that can still be leased.
+    /// Returns the number of rows that can still be leased.
     #[must_use]
     pub fn left(&self) -> u64 {
         self.left
     }
 
-    /// Marks up to `count` random unused rows as used, durably, and returns them in random order;
-    /// fewer only when the file has no more. `unserved` of the rows leased before are not handed out
-    /// yet: with these they are what a crash would burn. Nothing keeps that for a strict lease.
+    /// Marks up to `count` random unused rows as used, durably, and returns them in random order. There are
+    /// fewer only if the file has no more. `unserved` is the number of rows of earlier leases that are not
+    /// handed out yet. The file records the sum of both as the rows that a crash would burn. A strict lease
+    /// (`None`) records nothing.
     ///
     /// # Errors
-    /// After one that [is transient](ShardError::is_transient) nothing has changed; after any other
-    /// the file must not be used any more.
+    /// Returns [`ShardError`]. After a [passing](Fault::Passing) fault nothing has changed. After any other
+    /// fault the connection must be closed.
     pub fn lease(
         &mut self,
         connection: &mut Connection,
@@ -367,15 +402,15 @@ impl Shard {
     ) -> Result<Vec<Row>, ShardError> {
         self.load(connection, count, rng)?;
         let mut rows = self.loaded.split_off(self.loaded.len().saturating_sub(count));
-        // In a fleet the rows of a strict lease wait for a step, which may be long.
+        // In a fleet the rows of a strict lease wait for a step of the fence, which may take long.
         let open_rows = match unserved {
             None if !self.counts_leases => 0,
             unserved => (unserved.unwrap_or(0) + rows.len()) as u64,
         };
         let marked = match self.mark_used(connection, &mut rows, open_rows) {
             Err(ShardError::Sqlite(error)) if sqlite::is_full(&error) => {
-                // The log has space of its own: from its beginning it needs no more of the disk.
-                sqlite::checkpoint(connection, Checkpoint::Full)
+                // The log has reserved space: if it restarts at its beginning, it needs no more of the disk.
+                sqlite::checkpoint(connection, Checkpoint::Restart)
                     .map_err(ShardError::from)
                     .and_then(|()| self.mark_used(connection, &mut rows, open_rows))
             }
@@ -395,11 +430,11 @@ impl Shard {
         }
     }
 
-    /// Ends the use of the file: leased rows that were not handed out become unused again, and its
-    /// log goes into the file. The caller closes the connection.
+    /// Ends the use of the file. The given rows, which were leased but not handed out, become unused again.
+    /// The caller closes the connection, which writes the log back into the file.
     ///
     /// # Errors
-    /// [`ShardError`]; the rows are then burned.
+    /// Returns [`ShardError`]. The rows are then burned.
     pub fn give_back(
         self,
         connection: &mut Connection,
@@ -407,28 +442,29 @@ impl Shard {
     ) -> Result<(), ShardError> {
         let transaction = connection.transaction()?;
         mark_rows(&transaction, self.block_rows, &mut rows, false)?;
-        transaction.execute(UPDATE_IN_USE, [false])?;
+        transaction.execute(END_USE, [])?;
         transaction.commit()?;
-        Ok(sqlite::checkpoint(connection, Checkpoint::Truncate)?)
+        Ok(sqlite::keep_log(connection, false)?)
     }
 
-    /// About as many pages as leases wrote to the log since the last [checkpoint](Self::checkpoint).
+    /// Returns an estimate of the pages that leases wrote to the log since the last
+    /// [checkpoint](Self::checkpoint).
     #[must_use]
     pub fn log_pages(&self) -> usize {
         self.log_pages
     }
 
-    /// Puts the log into the file, so that it does not grow for ever.
+    /// Writes the log back into the file, which bounds the log's size.
     ///
     /// # Errors
-    /// As for [`lease`](Self::lease).
+    /// Returns the same errors as [`lease`](Self::lease).
     pub fn checkpoint(&mut self, connection: &Connection) -> Result<(), ShardError> {
         sqlite::checkpoint(connection, Checkpoint::Passive)?;
         self.log_pages = 0;
         Ok(())
     }
 
-    /// Loads random blocks until `count` unused rows are at hand, or all.
+    /// Loads random blocks until `count` unused rows are loaded, or all.
     fn load(
         &mut self,
         connection: &Connection,
@@ -438,16 +474,20 @@ impl Shard {
         while self.loaded.len() < count && !self.blocks.is_empty() {
             let at = rng.random_range(..self.blocks.len());
             let mut rows = self.read_block(connection, self.blocks[at])?;
-            rows.shuffle(rng);
+            // Start at a random row, so that a lease marks consecutive rows, with one statement.
+            let first = rng.random_range(..rows.len().max(1));
+            rows.rotate_left(first);
             self.blocks.swap_remove(at);
             self.loaded.append(&mut rows);
         }
         Ok(())
     }
 
-    /// The unused rows of a block, whose values and marks are held against the block's record.
+    /// Returns the unused rows of a block after checking its values and marks against the block's record.
     fn read_block(&self, connection: &Connection, block: u32) -> Result<Vec<Row>, ShardError> {
-        let (first, last) = (block * self.block_rows, (block + 1) * self.block_rows - 1);
+        // 64 bits, since a damaged file may contain any block number.
+        let first = u64::from(block) * u64::from(self.block_rows);
+        let last = first + u64::from(self.block_rows) - 1;
         let mut values = Vec::with_capacity(self.block_rows as usize);
         let mut unused = Vec::with_capacity(self.block_rows as usize);
         let mut select = connection.prepare_cached(SELECT_NUMBERS)?;
@@ -469,7 +509,8 @@ impl Shard {
         Ok(unused)
     }
 
-    /// One transaction: the rows' marks, their blocks' counts, and what a crash would burn.
+    /// Commits the rows' marks, their blocks' counts, and the number of rows that a crash would burn, in one
+    /// transaction.
     fn mark_used(
         &mut self,
         connection: &mut Connection,
@@ -486,13 +527,13 @@ impl Shard {
         self.open_rows = open_rows;
         self.leases = leases;
         let block = |row: &Row| row.id / self.block_rows;
-        // A block of rows is about a page, and two more have the counts.
+        // A block of rows is about a page, and the counts take two more.
         self.log_pages += 2 + rows.chunk_by(|row, next| block(row) == block(next)).count();
         Ok(())
     }
 }
 
-/// Sets the marks of rows, and counts them in their blocks.
+/// Sets the marks of rows and updates the counts of their blocks.
 fn mark_rows(
     transaction: &Transaction<'_>,
     block_rows: u32,
@@ -505,7 +546,7 @@ fn mark_rows(
         let (first, last) = (run[0].id, run[run.len() - 1].id);
         let marked = update.execute(params![first, last, used])?;
         if marked != run.len() {
-            let problem = format!("{marked} of rows {first} to {last} had the other mark");
+            let problem = format!("only {marked} of the rows {first} to {last} could be marked");
             return Err(ShardError::Damaged(problem));
         }
     }
@@ -517,7 +558,7 @@ fn mark_rows(
     Ok(())
 }
 
-/// SipHash-1-3 of a block's values: finds what SQLite does not, a page that changed on the disk.
+/// Returns SipHash-1-3 of a block's values. It detects what SQLite does not: a page that changed on the disk.
 fn checksum(batch: BatchId, block: u32, values: &[Value]) -> i64 {
     let mut bytes = Vec::with_capacity(values.len() * 8);
     for value in values {
@@ -580,13 +621,14 @@ fn write_blocks(
     Ok(())
 }
 
-/// The one row of the table `shard`.
+/// The only row of the table `shard`.
 struct Header {
     label: Label,
     block_rows: u32,
     in_use: bool,
     open_rows: u64,
     leases: u64,
+    token: Token,
 }
 
 fn read_header(connection: &Connection) -> Result<Header, ShardError> {
@@ -604,7 +646,9 @@ fn read_header(connection: &Connection) -> Result<Header, ShardError> {
         let pool: String = row.get(1)?;
         let (Ok(ledger_id), Some(pool)) = (Uuid::parse_str(&ledger_id), PoolName::new(&pool))
         else {
-            return Ok(Err(ShardError::Damaged("it names no ledger or pool".to_owned())));
+            return Ok(Err(ShardError::Damaged(
+                "it has no valid ledger id or pool name".to_owned(),
+            )));
         };
         let label = Label {
             ledger_id,
@@ -616,15 +660,17 @@ fn read_header(connection: &Connection) -> Result<Header, ShardError> {
             decimals: row.get(7)?,
         };
         let block_rows = row.get(6)?;
-        if block_rows == 0 {
-            return Ok(Err(ShardError::Damaged("its blocks have no rows".to_owned())));
+        if block_rows != BLOCK_ROWS {
+            let problem = format!("its blocks have {block_rows} rows, not {BLOCK_ROWS}");
+            return Ok(Err(ShardError::Damaged(problem)));
         }
         let (in_use, open_rows, leases) = (row.get(8)?, row.get(9)?, row.get(10)?);
-        Ok(Ok(Header { label, block_rows, in_use, open_rows, leases }))
+        let token = Token(row.get(11)?);
+        Ok(Ok(Header { label, block_rows, in_use, open_rows, leases, token }))
     })?
 }
 
-/// The blocks that have unused rows, and how many rows these are.
+/// Returns the blocks that have unused rows, and the number of these rows.
 fn read_blocks(connection: &Connection) -> Result<(Vec<u32>, u64), ShardError> {
     let mut select = connection.prepare(SELECT_BLOCKS)?;
     let mut rows = select.query([])?;

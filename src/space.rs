@@ -1,26 +1,28 @@
-//! A pool's range of numbers: value <-> number text. Pure: no I/O, no randomness, no pool.
+//! A pool's range of numbers, and the conversion between values and number texts. Pure: no I/O, no
+//! randomness, no pool.
 //!
-//! A number is kept as a [`Value`], a scaled integer: `839.347209` with 6 decimals is `839347209`.
-//! Each value has one text and each text one value, so that "the same number" means the same text.
+//! A number is stored as a [`Value`], a scaled integer: `839.347209` with 6 decimals is `839347209`. Each
+//! value has exactly one text, and two numbers are the same if their texts are the same.
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// The largest magnitude of an integer number: 2^53-1. Beyond it JSON readers that keep numbers as
-/// IEEE 754 doubles merge neighbours (RFC 8259, section 6).
+/// The largest magnitude of an integer: 2^53-1. Beyond it, JSON readers that store numbers as IEEE 754
+/// doubles merge neighbouring integers (RFC 8259, section 6).
 pub const INTEGER_MAX: i64 = (1 << 53) - 1;
 
-/// The most significant digits of a number with decimals: a double keeps any 15 apart (`DBL_DIG`).
+/// The maximum number of significant digits in a number with decimals: a double represents any 15
+/// (`DBL_DIG`).
 pub const SIGNIFICANT_DIGITS_MAX: u32 = 15;
 
-/// The most digits after the point: one less than may be significant.
+/// The maximum number of digits after the point: one less than the significant digits.
 pub const DECIMALS_MAX: u8 = 14;
 
 /// A number as a scaled integer: the number times 10^decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value(pub i64);
 
-/// Why a range or a number was refused.
+/// The reason that a range or a number was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpaceError {
     /// The text is not a decimal number.
@@ -34,15 +36,15 @@ pub enum SpaceError {
         /// Digits after the point that are allowed.
         decimals: u8,
     },
-    /// The number is one that JSON readers could merge with its neighbours.
+    /// The number is so large that JSON readers could merge it with its neighbours.
     #[error("{text} is beyond {allowed}")]
     TooLarge {
         /// The number as it was given.
         text: String,
-        /// What is allowed.
+        /// The allowed magnitude, as text.
         allowed: &'static str,
     },
-    /// The range ends before it begins.
+    /// The range's lower end is above its upper end.
     #[error("min {min} is above max {max}")]
     Empty {
         /// Lower end as it was given.
@@ -50,12 +52,12 @@ pub enum SpaceError {
         /// Upper end as it was given.
         max: String,
     },
-    /// More digits after the point than a number can have.
+    /// There are more digits after the point than a number can have.
     #[error("{0} decimals are more than {DECIMALS_MAX}")]
     Decimals(u8),
 }
 
-/// A range of numbers, both ends included, all with the same count of decimals.
+/// A range of numbers with a fixed number of decimals. Both ends are included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
     min: Value,
@@ -64,10 +66,10 @@ pub struct Space {
 }
 
 impl Space {
-    /// The range from `min` to `max`, given as decimal text.
+    /// Returns the range from `min` to `max`, which are decimal texts.
     ///
     /// # Errors
-    /// [`SpaceError`] when an end is not a number, has too many digits, or when the range is empty.
+    /// Returns [`SpaceError`] if an end is not a number or has too many digits, or if the range is empty.
     pub fn new(min: &str, max: &str, decimals: u8) -> Result<Self, SpaceError> {
         if decimals > DECIMALS_MAX {
             return Err(SpaceError::Decimals(decimals));
@@ -79,56 +81,59 @@ impl Space {
         Ok(space)
     }
 
-    /// The range between two values that a [`Space`] had before.
-    pub(crate) fn from_values(min: Value, max: Value, decimals: u8) -> Self {
-        Self { min, max, decimals }
+    /// Returns the range from `min` to `max`, or `None` if no [`Space`] can have these ends. They come from a
+    /// file, which may be damaged.
+    pub(crate) fn from_values(min: Value, max: Value, decimals: u8) -> Option<Self> {
+        let fits = |value: Value| value.0.unsigned_abs() <= magnitude_max(decimals);
+        let possible = decimals <= DECIMALS_MAX && min <= max && fits(min) && fits(max);
+        possible.then_some(Self { min, max, decimals })
     }
 
-    /// The smallest value.
+    /// Returns the smallest value.
     #[must_use]
     pub fn min(&self) -> Value {
         self.min
     }
 
-    /// The largest value.
+    /// Returns the largest value.
     #[must_use]
     pub fn max(&self) -> Value {
         self.max
     }
 
-    /// Digits after the point.
+    /// Returns the number of digits after the point.
     #[must_use]
     pub fn decimals(&self) -> u8 {
         self.decimals
     }
 
-    /// How many numbers the range has: 1 to 2^54-1.
+    /// Returns the number of values in the range: 1 to 2^54-1.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.max.0.abs_diff(self.min.0) + 1
     }
 
-    /// Whether the value lies in the range.
+    /// Returns whether the value is in the range.
     #[must_use]
     pub fn contains(&self, value: Value) -> bool {
         (self.min..=self.max).contains(&value)
     }
 
-    /// Whether every number of `other` is a number of this range, with the same text.
+    /// Returns whether every number of `other` is a number of this range, with the same text.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.decimals == other.decimals && self.min <= other.min && other.max <= self.max
     }
 
-    /// The value of a number's text.
+    /// Returns the value of a number's text.
     ///
     /// # Errors
-    /// [`SpaceError`] when the text is not a number of this many decimals.
+    /// Returns [`SpaceError`] if the text is not a number with at most this space's decimals.
     pub fn parse(&self, text: &str) -> Result<Value, SpaceError> {
         parse(text, self.decimals)
     }
 
-    /// The number's text: always exactly as many digits after the point as the pool has decimals.
+    /// Returns the number's text, which always has exactly the space's number of decimals.
     #[must_use]
     pub fn number(&self, value: Value) -> Number {
         Number::new(value, self.decimals)
@@ -141,7 +146,7 @@ impl std::fmt::Display for Space {
     }
 }
 
-/// A number's text, on the stack. Serialises as a JSON number with exactly these digits.
+/// A number's text, stored inline. It serialises as a JSON number with exactly these digits.
 #[derive(Clone, Copy)]
 pub struct Number {
     text: [u8; Self::LENGTH_MAX],
@@ -149,9 +154,11 @@ pub struct Number {
 }
 
 impl Number {
-    /// Sign, 16 digits, point, and one to spare.
-    const LENGTH_MAX: usize = 19;
+    /// The space for a sign, the 19 digits of the largest magnitude, and a point. A number of a [`Space`] has
+    /// at most 16 digits, but a damaged file can contain any value, and its text is needed to report it.
+    const LENGTH_MAX: usize = 21;
 
+    /// Formats any value with up to [`DECIMALS_MAX`] decimals.
     fn new(value: Value, decimals: u8) -> Self {
         let mut text = [0; Self::LENGTH_MAX];
         let mut start = Self::LENGTH_MAX;
@@ -161,7 +168,7 @@ impl Number {
         };
         let mut rest = value.0.unsigned_abs();
         let mut digits = 0;
-        // At least one digit stands before the point.
+        // At least one digit precedes the point.
         while rest > 0 || digits <= decimals {
             if digits == decimals && decimals > 0 {
                 push(b'.');
@@ -176,7 +183,7 @@ impl Number {
         Self { text, start }
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.text[self.start..]).expect("only ASCII was pushed in Number::new")
@@ -197,14 +204,22 @@ impl std::fmt::Debug for Number {
 
 impl Serialize for Number {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A raw value keeps the digits as they are: as a double, 5.100000 would become 5.1.
+        // A raw value keeps the digits unchanged: as a double, 5.100000 would become 5.1.
         let raw: &RawValue =
             serde_json::from_str(self.as_str()).expect("a number's text is a JSON number");
         raw.serialize(serializer)
     }
 }
 
-/// Parses `[-]digits[.digits]`; missing digits after the point are zeros.
+/// Returns the largest magnitude of a value that every JSON reader represents exactly.
+fn magnitude_max(decimals: u8) -> u64 {
+    match decimals {
+        0 => INTEGER_MAX.unsigned_abs(),
+        _ => 10_u64.pow(SIGNIFICANT_DIGITS_MAX) - 1,
+    }
+}
+
+/// Parses `[-]digits[.digits]`. Missing digits after the point are zeros.
 fn parse(text: &str, decimals: u8) -> Result<Value, SpaceError> {
     let not_a_number = || SpaceError::NotANumber(text.to_owned());
     let (negative, unsigned) = match text.strip_prefix('-') {
@@ -228,8 +243,7 @@ fn parse(text: &str, decimals: u8) -> Result<Value, SpaceError> {
     let too_large = || SpaceError::TooLarge { text: text.to_owned(), allowed };
     let digits = format!("{whole}{fraction}{}", "0".repeat(padding));
     let magnitude: i64 = digits.parse().map_err(|_| too_large())?;
-    let limit = if decimals == 0 { INTEGER_MAX } else { 10_i64.pow(SIGNIFICANT_DIGITS_MAX) - 1 };
-    if magnitude > limit {
+    if magnitude.unsigned_abs() > magnitude_max(decimals) {
         return Err(too_large());
     }
     Ok(Value(if negative { -magnitude } else { magnitude }))
@@ -256,6 +270,10 @@ mod tests {
         check(INTEGER_MAX, 0, "9007199254740991");
         check(-INTEGER_MAX, 0, "-9007199254740991");
         check(999_999_999_999_999, 14, "9.99999999999999");
+        // A damaged file can contain any of these.
+        check(i64::MAX, 0, "9223372036854775807");
+        check(i64::MIN, 0, "-9223372036854775808");
+        check(i64::MIN, 14, "-92233.72036854775808");
     }
 
     #[test]
@@ -300,6 +318,21 @@ mod tests {
         assert_eq!(size("0", "1", 15), Err(SpaceError::Decimals(15)));
     }
 
+    #[test]
+    fn ranges_of_a_file() {
+        let check = |min, max, decimals, possible| {
+            let space = Space::from_values(Value(min), Value(max), decimals);
+            assert_eq!(space.is_some(), possible, "{min} to {max} with {decimals} decimals");
+        };
+        check(-INTEGER_MAX, INTEGER_MAX, 0, true);
+        check(5, 5, 14, true);
+        check(5, 4, 0, false);
+        check(0, 1, 15, false);
+        check(0, INTEGER_MAX + 1, 0, false);
+        check(0, 10_i64.pow(15), 1, false);
+        check(i64::MIN, i64::MAX, 0, false);
+    }
+
     proptest! {
         #[test]
         fn text_and_value_are_one_to_one(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
@@ -309,7 +342,7 @@ mod tests {
             prop_assert_eq!(fraction, usize::from(decimals));
         }
 
-        /// What a JSON reader that keeps doubles gets is not merged with another number.
+        /// A JSON reader that stores numbers as doubles does not merge a number with another one.
         #[test]
         fn a_double_keeps_every_number(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
             let read: f64 = Number::new(Value(value), decimals).as_str().parse().unwrap();
@@ -321,6 +354,13 @@ mod tests {
         fn json_keeps_every_digit(value in -999_999_999_999_999..=999_999_999_999_999_i64, decimals in 0..=14_u8) {
             let number = Number::new(Value(value), decimals);
             prop_assert_eq!(serde_json::to_string(&number).unwrap(), number.as_str());
+        }
+
+        #[test]
+        fn every_value_has_a_text_of_its_own(value: i64, decimals in 0..=DECIMALS_MAX) {
+            let text = Number::new(Value(value), decimals).to_string();
+            prop_assert_eq!(text.replacen('.', "", 1).parse(), Ok(value));
+            prop_assert_eq!(text.contains('.'), decimals > 0);
         }
 
         #[test]

@@ -1,7 +1,7 @@
-//! Whether a folder is what it should be: every file whole, every number of a shard in the ledger, once
-//! and for that shard alone, and all that is counted counted right. Changes nothing. Reads each row
-//! once, and keeps only sums: numbers are looked up one by one where the sums of a shard and of its
-//! batch in the ledger differ.
+//! Checks a whole folder: that every file is intact, that every number of a shard is in the ledger exactly
+//! once and for that shard, and that all counts are right. Changes nothing. Reads each row once and keeps
+//! only sums. Numbers are looked up one by one only if the sums of a shard and of its batch in the ledger
+//! differ.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,23 +10,23 @@ use std::path::{Path, PathBuf};
 use crate::batch::{BatchId, Generation, ShardIndex};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
-use crate::folder::{self, PoolPaths};
+use crate::folder::{self, Known, PoolPaths};
 use crate::ledger::{Drawn, Ledger, LedgerError};
 use crate::shard::{self, Audit, Label, ShardError};
 use crate::space::{Space, Value};
 use crate::sqlite;
 
-/// Violations of one kind in one file that are written out; the rest are counted.
+/// The number of violations of one kind in one file that are listed. The rest are counted.
 const LINES_MAX: u64 = 10;
 
-/// What a full reading of a folder found.
+/// The result of checking a folder.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// The pools that could be read.
     pub pools: Vec<PoolSum>,
-    /// What is worth knowing and no violation.
+    /// Remarks that are not violations.
     pub notes: Vec<String>,
-    /// By file and kind.
+    /// Violations by file and kind.
     violations: BTreeMap<(String, &'static str), Violations>,
 }
 
@@ -36,20 +36,20 @@ struct Violations {
     count: u64,
 }
 
-/// Where the numbers of a pool are.
+/// The sums of a pool's numbers.
 #[derive(Clone, Debug)]
 pub struct PoolSum {
-    /// Which pool.
+    /// The pool.
     pub pool: PoolName,
     /// Its range.
     pub space: Space,
-    /// Not to come any more: handed out, or burned.
+    /// Numbers that were handed out or burned.
     pub issued: u64,
-    /// Of those, at most so many were burned and not handed out, as far as anyone counted.
+    /// The part of `issued` that was burned, at most, as far as it was counted.
     pub burned: u64,
-    /// In shards and unused.
+    /// Unused numbers in shards.
     pub pooled: u64,
-    /// Not in the ledger.
+    /// Numbers that are not in the ledger.
     pub free: u64,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Display for PoolSum {
         )?;
         match burned {
             0 => Ok(()),
-            burned => write!(formatter, "; of the issued, at most {burned} were burned"),
+            burned => write!(formatter, "; at most {burned} of the issued were burned"),
         }
     }
 }
@@ -77,13 +77,14 @@ impl Findings {
         }
     }
 
-    /// How many violations there are in all.
+    /// Returns the number of all violations.
     #[must_use]
     pub fn violation_count(&self) -> u64 {
         self.violations.values().map(|violations| violations.count).sum()
     }
 
-    /// The violations, one a line; after the first ten of a kind in a file only how many they are.
+    /// Returns the violations, one a line. After the first ten of a kind in a file, only their number
+    /// follows.
     #[must_use]
     pub fn violation_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -97,10 +98,10 @@ impl Findings {
     }
 }
 
-/// Reads all of a folder that this process has locked, or that nobody else knows of.
+/// Checks a folder that this process has locked or created.
 ///
 /// # Errors
-/// The folder can't be listed. What is wrong with a file is a violation.
+/// Returns [`FileError`] if the folder can't be listed. A problem with a file is a violation instead.
 pub fn check(path: &Path) -> Result<Findings, FileError> {
     let survey = folder::survey(path)?;
     let mut findings = Findings::default();
@@ -113,11 +114,11 @@ pub fn check(path: &Path) -> Result<Findings, FileError> {
         ));
     }
     for file in survey.others {
-        findings.notes.push(format!("{file} is no file of tombola's, and was not looked at"));
+        findings.notes.push(format!("{file} is not a file of tombola and was not checked"));
     }
     if let Some(file) = survey.store {
         findings.notes.push(format!(
-            "{file} is of a mode below sharded, and was not looked at: its server checks it at each start"
+            "{file} is of a mode below sharded and was not checked: its server checks it at each start"
         ));
     }
     Ok(findings)
@@ -147,12 +148,12 @@ fn check_pool(
     pool.sum_up();
 }
 
-/// The work on one pool.
+/// The check of one pool in progress.
 struct PoolCheck<'p> {
     paths: &'p PoolPaths,
     ledger: &'p Ledger,
     batches: Vec<Drawn>,
-    /// What was found in the files that can be served.
+    /// The results for the files that can be served.
     files: Vec<Audit>,
     findings: &'p mut Findings,
 }
@@ -165,16 +166,27 @@ impl PoolCheck<'_> {
         if files::length_bytes(&unfinished).is_ok_and(|length| length.is_some()) {
             self.check_unfinished(index, &unfinished);
         }
-        if let Some(live) = live
-            && let Err(error) =
-                folder::refuse_stale(self.paths, self.ledger, &live, standby.as_ref())
-        {
-            let name = self.paths.shard_name(index);
-            self.findings.violation(&name, "an old copy", &error.to_string());
+        if let Some(live) = live {
+            let standby = standby.map(|standby| standby.label);
+            let known = self.known(index, &live.label);
+            let current = known.and_then(|known| {
+                known.is_current(&live.label, live.token, live.in_use, standby.as_ref())
+            });
+            if let Err(problem) = current {
+                self.findings.violation(&self.paths.shard_name(index), "an old copy", &problem);
+            }
         }
     }
 
-    /// What a start would adopt, if the ledger has it, or else remove.
+    /// Reads the ledger's records of a shard and of the batch in this label.
+    fn known(&self, index: ShardIndex, label: &Label) -> Result<Known, String> {
+        let (pool, batch) = (self.paths.pool(), label.batch);
+        Known::of(self.ledger, pool, index, &[batch], Some(batch))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Checks an unfinished build if the ledger has its batch, since a start would adopt it. Otherwise a
+    /// start would remove it.
     fn check_unfinished(&mut self, index: ShardIndex, path: &Path) {
         let known = shard::read_label(path)
             .is_ok_and(|label| self.batches.iter().any(|drawn| drawn.batch.id == label.batch));
@@ -186,29 +198,24 @@ impl PoolCheck<'_> {
         }
     }
 
-    fn check_file(&mut self, index: ShardIndex, path: &Path) -> Option<Label> {
+    fn check_file(&mut self, index: ShardIndex, path: &Path) -> Option<Audit> {
         if !files::length_bytes(path).is_ok_and(|length| length.is_some()) {
             return None;
         }
         let name = file_name(path);
         match self.audit(&name, path) {
             Ok(audit) => {
-                let label = audit.label.clone();
-                let refused =
-                    folder::refuse_unexpected(self.paths, self.ledger, index, path, &label);
-                if let Err(error) = refused {
-                    self.findings.violation(
-                        &name,
-                        "not expected by the ledger",
-                        &error.to_string(),
-                    );
+                let label = &audit.label;
+                let expected = self.known(index, label).and_then(|known| known.expects(label));
+                if let Err(problem) = expected {
+                    self.findings.violation(&name, "not expected by the ledger", &problem);
                 } else if self.files.iter().any(|file| file.label.batch == label.batch) {
-                    let what = format!("another file has its batch {}, too", label.batch.0);
+                    let what = format!("another file has its batch {} too", label.batch.0);
                     self.findings.violation(&name, "numbers in two shards", &what);
                 } else {
-                    self.files.push(audit);
+                    self.files.push(audit.clone());
                 }
-                Some(label)
+                Some(audit)
             }
             Err(error) => {
                 self.findings.violation(&name, "not readable", &error.to_string());
@@ -218,7 +225,6 @@ impl PoolCheck<'_> {
     }
 
     fn audit(&mut self, name: &str, path: &Path) -> Result<Audit, VerifyError> {
-        sqlite::check_log(path)?.map_err(ShardError::Damaged)?;
         let connection = sqlite::open_to_look(path).map_err(ShardError::from)?;
         let audit =
             shard::audit(&connection, |value| self.ledger.hash(value), &mut |kind, what| {
@@ -233,7 +239,7 @@ impl PoolCheck<'_> {
         Ok(audit)
     }
 
-    /// Names the numbers by which a shard and its batch in the ledger differ.
+    /// Reports the numbers by which a shard and its batch in the ledger differ.
     fn look_up_each(
         &mut self,
         name: &str,
@@ -249,7 +255,7 @@ impl PoolCheck<'_> {
                 let number = space.number(value);
                 let what = format!(
                     "{number} is in the ledger for batch {other}, not for its own, {}: another shard \
-                     may have it",
+                     may contain it",
                     drawn.batch.id.0
                 );
                 self.findings.violation(name, "a number of another batch", &what);
@@ -266,12 +272,12 @@ impl PoolCheck<'_> {
         }
         let twice = shard::twice(connection, LINES_MAX as usize)?;
         for &value in &twice {
-            let what = format!("{} stands in it twice", space.number(value));
+            let what = format!("{} is in it twice", space.number(value));
             self.findings.violation(name, "a number twice", &what);
         }
         if twice.is_empty() && both < drawn.tally.count {
             let (count, id) = (drawn.tally.count - both, drawn.batch.id.0);
-            let what = format!("{count} numbers of its batch {id} are in the ledger and not in it");
+            let what = format!("{count} numbers of its batch {id} are in the ledger but not in it");
             self.findings.violation(name, "numbers that it lacks", &what);
         }
         Ok(())
@@ -279,17 +285,17 @@ impl PoolCheck<'_> {
 
     fn sum_up(self) {
         let Self { paths, ledger, batches, files, findings } = self;
-        let pooled: u64 = files.iter().map(|file| file.unused).sum();
-        let used: u64 = files.iter().map(|file| file.tally.count - file.unused).sum();
+        let pooled = total(files.iter().map(|file| file.unused));
+        let used = total(files.iter().map(|file| file.tally.count - file.unused));
         let here = |id: BatchId| files.iter().any(|file| file.label.batch == id);
         let gone = batches.iter().filter(|drawn| !here(drawn.batch.id));
-        let gone: u64 = gone.map(|drawn| drawn.batch.count).sum();
+        let gone = total(gone.map(|drawn| drawn.batch.count));
         for Drawn { batch, .. } in &batches {
             let newest = files.iter().filter(|file| file.label.index == batch.shard);
             let newest = newest.map(|file| file.label.generation).max().unwrap_or(Generation(0));
             if batch.generation > newest {
                 findings.notes.push(format!(
-                    "generation {} of {} has no file: what was not issued of its {} numbers never comes",
+                    "generation {} of {} has no file: the unissued ones of its {} numbers are lost",
                     batch.generation.0,
                     paths.shard_name(batch.shard),
                     batch.count
@@ -300,21 +306,21 @@ impl PoolCheck<'_> {
         let sum = PoolSum {
             pool: paths.pool().clone(),
             space,
-            issued: used + gone,
-            burned: ledger.burned() + files.iter().map(|file| file.open_rows).sum::<u64>(),
+            issued: total([used, gone]),
+            burned: total(files.iter().map(|file| file.open_rows).chain([ledger.burned()])),
             pooled,
             free: space.size() - ledger.count(),
         };
-        if sum.issued + sum.pooled + sum.free != space.size() {
-            let found = sum.issued + sum.pooled + sum.free;
-            let what = format!("issued, pooled and free are {found}, not {}", space.size());
+        let found = total([sum.issued, sum.pooled, sum.free]);
+        if found != space.size() {
+            let what = format!("issued, pooled and free add up to {found}, not {}", space.size());
             findings.violation(&file_name(&paths.ledger()), "a wrong sum", &what);
         }
         findings.pools.push(sum);
     }
 }
 
-/// Why a file could not be read to its end.
+/// The reason that a file could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 enum VerifyError {
     #[error(transparent)]
@@ -323,6 +329,11 @@ enum VerifyError {
     Ledger(#[from] LedgerError),
     #[error("it can't be read: {0}")]
     Shard(#[from] ShardError),
+}
+
+/// Returns the sum of the counts, or `u64::MAX` if it overflows: a damaged file may contain any count.
+fn total(counts: impl IntoIterator<Item = u64>) -> u64 {
+    counts.into_iter().fold(0, u64::saturating_add)
 }
 
 fn file_name(path: &Path) -> String {

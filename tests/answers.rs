@@ -1,4 +1,4 @@
-//! The shape of every answer, to the digit (DESIGN section 7).
+//! The shape of every response, to the digit (`docs/http.md`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use support::{Config, Failure, Health, Many, One, Site, assert_each_once, eventually};
 
-/// Story: a renamed field or a number in quotes breaks every caller at once.
+/// Story: a field was renamed or a number was put in quotes, and every client broke at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_number_comes_with_its_shard_by_get_and_by_post() {
     let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 100));
@@ -18,7 +18,7 @@ async fn one_number_comes_with_its_shard_by_get_and_by_post() {
 
     let mut numbers = Vec::new();
     for method in [Method::GET, Method::POST] {
-        // No type means int.
+        // `int` is the default type.
         for target in ["/random", "/random?type=int"] {
             let answer = server.send(method.clone(), target).await;
             assert_eq!(answer.status, 200, "{}", answer.body);
@@ -32,8 +32,8 @@ async fn one_number_comes_with_its_shard_by_get_and_by_post() {
     server.stop().await;
 }
 
-/// Story: a batch that says less than it took, or names the wrong shards, cannot be audited.
-/// A batch is taken from one random shard as long as that has enough.
+/// Story: a response listed fewer numbers than the request took, or named the wrong shards, and could not be
+/// audited. All numbers of a request come from one random shard as long as that shard has enough.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_count_is_answered_with_so_many_numbers_of_one_shard() {
     let site = Site::new(&Config::new().pool("int", 1, 100_000, 2, 1_000));
@@ -60,9 +60,9 @@ async fn a_count_is_answered_with_so_many_numbers_of_one_shard() {
     server.stop().await;
 }
 
-/// Story: a caller mistypes a parameter, the server ignores it, and int numbers are spent where
-/// float numbers were meant. Whatever is not understood is refused, names what is allowed, and
-/// takes no number.
+/// Story: a caller mistyped a parameter, the server ignored it, and `int` numbers were spent instead of
+/// `float` numbers. A request that the server does not understand is refused with a message that names what
+/// is allowed, and takes no number.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_refused_with_what_is_allowed_and_takes_nothing() {
     const TYPES: &[&str] = &["int", "ticket"];
@@ -73,7 +73,7 @@ async fn bad_input_is_refused_with_what_is_allowed_and_takes_nothing() {
         ("type=", "unknown_type", TYPES),
         ("type=int%20", "unknown_type", TYPES),
         ("type=..%2Fint", "unknown_type", TYPES),
-        // Left out by the config.
+        // The config leaves it out.
         ("type=float", "unknown_type", TYPES),
         ("count=0", "bad_count", COUNTS),
         ("count=-1", "bad_count", COUNTS),
@@ -115,8 +115,8 @@ async fn bad_input_is_refused_with_what_is_allowed_and_takes_nothing() {
     server.stop().await;
 }
 
-/// Story: with `[pools.int] enabled = false` a request without a type was answered from whatever
-/// pool came first.
+/// Story: with `[pools.int] enabled = false`, a request without a type got numbers of whichever pool came
+/// first.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_type_means_int_even_when_there_is_no_int() {
     let site = Site::new(&Config::new().pool("ticket", 1, 10, 1, 5));
@@ -162,8 +162,8 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
     server.stop().await;
 }
 
-/// Story: a link preview or a monitor sends HEAD, the framework runs the GET handler and throws
-/// the body away, and with it a number.
+/// Story: a link preview or a monitor sent HEAD. The framework ran the GET handler and discarded the body,
+/// and a number with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn head_takes_no_number() {
     let site = Site::new(&Config::new().pool("int", 1, 10, 1, 5));
@@ -182,7 +182,7 @@ async fn head_takes_no_number() {
     server.stop().await;
 }
 
-/// Story: "used up" and "come back later" look alike, and a caller retries for ever.
+/// Story: a caller could not tell "used up" from "come back later", and retried endlessly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_used_up_range_is_told_from_one_being_refilled() {
     let config = Config::new().pool("int", 1, 10, 1, 5).pool("ticket", 1, 1_000_000, 1, 10);
@@ -232,9 +232,9 @@ async fn health_names_every_pool() {
     server.stop().await;
 }
 
-/// Story: 0.1 + 0.2. A value that went through a binary float prints as 0.30000000000000004, or
-/// as 5.1 where 5.100000 was meant, or two values print as one. Every text of a range of 10^6
-/// comes out once, with exactly its six decimals.
+/// Story: 0.1 + 0.2. A value that went through a binary float was printed as 0.30000000000000004, or as 5.1
+/// instead of 5.100000, or two values got the same text. Here each of the 10^6 texts of a range is handed out
+/// once, with exactly six decimals.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_floats_are_exact_to_the_digit() {
     let config =
@@ -249,7 +249,7 @@ async fn a_million_floats_are_exact_to_the_digit() {
     assert_texts_once(numbers, expected);
 }
 
-/// Story: -0.05 splits into 0 and 5 hundredths, and its sign is lost: 0.05 comes twice.
+/// Story: -0.05 was split into 0 and 5 hundredths and lost its sign, so 0.05 was handed out twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn negative_floats_are_exact_to_the_digit() {
     let config = Config::new()
@@ -269,7 +269,7 @@ async fn negative_floats_are_exact_to_the_digit() {
     assert_texts_once(numbers, expected);
 }
 
-/// Story: at the far ends an integer goes through a double somewhere, and two become one.
+/// Story: integers at both ends of the range went through a double, and two of them became one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ends_of_what_json_can_hold_are_exact() {
     const END: i64 = (1 << 53) - 1;
@@ -289,7 +289,7 @@ async fn the_ends_of_what_json_can_hold_are_exact() {
     server.stop().await;
 }
 
-/// Story: a shop adds `[pools.ticket]`, and its numbers come out of the int pool's shards.
+/// Story: a shop added `[pools.ticket]`, and its numbers came from the shards of the pool `int`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_of_the_users_own_has_its_own_range_and_shards() {
     let config = Config::new().pool("int", 1, 100, 1, 50).pool("ticket", 1, 100, 1, 50);
@@ -301,15 +301,15 @@ async fn a_pool_of_the_users_own_has_its_own_range_and_shards() {
     let many: Many<'_> = answer.parse();
     assert!(many.shards.keys().eq(["ticket_shard_0.db"]));
 
-    // The same numbers exist in both pools: each is unique within its own.
+    // The same numbers exist in both pools, and each is unique within its own.
     let rest = server.drain("ticket", 4, &[None]).await;
     assert_each_once(&[numbers, answer.numbers(), rest].concat(), 1..=100);
     assert_each_once(&server.drain("int", 4, &[None]).await, 1..=100);
     server.stop().await;
 }
 
-/// Story: an auditor opens a shard with `sqlite3` and finds other numbers than the customers
-/// hold. After a stop, the used rows of the view are exactly what was handed out.
+/// Story: an auditor opened a shard with `sqlite3` and found other numbers than the customers had. After a
+/// stop, the used rows of the view are exactly the numbers that were handed out.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_tell_what_was_handed_out() {
     let config = Config::new().pool("float", "-5.0", "5.0", 1, 500).set("pools.float.decimals", 3);
@@ -335,12 +335,12 @@ async fn the_files_tell_what_was_handed_out() {
     assert_eq!(in_ledger, in_shard);
 }
 
-/// Fails unless the texts are exactly the expected ones, each once.
+/// Fails unless `numbers` are exactly the expected texts, each once.
 fn assert_texts_once(numbers: Vec<String>, expected: impl Iterator<Item = String>) {
     let count = numbers.len();
     let received: BTreeSet<String> = numbers.into_iter().collect();
     let expected: BTreeSet<String> = expected.collect();
     let wrong: Vec<_> = received.symmetric_difference(&expected).take(10).collect();
-    assert!(wrong.is_empty(), "missing or not of the range: {wrong:?}");
-    assert_eq!(count, received.len(), "some came twice");
+    assert!(wrong.is_empty(), "missing or outside the range: {wrong:?}");
+    assert_eq!(count, received.len(), "some were handed out twice");
 }

@@ -1,4 +1,4 @@
-//! What the server says of itself at `/openapi.json` and `/docs` is what it does.
+//! `/openapi.json` and `/docs` describe what the server does.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,7 +12,8 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 use support::{Answer, Config, Server, Site, Token, eventually, run, skipped, with_tokens};
 
-/// Two pools, so that the description has to name them, with room for all that a test takes.
+/// Returns a config with two pools, both of which the description has to name, with enough numbers for a
+/// test.
 fn config() -> Config {
     Config::new()
         .pool("int", 1, 1_000_000, 2, 5_000)
@@ -21,16 +22,17 @@ fn config() -> Config {
         .set("server.count_limit", 40)
 }
 
-/// What `/openapi.json` says.
+/// The content of `/openapi.json`.
 struct Description(Value);
 
-/// A described example.
+/// An example in the description.
 #[derive(Debug)]
 struct Example {
     path: String,
     method: Method,
     status: u16,
-    /// What to send, as it stands behind the path, or when it comes in words.
+    /// The name of the example: the query or the path to send, the method `DELETE`, or the situation in
+    /// words.
     when: String,
     headers: BTreeMap<String, Value>,
     body: Value,
@@ -43,7 +45,7 @@ impl Description {
         Self(answer.parse())
     }
 
-    /// Path, method and operation.
+    /// Returns the path, method and description of each operation.
     fn operations(&self) -> Vec<(&str, Method, &Value)> {
         let paths = self.0["paths"].as_object().unwrap();
         let operations = paths.iter().flat_map(|(path, item)| {
@@ -76,7 +78,7 @@ impl Description {
         examples
     }
 
-    /// The examples that come then, of which there has to be one at least.
+    /// Returns the examples that `when` selects. There has to be at least one.
     fn when(&self, when: impl Fn(&Example) -> bool) -> Vec<Example> {
         let examples: Vec<_> = self.examples().into_iter().filter(when).collect();
         assert!(!examples.is_empty());
@@ -89,14 +91,14 @@ impl Example {
         format!("{} {} {} {}", self.method, self.path, self.status, self.when)
     }
 
-    /// Fails unless this is the answer, to the letter; numbers that are handed out differ.
+    /// Fails unless the response is exactly the example, except for the numbers handed out.
     fn assert_is(&self, status: u16, headers: &HeaderMap, body: &str) {
         let name = self.name();
         assert_eq!(status, self.status, "{name}: {body}");
         for (header, example) in &self.headers {
             let found = headers.get(header).unwrap_or_else(|| panic!("{name}: no {header}"));
             let example = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
-            // The seconds that a quota asks for are another each time.
+            // With a quota, the seconds to wait differ each time.
             if status != 429 {
                 assert_eq!(found.to_str().unwrap(), example, "{name}: {header}");
             }
@@ -104,7 +106,7 @@ impl Example {
         let body: Value = serde_json::from_str(body).unwrap();
         match status {
             200 if self.path == "/random" => assert_eq!(shape(&body), shape(&self.body), "{name}"),
-            // Its figures are of the start.
+            // The figures in the example are those of a server that has just started.
             200 if self.path == "/status" => {
                 let names =
                     |body: &Value| body.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -120,7 +122,7 @@ impl Example {
     }
 }
 
-/// A body without its numbers and names.
+/// Returns a body without its numbers and strings.
 fn shape(body: &Value) -> Value {
     match body {
         Value::Object(map) => map
@@ -134,7 +136,7 @@ fn shape(body: &Value) -> Value {
     }
 }
 
-/// Sends what the examples say, where they say it, and returns the names of those that were sent.
+/// Sends the requests that the examples name, and returns the names of the examples that were sent.
 async fn replay(
     server: &Server,
     description: &Description,
@@ -158,8 +160,8 @@ async fn replay(
     sent
 }
 
-/// Story: a route was added and its description forgotten; another was renamed, and the page went on
-/// to offer what was gone.
+/// Story: a route was added without a description. Another was renamed, and the page kept offering the old
+/// one.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_is_described_and_every_described_route_is_there() {
     let site = Site::new(&config());
@@ -179,7 +181,7 @@ async fn every_route_is_described_and_every_described_route_is_there() {
         assert!(operation_ids.insert(operation["operationId"].as_str().unwrap()), "{name}");
         let responses = operation["responses"].as_object().unwrap();
         for status in ["200", "405", "413", "431"] {
-            assert!(responses.contains_key(status), "{name} says nothing of {status}");
+            assert!(responses.contains_key(status), "{name} does not describe {status}");
         }
         for (status, response) in responses {
             assert_ne!(response["description"], "", "{name} {status}");
@@ -212,7 +214,7 @@ async fn every_route_is_described_and_every_described_route_is_there() {
         methods.entry(path).or_default().insert(method.to_string());
     }
 
-    // GET brings HEAD along.
+    // A route for GET serves HEAD too.
     for (path, mut methods) in methods {
         methods.insert("HEAD".to_owned());
         let answer = server.send(Method::DELETE, &path.replace("{file}", "index.css")).await;
@@ -221,7 +223,7 @@ async fn every_route_is_described_and_every_described_route_is_there() {
         assert_eq!(methods, allowed, "{path}");
     }
 
-    // What the reference names is there.
+    // Each route that the reference names is described.
     let reference = include_str!("../docs/http.md");
     for part in reference.split("`GET /").skip(1) {
         let path = format!("/{}", part.split('`').next().unwrap());
@@ -230,8 +232,8 @@ async fn every_route_is_described_and_every_described_route_is_there() {
     server.stop().await;
 }
 
-/// Story: the page promised a code that the server had long called by another name. Each example is
-/// provoked; what is not is listed.
+/// Story: the page documented an error code that the server had long since renamed. This test provokes each
+/// example, and lists those that it can't provoke.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_example_is_what_the_server_answers() {
     let mut answered: BTreeSet<String> = BTreeSet::new();
@@ -248,7 +250,7 @@ async fn each_example_is_what_the_server_answers() {
         }
     };
 
-    // As it comes.
+    // With default settings.
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
@@ -264,9 +266,20 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_is(status, &headers, &answer.text().await.unwrap());
         answered.insert(example.name());
     }
-    for when in ["every shard serves", "every pool has a shard in rotation", "at the start"] {
+    for when in ["every shard serves", "every pool serves", "at the start"] {
         for example in description.when(|example| example.when == when) {
             example.assert_answered(&server.get(&example.path).await);
+            answered.insert(example.name());
+        }
+    }
+    for (when, header) in [
+        ("a web page of another site", ("sec-fetch-site", "cross-site")),
+        ("another name in `Host`", ("host", "evil.example")),
+    ] {
+        for example in description.when(|example| example.when == when) {
+            let (method, client) = (example.method.clone(), server.client());
+            let answer = client.send_with(method, &example.path, &[header]).await.unwrap();
+            example.assert_answered(&answer);
             answered.insert(example.name());
         }
     }
@@ -303,7 +316,7 @@ async fn each_example_is_what_the_server_answers() {
     }
     server.stop().await;
 
-    // At the end of a range.
+    // When a range is used up.
     let site = Site::new(&Config::new().pool("int", 1, 10, 1, 10));
     site.fill().await;
     let server = site.start().await;
@@ -323,7 +336,7 @@ async fn each_example_is_what_the_server_answers() {
         ("3 numbers are left", few),
         ("the range is used up", none),
         ("the ranges are used up", health),
-        ("no pool has a shard in rotation", ready),
+        ("all ranges are used up", ready),
     ] {
         for example in description.when(|example| example.when == when) {
             example.assert_answered(&answer);
@@ -332,7 +345,7 @@ async fn each_example_is_what_the_server_answers() {
     }
     server.stop().await;
 
-    // At the end of what an instance of a fleet may draw.
+    // When an instance of a fleet has used up its part of the range.
     let witness = tempfile::tempdir().unwrap();
     let store = format!("'file://{}'", witness.path().join("witness.db").display());
     let alone = Config::new().pool("int", 1, 10, 1, 10).set("fleet.store", store);
@@ -348,7 +361,9 @@ async fn each_example_is_what_the_server_answers() {
         (answer.status == 410).then_some(answer)
     })
     .await;
-    for example in description.when(|example| example.when == "others of the fleet may have some") {
+    for example in
+        description.when(|example| example.when == "other instances of the fleet may have some")
+    {
         example.assert_answered(&none);
         answered.insert(example.name());
     }
@@ -370,22 +385,34 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_answered(&refilling);
         answered.insert(example.name());
     }
+    let unready = eventually("a pool that does not serve", async || {
+        let answer = server.get("/ready").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    for example in description.when(|example| example.when == "no pool serves") {
+        example.assert_answered(&unready);
+        answered.insert(example.name());
+    }
     site.unblock_refills("int", 1);
     server.stop().await;
 
     described.retain(|name, _| !answered.contains(name));
     let left: BTreeSet<_> = described.into_values().collect();
-    // Of /health it takes luck, and /openapi.json is an example itself.
-    assert_eq!(left, BTreeSet::from(["demand outran the disk".to_owned(), "in short".to_owned()]));
+    // The first example takes luck to provoke, and /openapi.json is an example itself.
+    assert_eq!(
+        left,
+        BTreeSet::from(["demand exceeds the refill rate".to_owned(), "shortened".to_owned()])
+    );
 
-    // Each code of the table is described, but for those of the modes below.
+    // Each code of the table is described, except for those of the simpler modes.
     let table = description.0["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
     let mut missing: BTreeSet<_> =
         table.iter().map(|code| code.as_str().unwrap().to_owned()).collect();
     missing.retain(|code| !codes.contains(code));
-    assert_eq!(missing, ["not_saved", "out_of_tries", "stopping"].map(str::to_owned).into());
+    assert_eq!(missing, ["not_saved", "out_of_tries"].map(str::to_owned).into());
 
-    // And in the reference, with the same status.
+    // The reference lists each code with the same status.
     let reference = include_str!("../docs/http.md");
     for (status, code) in statuses {
         let mut rows = reference.lines().filter(|line| line.contains(&format!("`{code}`")));
@@ -393,7 +420,7 @@ async fn each_example_is_what_the_server_answers() {
     }
 }
 
-/// Story: a program was written from the description, which did not say what words a shard's state has.
+/// Story: a program was written from the description, which did not list the values of a shard's state.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_words_of_the_status_are_described() {
     let site = Site::new(&config());
@@ -414,7 +441,7 @@ async fn the_words_of_the_status_are_described() {
     server.stop().await;
 }
 
-/// Story: the description was of some server, and its callers asked this one for what it never had.
+/// Story: the description was of a server in general, and callers asked this one for what it did not have.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_description_is_of_this_very_server() {
     let parameter = |description: &Description, name: &str| {
@@ -434,9 +461,10 @@ async fn the_description_is_of_this_very_server() {
     let count = parameter(&description, "count");
     assert_eq!((&count["schema"]["minimum"], &count["schema"]["maximum"]), (&1.into(), &40.into()));
     assert!(description.0["components"].get("securitySchemes").is_none());
-    assert!(
-        description.examples().iter().all(|example| ![401, 403, 429].contains(&example.status))
-    );
+    let codes = description.examples();
+    let codes = codes.iter().filter(|example| [401, 403, 429].contains(&example.status));
+    let codes: BTreeSet<_> = codes.map(|example| example.body["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, BTreeSet::from(["cross_site"]));
     server.stop().await;
 
     let token = Token::new("shop", "draw").await;
@@ -444,7 +472,7 @@ async fn the_description_is_of_this_very_server() {
     site.configure(&with_tokens(strict.set("quota.burst", 20), &[&token]));
     let server = site.start().await;
     let description = Description::of(&server).await;
-    // Without a pool `int` there is none that a request need not name.
+    // Without a pool `int`, the parameter has no default.
     assert_eq!(parameter(&description, "type")["required"], true);
     assert_eq!(parameter(&description, "count")["schema"]["maximum"], 20);
     assert_eq!(description.0["components"]["securitySchemes"]["token"]["scheme"], "bearer");
@@ -456,7 +484,7 @@ async fn the_description_is_of_this_very_server() {
         assert_eq!(needs.is_some(), status == 401, "{path}");
         assert_eq!(needs == Some("draw"), path == "/random", "{path}");
     }
-    // It is open to all: what only those may see who observe is not in it.
+    // The description is public, so it shows nothing that requires the scope `observe`.
     let examples = description.examples();
     let status = examples.iter().find(|example| example.path == "/status").unwrap();
     assert_eq!(status.body["pools"], serde_json::json!({}));
@@ -464,7 +492,7 @@ async fn the_description_is_of_this_very_server() {
     server.stop().await;
 }
 
-/// Story: without a network the page stayed white: its scripts were on another host. In a browser, it
+/// Story: without a network the page stayed blank, because its scripts were on another host. In a browser, it
 /// shows each route.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_needs_nothing_from_elsewhere() {
@@ -497,7 +525,7 @@ async fn the_page_needs_nothing_from_elsewhere() {
         Command::new(browser).arg("--version").output().is_ok_and(|output| output.status.success())
     });
     match browser {
-        None => skipped("there is no Chromium to show the page in (Debian package chromium)"),
+        None => skipped("Chromium is not installed (Debian package chromium)"),
         Some(browser) => {
             let mut command = Command::new(browser);
             command.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);
@@ -517,7 +545,7 @@ async fn the_page_needs_nothing_from_elsewhere() {
     server.stop().await;
 }
 
-/// The modes below describe nothing: they are four lines of the README.
+/// The simpler modes have no description of themselves; `docs/http.md` says what they serve.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_modes_below_have_no_description() {
     for mode in ["simple", "json", "sqlite"] {

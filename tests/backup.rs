@@ -1,4 +1,4 @@
-//! `tombola backup`: a copy of a folder in use, or not in use, that can be served.
+//! `tombola backup`: a copy of a folder, in use or not, that can be served.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -25,7 +25,7 @@ fn config() -> Config {
     Config::new().pool("int", 0, LAST, 2, 5_000).set("lease.rows", 64)
 }
 
-/// Stages of a backup.
+/// The stages of a backup.
 const BEFORE: u64 = 0;
 const DURING: u64 = 1;
 const AFTER: u64 = 2;
@@ -35,7 +35,7 @@ async fn backup(site: &Site, to: &Path) -> Finished {
     run(site.console(&["backup", to.to_str().unwrap()])).await
 }
 
-/// A site whose data are the backup.
+/// Returns a site whose data folder is the backup.
 fn restored(backup: &Path, config: &Config) -> Site {
     let site = Site::new(config);
     fs::rename(backup, site.data()).unwrap();
@@ -47,9 +47,9 @@ async fn assert_whole(site: &Site) {
     assert!(finished.status.success(), "{}{}", finished.stdout, finished.stderr);
 }
 
-/// What a backup says it burned of a pool.
+/// Returns how many numbers of the pool the backup says it burned.
 fn burned(said: &str) -> usize {
-    let line = said.lines().find(|line| line.contains("never come from here")).unwrap();
+    let line = said.lines().find(|line| line.contains("never served from this copy")).unwrap();
     line.split(' ').find_map(|word| word.parse().ok()).unwrap()
 }
 
@@ -57,14 +57,14 @@ fn set(numbers: &[String]) -> BTreeSet<i64> {
     integers(numbers).into_iter().collect()
 }
 
-/// The promise after a restore: what was issued before the backup began never comes again; what was
-/// issued after it ended comes again, all of it but what the backup says is burned.
+/// The promise after a restore: numbers issued before the backup began are never repeated. Numbers issued
+/// after it ended are repeated, except for those that the backup reports as burned.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_repeats_exactly_what_was_issued_since() {
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
-    // Each number with what the backup was at when it was asked for, and when it came.
+    // Each number is noted with the stage of the backup when it was requested and when it arrived.
     let stage = Arc::new(AtomicU64::new(BEFORE));
     let count = Arc::new(AtomicU64::new(0));
     let mut clients = JoinSet::new();
@@ -104,7 +104,7 @@ async fn a_restored_backup_repeats_exactly_what_was_issued_since() {
     let (mut issued_before, mut issued_after, mut issued) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (asked, came, number) in taken.into_iter().flatten() {
-        assert!(issued.insert(number), "{number} came twice before");
+        assert!(issued.insert(number), "{number} was issued twice before the restore");
         if came == BEFORE {
             issued_before.insert(number);
         }
@@ -122,13 +122,19 @@ async fn a_restored_backup_repeats_exactly_what_was_issued_since() {
     missing(&numbers, 0..=LAST);
     let again = set(&numbers);
     let repeats: Vec<_> = issued_before.intersection(&again).collect();
-    assert!(repeats.is_empty(), "issued before the backup, and again: {repeats:?}");
+    assert!(
+        repeats.is_empty(),
+        "issued before the backup and again after the restore: {repeats:?}"
+    );
 
     let burned = burned(&finished.stdout);
     let since_and_not_again = issued_after.difference(&again).count();
     let never = (0..=LAST).filter(|n| !issued.contains(n) && !again.contains(n)).count();
     assert!(since_and_not_again + never <= burned, "{since_and_not_again} + {never} > {burned}");
-    assert!(issued_after.intersection(&again).count() > 0, "a copy knows nothing of later");
+    assert!(
+        issued_after.intersection(&again).count() > 0,
+        "the copy can't know which numbers were issued later"
+    );
     assert_whole(&copy).await;
 }
 
@@ -143,7 +149,7 @@ async fn a_backup_of_a_folder_that_nobody_uses_is_private_and_complete() {
     assert!(finished.stdout.contains("does not know the numbers"), "{}", finished.stdout);
     assert_eq!(burned(&finished.stdout), 0);
     let after: Vec<_> = site.files("").iter().map(|f| fs::read(site.file(f)).unwrap()).collect();
-    // The lock names the process.
+    // The lock is first and contains the process id, so it may differ.
     assert!(before[1..] == after[1..], "a file was changed");
 
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -153,7 +159,7 @@ async fn a_backup_of_a_folder_that_nobody_uses_is_private_and_complete() {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
         assert!(!path.to_string_lossy().ends_with("-wal"), "{}", path.display());
     }
-    // What is there is not touched.
+    // A backup does not overwrite an existing one.
     let again = backup(&site, &to).await;
     assert_eq!(again.status.code(), Some(1));
     assert!(again.stderr.contains("is there already and not empty"), "{}", again.stderr);
@@ -167,14 +173,15 @@ async fn a_backup_of_a_folder_that_nobody_uses_is_private_and_complete() {
     assert_eq!(missing(&numbers, 0..=LAST), 0);
 }
 
-/// A killed server's folder has leases that only its logs know, and they stay.
+/// The leases of a killed server are recorded only in its logs, and `backup` leaves these in place.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_of_a_killed_folder_has_its_logs() {
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
     let mut numbers = Vec::new();
-    // Each fits a lease: a larger one would burn more when killed before the next is noted.
+    // Each request fits into a lease. A larger one could burn more if the kill came before the next lease is
+    // noted.
     for _ in 0..40 {
         numbers.extend(server.take("int", Some(50)).await);
     }
@@ -196,7 +203,7 @@ async fn a_backup_of_a_killed_folder_has_its_logs() {
     assert_eq!(noted, i64::try_from(burned).unwrap());
 }
 
-/// Shards that are replaced every few milliseconds.
+/// The shards are replaced every few milliseconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swap_in_the_midst_of_a_backup_does_not_hurt() {
     let config = Config::new().pool("int", 0, 199_999, 2, 400).set("lease.rows", 16);
@@ -218,8 +225,8 @@ async fn a_swap_in_the_midst_of_a_backup_does_not_hurt() {
     load.join_numbers().await;
 }
 
-/// Story: a shard was swapped after its live file had been copied, and before its standby was looked for:
-/// the copy had the one used up and lacked the one that took its place, and burned it.
+/// Story: a shard was swapped after its live file had been copied and before its standby was. The copy had
+/// the used-up generation but not the new one, which was burned.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swap_between_the_files_of_a_shard_burns_no_generation() {
     let site = Site::new(&config());
@@ -228,7 +235,8 @@ async fn a_swap_between_the_files_of_a_shard_burns_no_generation() {
     let live = standby.with_extension("");
     let to = site.folder().join("copy");
     let begun = site.folder().join("copy.partial").join(live.file_name().unwrap());
-    // It is asked before each piece that is copied: here, of the live file.
+    // `backup::run` calls this before each piece that it copies, so the swap happens while the live file is
+    // copied.
     let swap = || {
         if begun.exists() && standby.exists() {
             fs::rename(&standby, &live).unwrap();
@@ -257,7 +265,7 @@ async fn what_is_refused_or_stopped_leaves_nothing() {
     assert!(finished.stderr.contains("there is nothing to back up"), "{}", finished.stderr);
     site.fill().await;
 
-    // In the data folder, by whatever name, a copy would share its fate.
+    // A copy inside the data folder, under any path to it, would be lost with the folder.
     let link = site.folder().join("link");
     std::os::unix::fs::symlink(site.data(), &link).unwrap();
     let before = site.files("");
@@ -270,7 +278,7 @@ async fn what_is_refused_or_stopped_leaves_nothing() {
     let beside = backup(&site, &site.data().join("../data-copy")).await;
     assert!(beside.status.success(), "{}", beside.stderr);
 
-    // A ledger that lacks a number of a shard is no state to go back to.
+    // A folder whose ledger lacks a number of a shard must not be restored, so it is not copied.
     let ledger = site.file("used_numbers_int.db");
     let connection = Connection::open(&ledger).unwrap();
     let sql = "DELETE FROM used_numbers WHERE value = (SELECT value FROM used_numbers LIMIT 1)";
@@ -286,7 +294,7 @@ async fn what_is_refused_or_stopped_leaves_nothing() {
     assert!(finished.stderr.contains("if none runs, delete it"), "{}", finished.stderr);
 }
 
-/// Story: a backup that was interrupted left half a copy, which looked like a whole one.
+/// Story: an interrupted backup left half a copy that looked complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_in_the_midst_leaves_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -294,7 +302,7 @@ async fn a_signal_in_the_midst_leaves_nothing() {
         site.fill().await;
         let to = site.folder().join("copy");
         let partial = site.folder().join("copy.partial");
-        // As if a server used the folder, which keeps the ledger, the last file, to itself just now.
+        // As if a server used the folder. It also locks the ledger, the last file to be copied.
         let lock = fs::File::create(site.file("LOCK")).unwrap();
         lock.lock().unwrap();
         let ledger = Connection::open(site.file("used_numbers_int.db")).unwrap();
@@ -313,7 +321,37 @@ async fn a_signal_in_the_midst_leaves_nothing() {
     }
 }
 
-/// The modes below sharded have one file.
+/// Story: the shards of a pool whose name ends in `_shard` were taken for another pool's. The backup was
+/// reported as complete without them, and the restored folder never handed out their numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_of_any_allowed_name_is_copied() {
+    let names = ["a_shard", "shard_0", "used_numbers_a", "db"];
+    let config = names.iter().fold(Config::new(), |config, name| config.pool(name, 0, 99, 2, 40));
+    let site = Site::new(&config);
+    site.fill().await;
+    fs::write(site.file("notes.txt"), "x").unwrap();
+    fs::write(site.file("db_shard_0.db.damaged-1"), "x").unwrap();
+    let to = site.folder().join("copy");
+    let finished = backup(&site, &to).await;
+    assert!(finished.status.success(), "{}", finished.stderr);
+    for name in ["notes.txt", "db_shard_0.db.damaged-1"] {
+        let note = format!("note: {name} is not in the copy");
+        assert!(finished.stdout.contains(&note), "{}", finished.stdout);
+    }
+    let notes = finished.stdout.lines().filter(|line| line.starts_with("note: ")).count();
+    assert_eq!(notes, 2, "{}", finished.stdout);
+
+    let copy = restored(&to, &config);
+    assert_whole(&copy).await;
+    let server = copy.start().await;
+    for name in names {
+        let numbers = server.drain(name, 2, &[None]).await;
+        assert_eq!(missing(&numbers, 0..=99), 0, "{name}");
+    }
+    server.stop().await;
+}
+
+/// The simpler modes keep everything in one file.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stores_of_the_other_modes_are_copied_too() {
     for mode in ["json", "sqlite"] {
@@ -328,7 +366,7 @@ async fn the_stores_of_the_other_modes_are_copied_too() {
         let to = site.folder().join("copy");
         let finished = backup(&site, &to).await;
         assert!(finished.status.success(), "{}", finished.stderr);
-        assert!(finished.stdout.contains("was not looked at"), "{}", finished.stdout);
+        assert!(finished.stdout.contains("was not checked"), "{}", finished.stdout);
         server.stop().await;
         let copy = restored(&to, &config);
         let server = copy.start().await;

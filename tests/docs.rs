@@ -1,5 +1,5 @@
-//! What the documents say is so: their links lead somewhere, the reference of the settings is whole,
-//! and the clients work.
+//! The documents are correct: their links lead somewhere, the reference of the settings is complete, and the
+//! example clients work.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -23,7 +23,7 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// The documents, from the root.
+/// Returns the paths of the documents.
 fn documents() -> Vec<PathBuf> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap();
     let mut files: Vec<_> = docs
@@ -34,7 +34,7 @@ fn documents() -> Vec<PathBuf> {
     files
 }
 
-/// The text without its code.
+/// Returns the text without its code blocks.
 fn prose(text: &str) -> String {
     let mut in_block = false;
     let lines = text.lines().filter(|line| {
@@ -45,7 +45,7 @@ fn prose(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The anchors of a document's headings, as they are made of them where Markdown is shown.
+/// Returns the anchors of a document's headings, as Markdown renderers derive them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text);
     let headings = headings.lines().filter(|line| line.starts_with('#'));
@@ -67,7 +67,7 @@ fn every_link_leads_somewhere() {
         for link in prose(&text).split("](").skip(1) {
             let link = link.split(')').next().unwrap();
             links += 1;
-            // Other hosts can't be asked in a test; but a link to one is at least to one.
+            // A test can't ask other hosts, so a link to one is not followed.
             if link.starts_with("https://") || link.starts_with("http://127.0.0.1:") {
                 continue;
             }
@@ -84,12 +84,12 @@ fn every_link_leads_somewhere() {
             }
         }
     }
-    assert!(links > 20, "there are more links than {links}");
+    assert!(links > 20, "only {links} links were found");
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
 }
 
-/// Every key of `config.toml`, its commented ones too, has its place in the reference, and every key of
-/// the reference is one.
+/// Each key of `config.toml`, including those commented out, is in the reference, and each key in the
+/// reference exists.
 #[test]
 fn the_reference_has_every_setting() {
     let mut keys = BTreeSet::new();
@@ -129,8 +129,9 @@ fn the_reference_has_every_setting() {
     assert_eq!(keys, described);
 }
 
-/// A server that answers the first request with 503 and asks for a second's patience, and all others
-/// with `then`. Answers with the requests' moments and heads.
+/// Starts a server for `requests` requests. It responds to the first one with 503 and `Retry-After: 1`, and
+/// to all others with the body `then`; if `then` is "exhausted", it responds to the first one with 410.
+/// Returns its URL, and a thread that returns the time and the head of each request.
 fn stub(
     then: &'static str,
     requests: usize,
@@ -163,7 +164,7 @@ fn stub(
     (url, thread::spawn(serve))
 }
 
-/// The command of each client, where what it needs is here.
+/// Returns the command of each client whose interpreter is installed.
 fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
     let docs = root().join("docs/clients");
     let tests = std::env::current_exe().unwrap();
@@ -179,7 +180,7 @@ fn clients() -> Vec<(&'static str, Vec<PathBuf>)> {
     .filter(|(needs, _)| {
         let here = needs.is_empty() || Command::new(needs).arg("--version").output().is_ok();
         if !here {
-            skipped(&format!("the client for {needs}, which is not here"));
+            skipped(&format!("the client for {needs}, which is not installed"));
         }
         here
     })
@@ -205,7 +206,7 @@ fn each_client_waits_as_long_as_it_is_told() {
         assert_eq!(said, "5.100000\n", "{name}: {complaint}");
         let seen = served.join().unwrap();
         let waited = seen[1].0 - seen[0].0;
-        assert!(waited >= Duration::from_millis(990), "{name} came again after {waited:?}");
+        assert!(waited >= Duration::from_millis(990), "{name} retried after {waited:?}");
         for (_, head) in seen {
             assert!(head.starts_with("GET /random?type=float HTTP/1.1"), "{name}: {head}");
             let head = head.to_lowercase();

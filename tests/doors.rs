@@ -1,10 +1,12 @@
-//! Who may ask: the address, tokens, quotas, and who may read the files.
+//! Access control: addresses, tokens, quotas, cross-site requests, and file permissions.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -17,12 +19,13 @@ use support::{
 
 const MODES: [&str; 4] = ["simple", "json", "sqlite", "sharded"];
 
-/// A range that no test uses up, in whatever mode.
+/// Returns a config with a range that no test uses up in any mode.
 fn config(mode: &str) -> Config {
     Config::new().pool("int", 1, 100_000, 2, 1_000).set("server.mode", format!("'{mode}'"))
 }
 
-/// Buckets that let `burst` go, and then one number in 1000 s: no test takes that long.
+/// Sets a quota that allows `burst` numbers at once, and then one number in 1000 s, which is longer than any
+/// test.
 fn with_quota(config: Config, burst: u32) -> Config {
     config.set("quota.numbers_per_second", 0.001).set("quota.burst", burst)
 }
@@ -31,21 +34,21 @@ async fn ask(client: &Client, target: &str, headers: &[(&str, &str)]) -> Answer 
     client.send_with(Method::GET, target, headers).await.unwrap()
 }
 
-/// Asks until there is another answer than 503: a first filling may be on its way.
+/// Sends the request until the status is not 503, since the first filling may still be running.
 async fn ask_when_filled(client: &Client, target: &str, headers: &[(&str, &str)]) -> Answer {
-    eventually("another answer than 503", async || {
+    eventually("a status other than 503", async || {
         let answer = ask(client, target, headers).await;
         (answer.status != 503).then_some(answer)
     })
     .await
 }
 
-/// What a caller who is not let in gets to know: nothing.
+/// Fails unless the response has this status and reveals nothing else to a caller without access.
 fn assert_refused(answer: &Answer, status: u16, what: &str) {
     assert_eq!(answer.status, status, "{what}: {}", answer.body);
     let expected = match status {
-        401 => r#"{"error":"A valid token is needed.","code":"unauthorized"}"#,
-        _ => r#"{"error":"The token is not for this.","code":"forbidden"}"#,
+        401 => r#"{"error":"A valid token is required.","code":"unauthorized"}"#,
+        _ => r#"{"error":"The token lacks the scope that this path requires.","code":"forbidden"}"#,
     };
     assert_eq!(answer.body, expected, "{what}");
     let challenge = (status == 401).then_some("Bearer");
@@ -53,14 +56,14 @@ fn assert_refused(answer: &Answer, status: u16, what: &str) {
     assert_eq!(answer.header("allow"), None, "{what}");
 }
 
-/// A 429, and the seconds that it promises.
+/// Checks that the response is a 429, and returns the seconds of its `Retry-After`.
 fn assert_over_quota(answer: &Answer) -> u64 {
     assert_eq!(answer.status, 429, "{}", answer.body);
     assert_eq!(answer.parse::<Failure>().code, "over_quota");
     answer.header("retry-after").expect("Retry-After with a 429").parse().unwrap()
 }
 
-/// Story: the server came up on 0.0.0.0 for a test, stayed, and handed its numbers to the internet.
+/// Story: a server was started on 0.0.0.0 for a test, kept running, and handed its numbers to the internet.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
     let token = Token::new("shop", "draw").await;
@@ -68,7 +71,7 @@ async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
         let site = Site::new(&config(mode));
         for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0", "203.0.113.1:1"] {
             let open = config(mode).set("server.listen", format!("'{address}'"));
-            // No tokens are none.
+            // An empty list of tokens counts as none.
             for open in [open.clone(), open.set("auth.tokens", "[]")] {
                 site.configure(&open);
                 let refusal = site.refusal().await;
@@ -93,16 +96,16 @@ async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
             server.process.signal(Signal::SIGTERM);
             let Finished { status, stdout, stderr } = server.process.finish().await;
             assert_eq!(status.code(), Some(0), "{stderr}");
-            // What to try works.
+            // The suggested command works.
             assert_eq!(stdout.contains("Bearer"), guarded, "{mode}: {stdout}");
             assert_eq!(stderr.contains("in plain text"), warned, "{mode}: {stderr}");
-            assert!(guarded || !warned, "{mode}: tokens are asked for");
+            assert!(guarded || !warned, "{mode}: no token is required");
         }
     }
 }
 
-/// Story: a route was added, and the check for the token forgotten there. No door is open but
-/// `/health` and the page (`tests/page.rs`), and nobody learns without a token what there is.
+/// Story: a route was added without the token check. Only `/health`, `/ready`, the page (`tests/page.rs`) and
+/// the description (`tests/api.rs`) are open. Without a token, the responses don't reveal which paths exist.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_opens_its_own_doors_and_no_others() {
     let draw = Token::new("shop", "draw").await;
@@ -183,13 +186,13 @@ async fn a_token_opens_its_own_doors_and_no_others() {
     }
 }
 
-/// Story: the new token was entered in place of the old, and every shop was shut out until the last
-/// had it. Both are good while both stand there; one that has gone opens nothing.
+/// Story: the new token replaced the old one, and each shop was locked out until it had the new one. While
+/// both are configured, both are accepted; a token that was removed is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_rotated_one_beside_the_other() {
     let old = Token::new("old", "draw").await;
     let new = Token::new("new", "draw").await;
-    // The new one is for both: a second entry says so.
+    // A second entry gives the new token both scopes.
     let (hash, end) = new.entry.split_once("draw").unwrap();
     let both = Token {
         text: new.text.clone(),
@@ -214,12 +217,154 @@ async fn tokens_are_rotated_one_beside_the_other() {
     }
 }
 
-/// Story: the console of a server, its log, went to a collector that everyone could read.
+/// Story: a page that was opened on the server's machine contained `<img src=".../random?count=10000">`, and
+/// used up a range. Another page had a name that resolved to 127.0.0.1, and read the numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_others_take_nothing_where_there_are_no_tokens() {
+    const SITE: &str = "sec-fetch-site";
+    let token = Token::new("both", "draw").await;
+    for mode in MODES {
+        let hosts = config(mode).set("server.hosts", "['Numbers.example']");
+        let site = Site::new(&hosts);
+        let server = site.start().await;
+        let client = server.client();
+        let own = format!("http://{}", server.address());
+        let port = server.address().rsplit_once(':').unwrap().1;
+        let local = format!("localhost:{port}");
+        assert_eq!(ask_when_filled(&client, "/random", &[]).await.status, 200);
+        let refused: &[&[(&str, &str)]] = &[
+            &[(SITE, "cross-site")],
+            // Another port of this machine. A request for an image has no Origin.
+            &[(SITE, "same-site")],
+            &[(SITE, "cross-site"), ("origin", &own)],
+            &[("origin", "null")],
+            &[("origin", "https://evil.example")],
+            &[("origin", "http://127.0.0.1:1")],
+            &[("origin", "http://localhost")],
+            &[("origin", &format!("{own}.evil.example"))],
+            &[("host", "evil.example")],
+            &[("host", &format!("evil.example:{port}"))],
+            &[("host", "localhost.evil.example")],
+            &[("host", "127.0.0.1.evil.example")],
+            &[("host", "numbers.example.evil.example")],
+            &[("host", "evil.example"), (SITE, "same-origin")],
+            &[("host", "evil.example"), ("origin", "http://evil.example")],
+        ];
+        for headers in refused {
+            for method in [Method::GET, Method::POST, Method::HEAD, Method::OPTIONS] {
+                for path in ["/random", "/random?count=7", "/status", "/metrics", "/nope"] {
+                    let answer = client.send_with(method.clone(), path, headers).await.unwrap();
+                    assert_eq!(answer.status, 403, "{mode} {method} {path} {headers:?}");
+                    if method != Method::HEAD {
+                        assert_eq!(answer.parse::<Failure>().code, "cross_site", "{headers:?}");
+                    }
+                }
+            }
+            for path in ["/health", "/ready"] {
+                assert_eq!(ask(&client, path, headers).await.status, 200, "{mode} {headers:?}");
+            }
+        }
+        let admitted: &[&[(&str, &str)]] = &[
+            &[],
+            &[(SITE, "none")],
+            &[(SITE, "same-origin")],
+            &[("origin", &own)],
+            &[("origin", &format!("http://{local}")), ("host", &local)],
+            &[("host", "LOCALHOST")],
+            &[("host", "127.0.0.1")],
+            &[("host", "[::1]")],
+            &[("host", "[::1]:8000")],
+            &[("host", "192.0.2.7:80")],
+            &[("host", "numbers.EXAMPLE")],
+            &[("host", "numbers.example:8443"), ("origin", "https://numbers.example:8443")],
+            // A proxy whose `Host` is the address of this server, not the host that the client asked for.
+            &[("origin", "https://numbers.example")],
+            &[("origin", "https://elsewhere.example"), (SITE, "same-origin")],
+        ];
+        for headers in admitted {
+            for method in [Method::GET, Method::POST, Method::HEAD] {
+                let answer = client.send_with(method.clone(), "/random", headers).await.unwrap();
+                assert_eq!(answer.status, 200, "{mode} {method} {headers:?} {}", answer.body);
+            }
+        }
+        server.stop().await;
+
+        // A page can't add a token to a request for another site.
+        site.configure(&with_tokens(config(mode), &[&token]));
+        let server = site.start().await;
+        for headers in refused {
+            let mut headers = headers.to_vec();
+            let token = token.header();
+            headers.push(("authorization", &token));
+            let answer = ask(&server.client(), "/random", &headers).await;
+            assert_eq!(answer.status, 200, "{mode} {headers:?}");
+        }
+        server.stop().await;
+    }
+}
+
+/// Story: a container listened on all addresses, and clients used a name that the server could not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_names_are_refused_on_loopback_or_when_names_are_set() {
+    for (listen, hosts, status) in [
+        ("127.0.0.1:0", "[]", 403),
+        ("[::1]:0", "[]", 403),
+        ("0.0.0.0:0", "[]", 200),
+        ("0.0.0.0:0", "['other.example']", 403),
+        ("0.0.0.0:0", "['numbers.example']", 200),
+    ] {
+        let config = config("sqlite").set("server.listen", format!("'{listen}'"));
+        let config = config.set("auth.mode", "'none'").set("server.hosts", hosts);
+        let server = Site::new(&config);
+        let server = server.start().await;
+        let headers = [("host", "numbers.example")];
+        let answer = ask(&server.client(), "/random", &headers).await;
+        assert_eq!(answer.status, status, "{listen} {hosts}: {}", answer.body);
+        if status == 403 {
+            assert!(answer.body.contains("server.hosts"), "{}", answer.body);
+        }
+        let foreign = [("sec-fetch-site", "cross-site")];
+        assert_eq!(ask(&server.client(), "/random", &foreign).await.status, 403, "{listen}");
+        server.stop().await;
+    }
+}
+
+/// Sends these bytes and returns the response.
+fn exchange(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Story: a request without `Host` was served as if it came from this machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_1_has_one_host() {
+    for mode in MODES {
+        let site = Site::new(&config(mode));
+        let server = site.start().await;
+        for target in ["/random", "/health"] {
+            for hosts in ["", "Host: localhost\r\nHost: localhost\r\n"] {
+                let request = format!("GET {target} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+                let answer = exchange(server.address(), &request);
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{mode} {target} {hosts}: {answer}");
+            }
+        }
+        // HTTP/1.0 does not require a host.
+        let answer = exchange(server.address(), "GET /nope HTTP/1.0\r\n\r\n");
+        assert!(answer.contains(" 404 "), "{mode}: {answer}");
+        server.stop().await;
+    }
+}
+
+/// Story: the console output of a server, which is its log, went to a collector that everyone could read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_shown_once_and_never_by_the_server() {
     let token = Token::new("shop", "draw").await;
     let secret = token.text.strip_prefix("tombola_").unwrap();
-    assert_eq!(secret.len(), 64, "256 bits in hexadecimal");
+    assert_eq!(secret.len(), 64, "a token has 256 bits in hexadecimal");
     assert!(!token.entry.contains(secret));
     for mode in MODES {
         let site = Site::new(&with_tokens(with_quota(config(mode), 1), &[&token]));
@@ -237,7 +382,7 @@ async fn a_token_is_shown_once_and_never_by_the_server() {
         assert!(!stdout.contains(secret) && !stderr.contains(secret), "{mode}: {stderr}");
     }
 
-    // Nor when it stands where it does not belong.
+    // A token in the wrong place of the config is not shown either.
     let site = Site::new(&config("json"));
     for (key, value) in [
         ("auth.tokens", format!("[{{ name = 'a', scope = 'draw', sha256 = '{}' }}]", token.text)),
@@ -278,8 +423,8 @@ async fn a_token_needs_a_name_and_a_scope() {
     }
 }
 
-/// Story: one client in a loop emptied the pool for all. What is refused takes no number, and what
-/// asks for none is not counted.
+/// Story: one client in a loop emptied the pool for all others. A refused request takes no number, and
+/// requests for no number are not charged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_is_each_tokens_own() {
     let one = Token::new("one", "draw").await;
@@ -317,7 +462,7 @@ async fn a_quota_is_each_tokens_own() {
     }
 }
 
-/// Story: a count of 10,000 was charged as one.
+/// Story: a request for 10,000 numbers was charged as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_count_is_charged_by_its_size() {
     let site = Site::new(&with_quota(Config::new().pool("int", 1, 100, 1, 50), 10));
@@ -329,11 +474,12 @@ async fn a_count_is_charged_by_its_size() {
         assert_eq!(answer.status, status, "{count}: {}", answer.body);
         match status {
             200 => numbers.extend(answer.numbers()),
-            // Four when three are left: one is to come; two when one is left: one.
+            // Four were asked for when three were left, two when one was left, and one when none was: each
+            // time one number is missing, which takes 1000 s.
             429 => assert!((500..=1_000).contains(&assert_over_quota(&answer)), "{count}"),
             _ => {
                 let head = server.send(Method::HEAD, &format!("/random?count={count}")).await;
-                assert_eq!(head.status, 400, "what HEAD says is what GET would have said");
+                assert_eq!(head.status, 400, "HEAD has the status of GET");
                 let failure: Failure = answer.parse();
                 assert_eq!(failure.code, "above_burst");
                 assert!(failure.error.contains("11") && failure.error.contains("up to 10"));
@@ -344,7 +490,7 @@ async fn a_count_is_charged_by_its_size() {
     assert!((9_500..=10_000).contains(&seconds), "{seconds}");
     server.stop().await;
 
-    // What was refused took nothing.
+    // Refused requests took no numbers.
     site.configure(&Config::new().pool("int", 1, 100, 1, 50));
     let server = site.start().await;
     numbers.extend(server.drain("int", 2, &[None]).await);
@@ -352,8 +498,8 @@ async fn a_count_is_charged_by_its_size() {
     server.stop().await;
 }
 
-/// Story: behind the proxy all callers were one, so its word was taken, from anyone: each request
-/// brought an address of its own.
+/// Story: behind a proxy all callers had one address, so `X-Forwarded-For` was trusted from any client, and a
+/// client could claim another address in each request.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_tokens_an_address_has_a_quota_and_only_a_named_proxy_speaks_for_others() {
     const ONE: (&str, &str) = ("x-forwarded-for", "9.9.9.9, 198.51.100.1");
@@ -377,7 +523,7 @@ async fn without_tokens_an_address_has_a_quota_and_only_a_named_proxy_speaks_for
                 (&client, &[ONE]),
                 (&client, &[SAME]),
                 (&client, &[OTHER]),
-                // A machine of its own, which is a proxy in the second round only.
+                // Another address, which counts as a proxy in the second round only.
                 (&second, &[]),
                 (&second, &[OTHER]),
             ]
@@ -393,8 +539,8 @@ async fn without_tokens_an_address_has_a_quota_and_only_a_named_proxy_speaks_for
     }
 }
 
-/// Story: the error page of one status lacked what all others had, and was framed. `send` asserts the
-/// headers of each answer; here is one of each.
+/// Story: the error page of one status lacked headers that all others had, and was framed. `send` checks the
+/// headers of each response; this test produces one of each status.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_and_status_has_the_headers_of_all() {
     let draw = Token::new("shop", "draw").await;
@@ -439,7 +585,7 @@ async fn every_route_and_status_has_the_headers_of_all() {
     }
 }
 
-/// Story: the numbers still to be issued could be read by every user of the machine.
+/// Story: every user of the machine could read the numbers that were still to be issued.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_writes_is_for_its_user_alone_whatever_the_umask() {
     for mode in MODES {
@@ -473,14 +619,14 @@ fn mode_of(path: &Path) -> u32 {
 fn assert_private(site: &Site, when: &str) {
     assert_eq!(mode_of(&site.data()), 0o700, "{when}");
     for name in site.files("") {
-        // A build may have been renamed by now.
+        // A build may have been renamed in the meantime.
         if let Ok(metadata) = fs::metadata(site.file(&name)) {
             assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{when}: {name}");
         }
     }
 }
 
-/// Story: files restored from a backup were open to all, and nobody noticed.
+/// Story: files restored from a backup were readable by all users, and the server did not warn.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_may_read_is_named_at_the_start_and_left_as_it_is() {
     for mode in MODES {
@@ -489,7 +635,7 @@ async fn what_others_may_read_is_named_at_the_start_and_left_as_it_is() {
         server.take("int", None).await;
         server.stop().await;
         let file = site.file(&site.files("numbers").remove(0));
-        // As in a clone of the repository.
+        // A file like the one in a clone of the repository.
         fs::write(site.data().join("README.md"), "About this folder.").unwrap();
         for (folder, bits, warnings) in
             [(0o700, 0o600, 0), (0o755, 0o600, 1), (0o700, 0o640, 1), (0o770, 0o604, 2)]
@@ -512,7 +658,7 @@ async fn what_others_may_read_is_named_at_the_start_and_left_as_it_is() {
                 assert!(words.iter().all(|word| lines[warnings - 1].contains(word)), "{stderr}");
             }
             assert_eq!(mode_of(&site.data()), folder, "{mode}");
-            // The file of the modes simple and json is written anew.
+            // The file of the modes `simple` and `json` is replaced at each write.
             let expected = if file.ends_with("used_numbers.json") { 0o600 } else { bits };
             assert_eq!(mode_of(&file), expected, "{mode}");
         }

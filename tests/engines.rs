@@ -1,4 +1,4 @@
-//! The engines that a fleet agrees in: all keep the same promises, and each comes back by itself.
+//! The engines that can be a fleet's store keep the same promises, and recover from failures without help.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tombola::config::{StoreAddress, StoreConfig};
 use tombola::fleet::store::Store;
 
-/// What an operation may take in all, and what a busy machine adds to it.
+/// The bound of an operation, plus what a busy machine may add.
 const BOUND: Duration = Duration::from_secs(8);
 
 fn open(address: StoreAddress) -> Store {
@@ -23,25 +23,37 @@ fn entry(key: &str, value: &str) -> (String, String) {
     (key.to_owned(), value.to_owned())
 }
 
-/// All that is promised of a store, asked through two that know nothing of each other.
+/// Checks all promises of a store, through two instances that share nothing else.
 async fn keeps_its_promises(one: &Store, other: &Store) {
     let value = async |key: &str| other.get(key).await.unwrap();
 
-    // Nothing is there.
+    // The store is empty.
     assert_eq!(value("p/a").await, None);
     assert!(one.list("p/").await.unwrap().is_empty());
-    assert!(!one.replace("p/a", "", "x").await.unwrap(), "what is not there has no value");
+    assert!(!one.replace("p/a", "", "x").await.unwrap(), "a missing key has no value");
     assert_eq!(value("p/a").await, None);
 
-    // The first stays.
-    one.create(&[entry("p/a", "1"), entry("p/b", "")]).await.unwrap();
-    other.create(&[entry("p/a", "2"), entry("p/b", "2"), entry("p/c", "2")]).await.unwrap();
-    one.create(&[]).await.unwrap();
+    // The first value of a key stays.
+    assert!(one.create(&[entry("p/a", "1"), entry("p/b", "")]).await.unwrap());
+    let some = [entry("p/a", "2"), entry("p/b", "2"), entry("p/c", "2")];
+    assert!(!other.create(&some).await.unwrap(), "two of the keys existed");
+    assert!(one.create(&[]).await.unwrap());
     assert_eq!(value("p/a").await.as_deref(), Some("1"));
     assert_eq!(value("p/b").await.as_deref(), Some(""));
     assert_eq!(value("p/c").await.as_deref(), Some("2"));
 
-    // Only from the right value.
+    // `create_where` creates entries only if all the given ones are as stated.
+    let given = [entry("p/a", "1"), entry("p/b", "")];
+    for wrong in [entry("p/a", "2"), entry("p/b", "1"), entry("p/none", "")] {
+        let given = [&given[..], &[wrong]].concat();
+        assert!(!one.create_where(&given, &[entry("p/d", "1")]).await.unwrap(), "{given:?}");
+    }
+    assert_eq!(value("p/d").await, None);
+    assert!(one.create_where(&given, &[entry("p/d", "1"), entry("p/e", "1")]).await.unwrap());
+    assert!(!other.create_where(&given, &[entry("p/d", "2")]).await.unwrap(), "the key existed");
+    assert_eq!(value("p/d").await.as_deref(), Some("1"));
+
+    // `replace` works only from the current value.
     assert!(!one.replace("p/a", "2", "3").await.unwrap());
     assert_eq!(value("p/a").await.as_deref(), Some("1"));
     assert!(one.replace("p/a", "1", "3").await.unwrap());
@@ -51,7 +63,7 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
     assert!(one.replace("p/b", "full", "").await.unwrap());
     assert_eq!(value("p/b").await.as_deref(), Some(""));
 
-    // By prefix, each sign for itself.
+    // `list` selects by prefix, and no character is a wildcard.
     let keys = ["q%/a", "q_/a", "qx/a", "q/a", "q%", "Q%/a", "q%0", "q%/ü€"];
     one.create(&keys.map(|key| entry(key, key))).await.unwrap();
     let listed =
@@ -59,31 +71,31 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
     assert_eq!(listed("q%/").await, ["q%/a", "q%/ü€"]);
     assert_eq!(listed("q%/ü").await, ["q%/ü€"]);
     assert_eq!(listed("q_").await, ["q_/a"]);
-    assert_eq!(listed("q_/a").await, ["q_/a"], "itself too");
+    assert_eq!(listed("q_/a").await, ["q_/a"], "the key itself is listed too");
     assert_eq!(listed("q/a/").await, [""; 0]);
     assert_eq!(other.list("q%/a").await.unwrap()["q%/a"], "q%/a");
 
-    // 100 kB, which does not compress.
+    // A value of 100 kB that does not compress.
     let long: String = (0..100_000_u64).map(|i| char::from(b'0' + (i * i % 75) as u8)).collect();
     one.create(&[entry("long", &long)]).await.unwrap();
     assert_eq!(value("long").await.as_ref(), Some(&long));
     assert!(one.replace("long", &long, &long.replace('1', "'")).await.unwrap());
     assert_eq!(value("long").await, Some(long.replace('1', "'")));
 
-    // As many as there are strata, a part of which is there.
-    let strata = |holder: &str| -> Vec<_> {
-        (0..4096).map(|i| (format!("s/strata/int/{i:04}"), format!("{holder}-{i}"))).collect()
+    // As many entries as there are partitions, some of which exist already.
+    let partitions = |holder: &str| -> Vec<_> {
+        (0..4096).map(|i| (format!("s/partitions/int/{i:04}"), format!("{holder}-{i}"))).collect()
     };
-    other.create(&strata("first")[1000..1200]).await.unwrap();
-    one.create(&strata("second")).await.unwrap();
-    let found = other.list("s/strata/int/").await.unwrap();
+    other.create(&partitions("first")[1000..1200]).await.unwrap();
+    one.create(&partitions("second")).await.unwrap();
+    let found = other.list("s/partitions/int/").await.unwrap();
     assert_eq!(found.len(), 4096);
     for (i, (key, value)) in found.into_iter().enumerate() {
         let holder = if (1000..1200).contains(&i) { "first" } else { "second" };
-        assert_eq!((key, value), strata(holder)[i]);
+        assert_eq!((key, value), partitions(holder)[i]);
     }
 
-    // Two at once: one of them.
+    // Exactly one of two concurrent operations succeeds.
     one.create(&[entry("race", "start")]).await.unwrap();
     let mut from = "start".to_owned();
     for round in 0..100 {
@@ -97,12 +109,12 @@ async fn keeps_its_promises(one: &Store, other: &Store) {
         let entries = |value: &str| [entry(&format!("claim/{round}"), value)];
         let (a_claims, b_claims) = (entries("a"), entries("b"));
         let (a, b) = tokio::join!(one.create(&a_claims), other.create(&b_claims));
-        a.and(b).unwrap();
+        assert!(a.unwrap() != b.unwrap(), "round {round}: one of them created it");
         assert!(one.get(&format!("claim/{round}")).await.unwrap().is_some());
     }
 }
 
-/// What an operation says that can't be done, within its bound.
+/// Returns the error of an operation that can't succeed, and checks that it came within the bound.
 async fn refusal(store: &Store) -> String {
     let began = Instant::now();
     let error = store.get("key").await.unwrap_err().to_string();
@@ -181,8 +193,8 @@ mod etcd {
         store.create(&[entry("tombola/a", "1")]).await.unwrap();
         assert!(store.replace("tombola/a", "1", "2").await.unwrap());
         assert_eq!(store.list("tombola/").await.unwrap().len(), 1);
-        // Its tokens are forgotten, as they are after five idle minutes. Killed, it finds the newest in
-        // its log.
+        // Etcd forgets its tokens, as it does after five idle minutes. After a kill it would recover the
+        // newest one from its log.
         etcd.ctl(Some("root:secret"), &["auth", "disable"]);
         etcd.ctl(None, &["auth", "enable"]);
         assert!(store.replace("tombola/a", "2", "3").await.unwrap());
@@ -225,21 +237,22 @@ mod etcd {
         assert!(mixed.contains("there is no certificate in it"), "{mixed}");
     }
 
-    /// Of three nodes one is killed, then one stopped: the others answer. Two of three: nobody does,
-    /// within the bound; and when one is back, all goes on with the same store.
+    /// One of three nodes is killed and restarted, then another is stopped, and the remaining two serve. With
+    /// two nodes stopped, each operation fails within its bound; once one of them is back, the same store
+    /// works again.
     #[tokio::test]
     async fn outlives_its_nodes() {
         let Some(mut etcd) = Etcd::start(3).await else { return };
         let store = open(address(&etcd));
         store.create(&[entry("a", "0")]).await.unwrap();
-        // The first is the one that is asked.
+        // The first node is the one that the store uses.
         etcd.kill(0).await;
         eventually("another node to answer", async || store.get("a").await.ok()).await;
         etcd.run(0);
         etcd.serves(0).await;
 
-        // Stopped, it accepts connections and never answers. What becomes of a replacement that it was
-        // asked for is not known, and not tried elsewhere; all else is.
+        // A stopped node accepts connections and never responds. The outcome of a `replace` sent to it is
+        // unknown, so it is not retried on another node; other operations are.
         let two =
             open(StoreAddress::Etcd { user: None, endpoints: etcd.endpoints()[1..].to_vec() });
         assert_eq!(two.get("a").await.unwrap().as_deref(), Some("0"));
@@ -248,16 +261,16 @@ mod etcd {
         let unknown = two.replace("a", "0", "lost").await.unwrap_err().to_string();
         assert!(began.elapsed() < BOUND, "{:?}: {unknown}", began.elapsed());
         assert!(unknown.contains("no answer within 2 s"), "{unknown}");
-        // It may have been the leader.
+        // The stopped node may have been the leader.
         let value = eventually("another node to answer", async || two.get("a").await.ok()).await;
-        assert_eq!(value.as_deref(), Some("0"), "nobody else has heard of it");
+        assert_eq!(value.as_deref(), Some("0"), "no other node received the replacement");
         assert!(two.replace("a", "0", "1").await.unwrap());
         let fresh =
             open(StoreAddress::Etcd { user: None, endpoints: etcd.endpoints()[1..].to_vec() });
-        assert_eq!(fresh.get("a").await.unwrap().as_deref(), Some("1"), "past a silent node");
+        assert_eq!(fresh.get("a").await.unwrap().as_deref(), Some("1"), "it skips a silent node");
         eventually("a node that answers", async || store.get("a").await.ok()).await;
 
-        // The last one believes in its leader for a second, and what it has may be old by then.
+        // The last node trusts its leader for another second, in which its data may be out of date.
         let last =
             open(StoreAddress::Etcd { user: None, endpoints: etcd.endpoints()[..1].to_vec() });
         eventually("the last node to answer", async || last.get("a").await.ok()).await;
@@ -277,7 +290,7 @@ mod etcd {
         assert_eq!(store.get("c").await.unwrap().as_deref(), Some("1"));
         etcd.signal(2, Signal::SIGCONT);
 
-        // All at once, as in a power cut.
+        // All nodes fail at once, as in a power cut.
         for node in 0..3 {
             etcd.kill(node).await;
         }
@@ -300,7 +313,7 @@ mod postgres {
     use super::support::eventually;
     use super::*;
 
-    /// A store of `user` with this password.
+    /// Opens a store as `user` with this password.
     fn store(servers: &[&Postgres], user: &str, password: &str) -> Store {
         let folder = tempfile::tempdir().unwrap();
         let address = address(servers, user, "postgres");
@@ -320,12 +333,12 @@ mod postgres {
     async fn keeps_its_promises() {
         let Some(server) = Postgres::start(&[], None).await else { return };
         let stores = [(); 2].map(|()| store(&[&server], "tombola", "secret"));
-        // Both find no table.
+        // Both find that there is no table.
         let (one, other) = tokio::join!(stores[0].get("a"), stores[1].get("a"));
         assert_eq!((one.unwrap(), other.unwrap()), (None, None));
         super::keeps_its_promises(&stores[0], &stores[1]).await;
 
-        // As another user: first let in nowhere, then to what the first one has made.
+        // Another user is first refused, and then uses the table that the first user created.
         let guest = store(&[&server], "guest", "guest-secret");
         let unknown = refusal(&guest).await;
         assert!(unknown.contains("fleet.password_file"), "{unknown}");
@@ -381,8 +394,8 @@ mod postgres {
         assert!(mixed.contains("server.pem and "), "{mixed}");
     }
 
-    /// It is restarted, it is away, it is silent: each answer comes within its bound, and all goes on
-    /// by itself. Of several hosts the one that can be written to is asked.
+    /// The server is restarted, then down, then silent. Each operation ends within its bound, and the store
+    /// recovers without help. With several hosts, the store uses the one that accepts writes.
     #[tokio::test]
     async fn outlives_its_hosts() {
         let Some(mut server) = Postgres::start(&[], None).await else { return };
@@ -391,17 +404,17 @@ mod postgres {
         };
         let alone = store(&[&server], "tombola", "secret");
         let store = store(&[&copy, &server], "tombola", "secret");
-        // As a standby has it that is behind.
+        // The table of a standby that lags behind.
         copy.sql(
             "BEGIN READ WRITE; CREATE TABLE tombola (key text PRIMARY KEY, value text NOT NULL); \
              INSERT INTO tombola VALUES ('a', 'old'); COMMIT",
         )
         .await;
-        assert_eq!(store.get("a").await.unwrap(), None, "not the read-only one");
+        assert_eq!(store.get("a").await.unwrap(), None, "the read-only server was asked");
         store.create(&[entry("a", "1")]).await.unwrap();
         assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("1"));
 
-        // Not even a replacement fails: the connection is known to be gone since long before it was back.
+        // Even a `replace` succeeds, because the store has noticed long before that the connection was lost.
         server.stop().await;
         server.run().await;
         assert!(store.replace("a", "1", "2").await.unwrap());
@@ -416,30 +429,32 @@ mod postgres {
         assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("2"));
         assert!(store.replace("a", "2", "3").await.unwrap());
 
-        // Its sessions fall silent, as those with a host that is gone without a word: new ones answer.
+        // The current sessions fall silent, as if the host had vanished. New ones respond.
         server.signal_sessions(Signal::SIGSTOP);
         assert_eq!(alone.get("a").await.unwrap().as_deref(), Some("3"));
 
-        // Stopped, it accepts connections and never answers: neither the open one nor a new one. What
-        // becomes of a replacement is not known, and not tried elsewhere.
+        // A stopped server accepts connections and never responds, neither on the open one nor on a new one.
+        // The outcome of a `replace` is unknown, so it is not retried on another host.
         server.signal(Signal::SIGSTOP);
         let began = Instant::now();
         let unknown = store.replace("a", "3", "4").await.unwrap_err().to_string();
         assert!(began.elapsed() < BOUND);
         assert!(unknown.contains("no answer within 2 s"), "{unknown}");
-        assert!(!unknown.contains("can be written to"), "the other was asked: {unknown}");
+        assert!(!unknown.contains("can be written to"), "the other host was asked: {unknown}");
         let silent = refusal(&alone).await;
         assert!(silent.contains("no answer within 2 s"), "{silent}");
         server.signal(Signal::SIGCONT);
-        let value = eventually("it to answer", async || alone.get("a").await.ok()).await.unwrap();
-        assert!(["3", "4"].contains(&value.as_str()), "made or not: {value}");
+        let value = eventually("a response of the server", async || alone.get("a").await.ok())
+            .await
+            .unwrap();
+        assert!(["3", "4"].contains(&value.as_str()), "either outcome: {value}");
 
-        // A silent host is passed over. The replacement may still be made, late.
+        // A silent host is skipped. The `replace` from before may still be executed later.
         alone.create(&[entry("b", "1")]).await.unwrap();
         copy.signal(Signal::SIGSTOP);
         let fresh = super::postgres::store(&[&copy, &server], "tombola", "secret");
         assert_eq!(fresh.get("b").await.unwrap().as_deref(), Some("1"));
-        // Each in its time is not all in theirs.
+        // The bound holds for all five silent hosts together.
         let many = super::postgres::store(&[&copy; 5], "tombola", "secret");
         assert!(refusal(&many).await.contains("no answer within 2 s"));
         let nobody = StoreAddress::Postgres {

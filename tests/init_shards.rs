@@ -1,4 +1,4 @@
-//! `init-shards`: fills everything once, and goes on wherever it was cut off.
+//! `init-shards` fills every shard once, and continues where it was interrupted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use support::{Config, Finished, Process, Site, assert_each_once, eventually, refusal, run};
 
-/// Two pools of two shards.
+/// Returns a config with two pools of two shards each.
 fn two_pools(shard_size: u32) -> Config {
     Config::new()
         .pool("int", 0, "9_007_199_254_740_991", 2, shard_size)
@@ -20,8 +20,8 @@ fn two_pools(shard_size: u32) -> Config {
         .set("pools.float.decimals", 6)
 }
 
-/// Every shard is full and unused, and a pool's ledger holds exactly the values of its shards:
-/// none twice, none that is in no shard.
+/// Fails unless every shard is full and unused, and the ledger of each pool holds exactly the values of its
+/// shards, each once.
 fn assert_full(site: &Site, shard_size: u32) {
     for pool in ["int", "float"] {
         let mut values: Vec<i64> = Vec::new();
@@ -44,7 +44,7 @@ fn assert_full(site: &Site, shard_size: u32) {
         let ledger = site.file(&format!("used_numbers_{pool}.db"));
         let sql = "SELECT value FROM used_numbers ORDER BY value";
         let in_ledger: Vec<i64> = support::column(&ledger, sql);
-        assert!(in_ledger == values, "{pool}: the ledger is not its shards");
+        assert!(in_ledger == values, "{pool}: the ledger differs from the shards");
         assert!(
             values.is_sorted_by(|left, right| left < right),
             "{pool}: a value is in two shards"
@@ -53,7 +53,7 @@ fn assert_full(site: &Site, shard_size: u32) {
     assert_eq!(site.files(".db.tmp"), [""; 0]);
 }
 
-/// Names, times of change and bytes of all files but the lock.
+/// Returns the name, modification time and content of each file except the lock.
 fn contents(site: &Site) -> Vec<(String, SystemTime, Vec<u8>)> {
     let names = site.files(".db").into_iter();
     let read = |name: String| {
@@ -64,8 +64,8 @@ fn contents(site: &Site) -> Vec<(String, SystemTime, Vec<u8>)> {
     names.map(read).collect()
 }
 
-/// Story: run twice by a deploy script, it throws full shards away, or tops them up, and half of
-/// the range is burned.
+/// Story: a deploy script ran it twice. The second run discarded full shards or topped them up, and half of
+/// the range was burned.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_fills_all_tells_a_table_and_changes_nothing_the_second_time() {
     const SHARD_SIZE: u32 = 735;
@@ -90,7 +90,7 @@ async fn it_fills_all_tells_a_table_and_changes_nothing_the_second_time() {
     assert_full(&site, SHARD_SIZE);
 }
 
-/// Story: it refills a shard that is in use, since "not full" looks like "not finished".
+/// Story: it refilled a shard in use, because it took "not full" for "not finished".
 #[tokio::test(flavor = "multi_thread")]
 async fn it_leaves_shards_in_use_alone_and_fills_those_that_are_empty() {
     let site = Site::new(&Config::new().pool("int", 1, 1_000, 2, 200));
@@ -105,7 +105,7 @@ async fn it_leaves_shards_in_use_alone_and_fills_those_that_are_empty() {
     numbers.extend(server.drain("int", 4, &[None, Some(20)]).await);
     server.stop().await;
     assert_each_once(&numbers, 1..=1_000);
-    // Nothing is left to fill with: that is no error.
+    // The range is used up, which is no error.
     site.fill().await;
 }
 
@@ -140,8 +140,8 @@ async fn flags_choose_the_pool_the_shards_and_the_size() {
     }
 }
 
-/// Story: an operator fills a folder by hand while the server refills it: two builds of one
-/// shard, and whoever renames last burns the other's numbers.
+/// Story: an operator filled a folder by hand while the server refilled it. Both built the same shard, and
+/// the one that renamed its file last burned the other's numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_refuses_a_folder_that_a_server_holds() {
     let site = Site::new(&two_pools(100));
@@ -154,10 +154,10 @@ async fn it_refuses_a_folder_that_a_server_holds() {
     server.stop().await;
 }
 
-/// Story: the machine goes down during the hour-long first filling. The next run throws away
-/// what the ledger has as used (burned), or keeps what the ledger does not have (repeated), or
-/// stumbles over a half-written file. The moments are random in the growth of the files, so they
-/// do not depend on the machine's speed; the seed is fixed.
+/// Story: the machine went down during the first filling, which took an hour. The next run discarded values
+/// that the ledger had as used (burned), or kept values that the ledger did not have (repeated), or failed on
+/// a partial file. The process is killed at random file sizes, so the test does not depend on the machine's
+/// speed. The seed is fixed.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_again_and_again_it_goes_on_and_fills_all() {
     const SHARD_SIZE: u32 = 60_000;
@@ -187,8 +187,8 @@ async fn killed_again_and_again_it_goes_on_and_fills_all() {
     }
 }
 
-/// Story: Ctrl-C leaves a file that the next run takes for a full shard, or hangs until the
-/// batch is through.
+/// Story: Ctrl-C left a file that the next run took for a full shard, or had no effect until the batch was
+/// done.
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_ends_it_and_the_next_run_goes_on() {
     const SHARD_SIZE: u32 = 200_000;
@@ -197,17 +197,17 @@ async fn ctrl_c_ends_it_and_the_next_run_goes_on() {
     eventually("the first build", async || site.files("_shard_").first().map(drop)).await;
     process.signal(Signal::SIGINT);
     let Finished { status, stderr, .. } = process.finish().await;
-    assert!(status.code().is_some(), "it ended by itself: {status}");
+    assert!(status.code().is_some(), "it was killed by a signal: {status}");
     assert!(!stderr.contains("panicked"), "{stderr}");
 
     site.fill().await;
     assert_full(&site, SHARD_SIZE);
 }
 
-/// Bytes in all files of the data folder.
+/// Returns the size of all files in the data folder in bytes.
 fn folder_size(site: &Site) -> u64 {
     let names = site.files("").into_iter();
-    // A file may be renamed between the listing and the look.
+    // A file may be renamed after it was listed.
     let size = |name: String| fs::metadata(site.file(&name)).map_or(0, |file| file.len());
     names.map(size).sum()
 }

@@ -1,7 +1,7 @@
-//! kill -9 of the real binaries at random moments: while a server starts, fills its first shards, leases,
-//! builds, swaps and stops, and while `init-shards` fills.
+//! Sends SIGKILL to the real binaries at random moments: while a server starts, fills its first shards,
+//! leases, builds, swaps and stops, and while `init-shards` fills.
 //!
-//! `KILLS=N` sets how many, `KILLS_SEED=N` which moments.
+//! `KILLS=N` sets the number of kills, `KILLS_SEED=N` the seed of their moments.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,12 +19,12 @@ const LEASE_ROWS: usize = 16;
 const CLIENTS: usize = 8;
 const COUNTS: &[Option<u32>] = &[None, None, Some(20), None, Some(3)];
 const COUNT_MAX: usize = 20;
-/// Far more than all lives hand out.
+/// Far more numbers than all runs hand out.
 const LAST: i64 = 1_000_000_000;
-/// Numbers taken after the last kill, from shards and from fresh fillings.
+/// How many numbers are taken after the last kill, from existing shards and from new fillings.
 const AFTER: usize = 5_000;
 
-/// Numbers that one kill may burn: of each shard two leases, and what was on the way to clients.
+/// How many numbers one kill may burn: two leases of each shard, and what was on the way to clients.
 const BURNED_PER_KILL: usize = SHARDS as usize * 2 * LEASE_ROWS + CLIENTS * COUNT_MAX;
 
 fn variable(name: &str, other: u64) -> u64 {
@@ -42,7 +42,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
     for kill in 0..kills {
         let moment = Duration::from_micros(random.random_range(0..80_000));
         match kill % 5 {
-            // While it starts, or fills.
+            // The process is killed while it starts or fills.
             phase @ (0 | 1) => {
                 let command = if phase == 0 { site.init_shards() } else { site.tombola() };
                 let mut process = Process::spawn(command);
@@ -78,17 +78,17 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
     first_answers.sort_unstable();
     println!(
         "{kills} kills, {} numbers, none twice; burned {burned}, {:.1} a kill; from a start to its first \
-         answer: median {:?}, longest {:?}",
+         response: median {:?}, longest {:?}",
         numbers.len(),
         burned as f64 / kills as f64,
         first_answers[first_answers.len() / 2],
         first_answers[first_answers.len() - 1],
     );
     assert!(burned <= usize::try_from(kills).unwrap() * BURNED_PER_KILL, "{burned} burned");
-    assert!(site.files(".damaged-").is_empty(), "a kill is no damage");
+    assert!(site.files(".damaged-").is_empty(), "a kill must not damage a shard");
 }
 
-/// Numbers that the ledger has and no shard can hand out any more: they came, or are burned.
+/// Returns how many numbers the ledger has that no shard can hand out any more: they were issued or burned.
 fn no_longer_unused(site: &Site) -> usize {
     let count = |file: &str, sql| support::column::<i64>(&site.file(file), sql)[0];
     let drawn = count("used_numbers_int.db", "SELECT count(*) FROM used_numbers");

@@ -1,10 +1,11 @@
-//! The ladder: what every mode keeps, and what the rungs below the pool server have of their own.
+//! The modes: what they all guarantee, and what `simple`, `json` and `sqlite` have of their own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use support::{Bare, Config, Failure, One, Server, Site, column, eventually, missing};
+use support::{Bare, Config, Failure, One, Process, Server, Site, column, eventually, missing};
 
 const MODES: [&str; 4] = ["simple", "json", "sqlite", "sharded"];
 const RUNGS: [&str; 3] = ["simple", "json", "sqlite"];
@@ -24,20 +25,20 @@ const FILES: [&str; 2] = ["simple", "json"];
 const JSON: &str = "used_numbers.json";
 const TABLE: &str = "random_numbers.db";
 
-/// An int pool of its own range, whatever the mode makes of shards.
+/// Returns a config with the pool `int` of this range. Only the mode `sharded` uses the shards.
 fn config(mode: &str, min: i64, max: i64) -> Config {
     let size = u32::try_from(max - min + 1).unwrap().min(1_000);
     Config::new().pool("int", min, max, 2, size).set("server.mode", format!("'{mode}'"))
 }
 
-/// The same with a float pool.
+/// Returns the same with a pool `float`.
 fn config_of_two(mode: &str) -> Config {
     config(mode, 1, 1_000_000)
         .pool("float", "0.0", "9999.999999", 2, 1_000)
         .set("pools.float.decimals", 6)
 }
 
-/// The file of the modes simple and json, as the world sees it.
+/// The file of the modes `simple` and `json`, as other programs see it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<'a> {
@@ -59,7 +60,7 @@ struct DocumentPool<'a> {
     numbers: Vec<&'a RawValue>,
 }
 
-/// What the store of a rung has of a pool, as text.
+/// Returns the numbers of a pool in the store of a simpler mode, as text.
 fn kept(site: &Site, mode: &str, pool: &str) -> BTreeSet<String> {
     if mode == "sqlite" {
         let sql = format!("SELECT CAST(number AS TEXT) FROM used_numbers_{pool}");
@@ -69,17 +70,17 @@ fn kept(site: &Site, mode: &str, pool: &str) -> BTreeSet<String> {
     let document: Document<'_> = serde_json::from_str(&text).unwrap();
     let numbers = &document.pools[pool].numbers;
     let different: BTreeSet<_> = numbers.iter().map(|number| number.get().to_owned()).collect();
-    assert_eq!(different.len(), numbers.len(), "none stands twice");
+    assert_eq!(different.len(), numbers.len(), "a number is in the file twice");
     different
 }
 
 fn assert_kept(site: &Site, mode: &str, received: &[String]) {
     let kept = kept(site, mode, "int");
     let lost: Vec<_> = received.iter().filter(|number| !kept.contains(*number)).collect();
-    assert!(lost.is_empty(), "{mode}: handed out and not kept: {lost:?}");
+    assert!(lost.is_empty(), "{mode}: handed out but not in the store: {lost:?}");
 }
 
-/// Story: a client of one rung could not read the answers of the next.
+/// Story: a client for one mode could not parse the responses of another.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_mode_answers_in_the_same_shapes() {
     for mode in MODES {
@@ -143,7 +144,7 @@ async fn every_mode_answers_in_the_same_shapes() {
 
         server.stop().await;
         if mode != "sharded" {
-            // So HEAD and all that was refused took nothing.
+            // HEAD and refused requests took no numbers.
             let kept: BTreeSet<_> =
                 ["int", "float"].iter().flat_map(|pool| kept(&site, mode, pool)).collect();
             assert_eq!(kept, taken.into_iter().collect(), "{mode}");
@@ -161,14 +162,13 @@ async fn the_rungs_offer_no_count_and_say_what_they_offer() {
             assert_eq!(answer.status, 400, "{}", answer.body);
             let Failure { error, code } = answer.parse();
             assert_eq!(code, "unknown_parameter");
-            assert!(error.contains("count") && error.contains("Allowed are: type."), "{error}");
+            assert!(error.contains("count") && error.contains("Allowed: type."), "{error}");
         }
         server.stop().await;
     }
 }
 
-/// Story: the answer went out before the file was in place. Whoever was answered in between got a
-/// number that the next process did not know of.
+/// Story: the response was sent before the file was in place, and the next process did not know the number.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_comes_twice_to_64_clients_and_across_kills_in_every_mode() {
     for mode in MODES {
@@ -189,7 +189,8 @@ async fn no_number_comes_twice_to_64_clients_and_across_kills_in_every_mode() {
     }
 }
 
-/// Story: SIGTERM closed the store under the last requests, or never ended under load.
+/// Story: SIGTERM closed the store while the last requests were still using it, or did not end the server
+/// under load.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_under_load_ends_in_order_and_releases_the_folder() {
     for mode in MODES {
@@ -208,14 +209,14 @@ async fn a_stop_under_load_ends_in_order_and_releases_the_folder() {
     }
 }
 
-/// Story: the last number of a range was given twice rather than refused.
+/// Story: the last number of a range was issued again instead of refusing the request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_of_fifty_comes_out_once_each_and_then_the_tries_run_out() {
     for mode in RUNGS {
         let site = Site::new(&config(mode, 1, 50));
         let server = site.start().await;
         let mut received = Vec::new();
-        // One of fifty is missed by 100 tries in one of seven requests.
+        // If one of fifty numbers is left, 100 tries miss it in about one request of seven.
         eventually("the last of the range", async || {
             let answers = ask_at_once(&server, 8).await;
             for answer in answers {
@@ -233,7 +234,7 @@ async fn a_range_of_fifty_comes_out_once_each_and_then_the_tries_run_out() {
             answer.assert_unavailable("out_of_tries");
             assert!(answer.parse::<Failure>().error.contains("100 tries"), "{}", answer.body);
         }
-        assert_eq!(server.get("/health").await.status, 200, "it is not the server that is ill");
+        assert_eq!(server.get("/health").await.status, 200, "the server itself is healthy");
         server.stop().await;
 
         let again = site.start().await;
@@ -242,7 +243,7 @@ async fn a_range_of_fifty_comes_out_once_each_and_then_the_tries_run_out() {
     }
 }
 
-/// So many requests at the same time.
+/// Sends `count` requests at the same time.
 async fn ask_at_once(server: &Server, count: usize) -> Vec<support::Answer> {
     let mut requests = tokio::task::JoinSet::new();
     for _ in 0..count {
@@ -252,8 +253,8 @@ async fn ask_at_once(server: &Server, count: usize) -> Vec<support::Answer> {
     requests.join_all().await
 }
 
-/// Story: a file that could not be read was taken for an empty one, and written over: all that had
-/// been handed out was free again.
+/// Story: a file that could not be read was taken for an empty one and overwritten, so all issued numbers
+/// were free again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_not_whole_or_not_ours_is_refused_and_left_as_it_is() {
     let site = Site::new(&config("json", 1, 1_000));
@@ -314,7 +315,7 @@ async fn a_table_that_is_not_ours_is_refused_and_left_as_it_is() {
     }
 }
 
-/// Story: a user went one rung up, and the numbers of the rung below came again.
+/// Story: a user switched to the next mode, and the numbers of the previous one were issued again.
 #[tokio::test(flavor = "multi_thread")]
 async fn simple_and_json_read_each_others_file() {
     let site = Site::new(&config("simple", 1, 300));
@@ -331,7 +332,7 @@ async fn simple_and_json_read_each_others_file() {
     }
 }
 
-/// Story: the file was written in place, and a backup caught half of it.
+/// Story: the file was modified in place, and a backup copied it half-written.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_json_file_is_whole_at_every_moment() {
     for mode in FILES {
@@ -352,7 +353,7 @@ async fn the_json_file_is_whole_at_every_moment() {
     }
 }
 
-/// Reads the file as fast as it can; it has to be whole, and never to shrink.
+/// Reads the file as fast as possible. It has to be complete each time and must never shrink.
 fn read_until(file: &Path, done: &AtomicBool) -> (usize, usize) {
     let (mut reads, mut most) = (0, 0);
     while !done.load(Ordering::Relaxed) {
@@ -369,15 +370,15 @@ fn read_until(file: &Path, done: &AtomicBool) -> (usize, usize) {
     (reads, most)
 }
 
-/// Story: the full disk burned every number of a range, or a number that could not be saved was
-/// handed out all the same.
+/// Story: while the disk was full, each try burned a number until the range was used up, or a number that
+/// could not be saved was handed out.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_saved_is_not_handed_out_and_not_lost() {
     for mode in FILES {
         let site = Site::new(&config(mode, 1, 50));
         let server = site.start().await;
         let before = server.take("int", None).await;
-        // The write wants its file where a folder sits.
+        // A folder takes the path where the write creates its file.
         let blocked = site.file(&format!("{JSON}.tmp"));
         eventually("a moment without a write", async || std::fs::create_dir(&blocked).ok()).await;
         for _ in 0..60 {
@@ -386,11 +387,12 @@ async fn what_cannot_be_saved_is_not_handed_out_and_not_lost() {
         server.send(Method::HEAD, "/random").await.assert_status(503);
         let health = server.get("/health").await;
         assert_eq!(health.status, 503);
+        assert!(health.body.contains("numbers can't be saved"), "{}", health.body);
         assert!(
-            health.body.contains("\"down\"") && health.body.contains(".tmp"),
-            "{}",
-            health.body
+            health.body.contains("\"down\"") && !health.body.contains(".tmp"),
+            "the path is in the response"
         );
+        server.process.says(".tmp").await;
 
         std::fs::remove_dir(&blocked).unwrap();
         let mut received = before;
@@ -404,7 +406,7 @@ async fn what_cannot_be_saved_is_not_handed_out_and_not_lost() {
     }
 }
 
-/// Story: someone's `sqlite3` held the file, and requests hung, or failed for good.
+/// Story: a user's `sqlite3` held the file, and requests hung or failed permanently.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_table_is_tried_again_and_then_refused() {
     let site = Site::new(&config("sqlite", 1, 1_000));
@@ -413,7 +415,7 @@ async fn a_locked_table_is_tried_again_and_then_refused() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     server.get("/random").await.assert_unavailable("out_of_tries");
 
-    // One that waits when the lock goes is answered.
+    // A request that is waiting when the lock is released is served.
     let client = server.client();
     let waits = tokio::spawn(async move { client.send(Method::GET, "/random").await.unwrap() });
     other.execute_batch("COMMIT").unwrap();
@@ -422,7 +424,7 @@ async fn a_locked_table_is_tried_again_and_then_refused() {
     server.stop().await;
 }
 
-/// Story: a narrower range was taken silently, and 5.10 and 5.1000 were two numbers.
+/// Story: a narrower range was accepted without a warning, and 5.10 and 5.1000 were two numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_may_grow_and_not_shrink_or_change_its_decimals() {
     for mode in RUNGS {
@@ -441,7 +443,7 @@ async fn a_range_may_grow_and_not_shrink_or_change_its_decimals() {
             assert!(refusal.contains("int") && refusal.contains("1 to 100"), "{mode}: {refusal}");
         }
 
-        // A pool that is left out keeps its numbers.
+        // A pool that is disabled keeps its numbers.
         site.configure(
             &config(mode, -50, 100).set("pools.int.enabled", false).pool("x", 1, 9, 1, 9),
         );
@@ -455,8 +457,8 @@ async fn a_range_may_grow_and_not_shrink_or_change_its_decimals() {
     }
 }
 
-/// Story: the pool server was started on the folder of the mode sqlite, found no ledger, and began
-/// anew: numbers that were handed out came again.
+/// Story: the mode `sharded` was started on the folder of the mode `sqlite`, found no ledger, and created an
+/// empty one, so numbers were issued again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_of_another_mode_is_refused() {
     for owner in ["json", "sqlite", "sharded"] {
@@ -481,16 +483,39 @@ async fn a_folder_of_another_mode_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_in_use_is_refused_in_every_mode() {
-    for mode in MODES {
+    let refuse = async |mode| {
         let site = Site::new(&config(mode, 1, 1_000));
         let server = site.start().await;
-        let refusal = site.refusal().await;
-        assert!(refusal.contains("in use"), "{mode}: {refusal}");
+        let finished = support::run(site.tombola()).await;
+        assert_eq!(finished.status.code(), Some(6), "{mode}: {}", finished.stderr);
+        let waits = finished.stderr.matches("waiting until it is free").count();
+        assert_eq!(waits, 1, "{mode}: {}", finished.stderr);
+        let says = format!("in use: process {} holds its LOCK", server.process.id());
+        assert!(finished.stderr.contains(&says), "{mode}: {}", finished.stderr);
+        server.stop().await;
+    };
+    // Each server waits for ten seconds, so they run in parallel.
+    tokio::join!(refuse(MODES[0]), refuse(MODES[1]), refuse(MODES[2]), refuse(MODES[3]));
+}
+
+/// Story: the service was restarted during a `verify`, gave up on the folder, and stayed down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_free_again_is_served_in_every_mode() {
+    for mode in MODES {
+        let site = Site::new(&config(mode, 1, 1_000));
+        site.start().await.stop().await;
+        let lock = File::options().write(true).open(site.file("LOCK")).unwrap();
+        lock.lock().unwrap();
+        let process = Process::spawn(site.tombola());
+        process.says("waiting until it is free").await;
+        drop(lock);
+        let server = Server::of(process).await;
+        server.take("int", None).await;
         server.stop().await;
     }
 }
 
-/// Story: an idle connection kept the server from ending.
+/// Story: an idle connection kept the server from stopping.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_every_mode_though_a_client_stays_connected() {
     for mode in MODES {
@@ -505,7 +530,7 @@ async fn an_interrupt_ends_every_mode_though_a_client_stays_connected() {
     }
 }
 
-/// The concurrency check: 100 requests, 8 at a time, each int or float at random.
+/// The concurrency check: 100 requests, 8 at a time, each for `int` or `float` at random.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stress_test_passes_against_every_mode() {
     for mode in MODES {

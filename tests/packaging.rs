@@ -1,5 +1,5 @@
-//! What ships beside the binary: the unit of systemd, the Dockerfile, the manifests of a fleet, the
-//! licence. Held against the code, since nothing else would notice when they part.
+//! Files that ship with the binary: the systemd unit, the Dockerfile, the manifests of a fleet, the licence.
+//! They are compared with the code, because nothing else notices when they diverge.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -18,11 +18,11 @@ const KUBERNETES: &str = include_str!("../ops/fleet/kubernetes.yaml");
 const MANIFEST: &str = include_str!("../Cargo.toml");
 const LICENSE: &str = include_str!("../LICENSE");
 
-/// What `systemd-analyze security` may find at most, in tenths: 10 is the worst of a service, 0 the
-/// best, and what speaks to the network can't be below 0.8.
+/// The highest exposure that `systemd-analyze security` may report, in tenths. 10 is the worst score of a
+/// service and 0 the best; a service that uses the network can't be below 0.8.
 const EXPOSURE_LIMIT_TENTHS: &str = "12";
 
-/// Runs `systemd-analyze`, or says that it is not here.
+/// Runs `systemd-analyze`, or reports that it is missing.
 fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     match Command::new("systemd-analyze").args(arguments).arg(unit).output() {
         Ok(output) => Some(output),
@@ -34,7 +34,8 @@ fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
     }
 }
 
-/// The unit in a folder of its own, with the binary that was built in place of the installed one.
+/// Writes the unit to `folder`, with the binary under test instead of the installed one, and returns its
+/// path.
 fn unit(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("tombola.service");
     let text = UNIT.replace("/usr/local/bin/tombola", env!("CARGO_BIN_EXE_tombola"));
@@ -47,10 +48,45 @@ fn systemd_takes_the_unit_without_a_complaint() {
     let folder = tempfile::tempdir().unwrap();
     let Some(output) = systemd_analyze(&["verify", "--man=no"], &unit(&folder)) else { return };
     let said = String::from_utf8(output.stderr).unwrap();
-    // Other units of the machine are none of ours.
+    // Complaints about other units of this machine don't count.
     let ours: Vec<_> = said.lines().filter(|line| line.contains("tombola")).collect();
     assert!(ours.is_empty(), "{said}");
     assert!(output.status.success(), "{said}");
+}
+
+/// Story: the documented path of the witness was in a folder that the service could not write to, and the
+/// store's password was in a file that it could not read.
+#[test]
+fn the_unit_has_room_for_a_witness_and_can_be_given_secrets() {
+    let witness =
+        tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("# store = \"file://"));
+    let folder = Path::new(witness.unwrap().trim_end_matches('"')).parent().unwrap();
+    let states = UNIT.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
+    let mut states = states.split(' ').map(|name| Path::new("/var/lib").join(name));
+    assert!(states.any(|state| state == folder), "{}", folder.display());
+
+    let uncommented = UNIT.replace("\n#LoadCredential=", "\nLoadCredential=");
+    for name in ["cert.pem", "key.pem", "store.password", "store-ca.pem"] {
+        assert!(uncommented.contains(&format!("\nLoadCredential={name}:/etc/tombola/{name}\n")));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = unit(&folder);
+    std::fs::write(&path, uncommented.replace("/usr/local/bin/tombola", "/bin/true")).unwrap();
+    let Some(output) = systemd_analyze(&["verify", "--man=no"], &path) else { return };
+    let said = String::from_utf8(output.stderr).unwrap();
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("tombola")).collect();
+    assert!(ours.is_empty() && output.status.success(), "{said}");
+}
+
+/// Story: "auto" is half a file per core of the node, and a pod with a limit of 512 MiB had 64.
+#[test]
+fn the_manifests_of_a_fleet_set_how_many_shards_there_are() {
+    for (text, settings) in [
+        (KUBERNETES, ["[pools.int]\n    shards = ", "[pools.float]\n    shards = "]),
+        (COMPOSE, ["TOMBOLA_POOLS__INT__SHARDS: ", "TOMBOLA_POOLS__FLOAT__SHARDS: "]),
+    ] {
+        assert!(settings.iter().all(|setting| text.contains(setting)), "{settings:?}");
+    }
 }
 
 #[test]
@@ -63,7 +99,7 @@ fn the_unit_gives_the_service_little() {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A kill while it still drains would burn what is leased.
+/// A kill while the server still drains would burn the leased rows.
 #[test]
 fn whoever_stops_it_waits_longer_than_that_may_take() {
     let drain_ms = tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
@@ -79,7 +115,7 @@ fn whoever_stops_it_waits_longer_than_that_may_take() {
     }
 }
 
-/// The settings in the manifests are settings.
+/// Each setting in the manifests exists.
 #[test]
 fn the_manifests_of_a_fleet_are_understood() {
     let folder = tempfile::tempdir().unwrap();
@@ -97,6 +133,7 @@ fn the_manifests_of_a_fleet_are_understood() {
     std::fs::remove_file(&config).unwrap();
     let variables = COMPOSE.lines().filter_map(|line| line.trim_start().split_once(": "));
     let variables = variables.filter(|(name, _)| name.starts_with("TOMBOLA_"));
+    let variables = variables.map(|(name, value)| (name, value.trim_matches('"')));
     let mut command = check();
     assert!(command.envs(variables).get_envs().len() >= 3);
     understood(command);
@@ -108,7 +145,7 @@ fn understood(mut command: Command) {
     if cfg!(feature = "etcd") {
         assert!(output.status.success(), "{said}");
     } else {
-        // What is no setting is found before that.
+        // An unknown setting would be reported before this error.
         assert!(said.contains("build with --features etcd"), "{said}");
     }
 }
@@ -119,7 +156,7 @@ fn the_unit_does_not_try_again_what_people_have_to_mend() {
     let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
     let found: Vec<u8> = line.unwrap().split(' ').map(|code| code.parse().unwrap()).collect();
     assert_eq!(found, [Exit::Settings as u8, Exit::Folder as u8, Exit::Lost as u8]);
-    // Of any other process systemd does not look at the code.
+    // systemd checks the exit code of the main process only.
     assert!(!UNIT.contains("\nExecStartPre="));
 }
 
@@ -140,13 +177,17 @@ fn the_dockerfile_builds_with_the_stated_rust_from_files_that_are_there() {
         for source in &words[1..words.len() - 1] {
             assert!(top.join(source).exists(), "{line}");
             let passed = format!("!{}", source.trim_end_matches('/'));
-            assert!(ignored.lines().any(|l| l == passed), "{source} is kept out by .dockerignore");
+            assert!(ignored.lines().any(|l| l == passed), ".dockerignore excludes {source}");
         }
     }
-    // Whatever Cargo looks for has to come along.
+    // The folders of all targets that have an explicit path are copied too.
     for path in MANIFEST.lines().filter_map(|line| line.strip_prefix("path = ")) {
-        let folder = path.trim_matches('"').rsplit_once('/').unwrap().0;
-        assert!(DOCKERFILE.contains(&format!("COPY {folder}/ {folder}/")), "{path}");
+        let mut folders = Path::new(path.trim_matches('"')).ancestors().skip(1);
+        let copied = folders.any(|folder| {
+            let folder = folder.display();
+            DOCKERFILE.contains(&format!("COPY {folder}/ {folder}/"))
+        });
+        assert!(copied, "{path}");
     }
 }
 

@@ -1,8 +1,8 @@
-//! The page at `/`, in Chromium: what its visitors see and do. Where Chromium or its driver is missing
-//! (Debian packages chromium and chromium-driver), these tests say so and pass (not in `.ci/run`);
-//! the first needs neither.
+//! The page at `/`, in Chromium: what visitors see and do. If Chromium or its driver is missing (Debian
+//! packages chromium and chromium-driver), these tests report that and pass, except in `.ci/run`; the first
+//! test needs neither.
 //!
-//! How the page looks is kept as pictures in `target/tmp/page/`: light, dark, narrow, stale, locked.
+//! Screenshots of the page are kept in `target/tmp/page/`: light, dark, narrow, stale, locked, depleted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -23,6 +23,7 @@ use thirtyfour::{
     By, ChromiumLikeCapabilities, DesiredCapabilities, Key, LoggingPrefsLogLevel, WebDriver,
     WebElement,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -33,20 +34,20 @@ const PARTS: [(&str, &str); 4] = [
     ("/page.svg", "image/svg+xml"),
 ];
 
-/// Two shards that one can watch getting empty.
+/// Returns a config with two shards so small that they visibly drain.
 fn config() -> Config {
     Config::new().pool("int", 1, 100_000, 2, 1_000)
 }
 
-/// A browser of this test alone, and its driver.
+/// A browser for one test, and its driver.
 struct Browser {
     driver: WebDriver,
-    // Behind the session, which has to end first.
+    // Declared after the session, which has to be dropped first.
     _process: Process,
 }
 
 impl Browser {
-    /// Nothing where there is none.
+    /// Starts a browser. Returns `None` if there is none.
     async fn start() -> Option<Self> {
         for program in ["chromium", "chromedriver"] {
             if let Err(error) = Command::new(program).arg("--version").output() {
@@ -63,10 +64,12 @@ impl Browser {
         let line = process.line("started successfully on port ").await;
         let port = line.trim_end_matches('.').rsplit(' ').next().unwrap();
         let mut wishes = DesiredCapabilities::chrome();
-        // A container has no sandbox for root, and a small /dev/shm.
+        // A container has no sandbox for root, and its /dev/shm is small.
         for flag in ["--no-sandbox", "--disable-dev-shm-usage"] {
             wishes.add_arg(flag).unwrap();
         }
+        // A name whose owner points it to this machine.
+        wishes.add_arg("--host-resolver-rules=MAP evil.test 127.0.0.1").unwrap();
         for flag in ["--headless=new", "--hide-scrollbars", "--window-size=1280,800"] {
             wishes.add_arg(flag).unwrap();
         }
@@ -79,12 +82,12 @@ impl Browser {
         self.driver.goto(format!("http://{address}/")).await.unwrap();
     }
 
-    /// What a function body in JavaScript returns.
+    /// Runs the body of a JavaScript function and returns its result.
     async fn run(&self, script: &str) -> Value {
         self.driver.execute(script, []).await.unwrap().json().clone()
     }
 
-    /// What is to be read where this selector points first; empty where nothing is.
+    /// Returns the visible text of the first element that `selector` finds; empty if there is none.
     async fn text(&self, selector: &str) -> String {
         let script = format!(
             "const node = document.querySelector({selector:?}); \
@@ -93,26 +96,26 @@ impl Browser {
         self.run(&script).await.as_str().unwrap().to_owned()
     }
 
-    /// Waits until this is to be read there.
+    /// Waits until the text there contains `words`.
     async fn reads(&self, selector: &str, words: &str) {
         let what = format!("{words:?} at {selector}");
         eventually(&what, async || self.text(selector).await.contains(words).then_some(())).await;
     }
 
-    /// Waits until this, and no more, is to be read there: for figures, of which 0 is in 10 as well.
+    /// Waits until the text there is exactly `words`. This is for figures: "10" contains "0".
     async fn reads_just(&self, selector: &str, words: &str) {
         let what = format!("just {words:?} at {selector}");
         eventually(&what, async || (self.text(selector).await.trim() == words).then_some(())).await;
     }
 
-    /// Waits until this expression in JavaScript holds.
+    /// Waits until a JavaScript expression is true.
     async fn holds(&self, expression: &str) {
         let script = format!("return Boolean({expression})");
         eventually(expression, async || self.run(&script).await.as_bool().unwrap().then_some(()))
             .await;
     }
 
-    /// What can be seen and pressed there, as soon as it can.
+    /// Waits until the element is visible, and returns it.
     async fn element(&self, selector: &str) -> WebElement {
         let element = self.driver.query(By::Css(selector)).first().await.unwrap();
         element.wait_until().displayed().await.unwrap();
@@ -127,7 +130,7 @@ impl Browser {
         self.element(selector).await.send_keys(text + Key::Enter).await.unwrap();
     }
 
-    /// Presses a key wherever the focus is.
+    /// Presses a key in the element that has the focus.
     async fn press(&self, key: Key) {
         self.driver.action_chain().send_keys(key).perform().await.unwrap();
     }
@@ -142,13 +145,13 @@ impl Browser {
         self.holds(&format!("innerWidth === {width}")).await;
     }
 
-    /// As a visitor who prefers this has it.
+    /// Sets a preference of the visitor, such as the colour scheme.
     async fn prefer(&self, feature: &str, value: &str) {
         let features = json!({"features": [{"name": feature, "value": value}]});
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Keeps a picture of the whole page.
+    /// Saves a screenshot of the whole page.
     async fn picture(&self, name: &str) {
         let wishes = json!({"format": "png", "captureBeyondViewport": true});
         let answer = self.devtools("Page.captureScreenshot", wishes).await;
@@ -158,24 +161,24 @@ impl Browser {
         fs::write(folder.join(name).with_extension("png"), bytes).unwrap();
     }
 
-    /// Ends the session. Nothing may have come from elsewhere, and the console has to be empty but for
-    /// requests that failed with one of these words.
+    /// Ends the session. The page must have loaded nothing from other hosts, and the console has to be empty,
+    /// except for requests that failed with one of the texts in `failures`.
     async fn finish(self, failures: &[&str]) {
         let elsewhere = "return performance.getEntriesByType('resource').map(entry => entry.name) \
                          .filter(name => new URL(name).origin !== location.origin)";
         assert_eq!(self.run(elsewhere).await, json!([]));
         let loaded = "return performance.getEntriesByType('resource').length";
-        assert!(self.run(loaded).await.as_u64().unwrap() >= 3, "the page loads its parts");
+        assert!(self.run(loaded).await.as_u64().unwrap() >= 3, "the page did not load its parts");
         for entry in self.driver.browser_log().await.unwrap() {
             let known = failures.iter().any(|words| entry.message.contains(words));
             let failed = entry.source.as_deref() == Some("network") && known;
-            assert!(failed, "in the console: {entry:?}");
+            assert!(failed, "unexpected in the console: {entry:?}");
         }
         self.driver.quit().await.unwrap();
     }
 }
 
-/// Passes connections on to a server, as long as there is one.
+/// Forwards connections to a server, as long as there is one.
 struct Passage {
     address: String,
     server: watch::Sender<Option<String>>,
@@ -200,7 +203,7 @@ impl Passage {
     }
 }
 
-/// When a server began to serve, as its events have it.
+/// Returns when a server began to serve, according to its events.
 async fn started_at(server: &Server) -> String {
     let status: Value = server.get("/status").await.parse();
     let events = status["events"].as_array().unwrap();
@@ -208,7 +211,8 @@ async fn started_at(server: &Server) -> String {
     started["at"].as_str().unwrap().to_owned()
 }
 
-/// That of the rows of events exactly one tells of a start, at this time, and none is older.
+/// Returns an expression that is true if exactly one of the listed events is a start, at this time, and none
+/// is older.
 fn starts_are(at: &str) -> String {
     format!(
         "(() => {{ const rows = [...document.querySelectorAll('#events li')]; \
@@ -218,14 +222,14 @@ fn starts_are(at: &str) -> String {
     )
 }
 
-/// What drawing shows, as it came.
+/// Returns the response that the page shows after drawing a number.
 async fn drawn(browser: &Browser) -> String {
     browser.holds("!document.querySelector('#answer').hidden").await;
     browser.text("#answer").await
 }
 
-/// Story: the page came with an answer's loose headers, and another site framed it and clicked; or one
-/// of its parts was closed to those without a token, and the page stayed empty.
+/// Story: the page was sent with the lax headers of an API response, and another site framed it and clicked.
+/// Or one of its parts required a token, and the page stayed empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_is_open_and_has_no_door_to_elsewhere() {
     let observe = Token::new("monitor", "observe").await;
@@ -289,13 +293,14 @@ async fn levels_move_while_numbers_are_drawn() {
         server.take("int", Some(100)).await;
     }
     browser.reads_just(".pool .issued", "1,200").await;
-    // As far as the bars go, so far the text, the meter and the picture agree.
+    // The text, the meter and the width of each bar agree. A shard may have been replaced, and be full again.
     browser
         .holds(
-            "[...document.querySelectorAll('.level')].every(bar => { \
-               const left = Number(bar.ariaValueNow), size = Number(bar.ariaValueMax); \
+            "(() => { const bars = [...document.querySelectorAll('.level')]; \
+             const left = bar => Number(bar.ariaValueNow) / Number(bar.ariaValueMax); \
+             return bars.some(bar => left(bar) < 1) && bars.every(bar => { \
                const scale = new DOMMatrix(getComputedStyle(bar.firstElementChild).transform).a; \
-               return left < size && Math.abs(scale - left / size) < 0.001; })",
+               return Math.abs(scale - left(bar)) < 0.001; }); })()",
         )
         .await;
     browser.holds("Number(document.querySelector('#rate').innerText.replace(',', '')) > 0").await;
@@ -337,7 +342,7 @@ async fn a_depleted_pool_shows() {
     server.stop().await;
 }
 
-/// Story: a server of this kind shipped a page that broke as soon as a key was set.
+/// Story: the page of a similar server broke as soon as a key was configured.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
     let Some(browser) = Browser::start().await else { return };
@@ -356,7 +361,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
     ] {
         browser.enter("#observe-token", token).await;
         browser.reads("#observe .why[data-wrong]", words).await;
-        assert_eq!(browser.text("#now").await, "", "shown without a token");
+        assert_eq!(browser.text("#now").await, "", "the status is shown without a token");
     }
     browser.enter("#observe-token", &observe.text).await;
     browser.reads_just(".pool .pooled", "2,000").await;
@@ -371,7 +376,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
     assert_eq!(browser.run("return document.activeElement.id").await, json!("draw-one"));
     browser.reads("#curl", "curl -H \"Authorization: Bearer $TOKEN\" 'http://127.0.0.1:").await;
 
-    // The secrets are nowhere to be seen, and in no address.
+    // The tokens are not in the page, nor in any address.
     let seen = "return document.documentElement.outerHTML + location.href + JSON.stringify( \
                 performance.getEntriesByType('resource')) + document.cookie + \
                 JSON.stringify(localStorage) + \
@@ -381,7 +386,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
         assert!(!seen.as_str().unwrap().contains(&token.text), "{seen}");
     }
 
-    // It is kept when the page is loaded anew, and for this tab alone.
+    // The token survives a reload, in this tab only.
     browser.open(server.address()).await;
     browser.reads_just(".pool .issued", "1").await;
     let first = browser.driver.window().await.unwrap();
@@ -399,7 +404,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
     browser.click("#forget").await;
     browser.reads("#observe .why", "To see what this server does, a token is needed.").await;
     assert_eq!(browser.run("return sessionStorage.length").await, json!(0));
-    // Who has a token for drawing alone can draw.
+    // A token with the scope `draw` alone is enough to draw.
     browser.click("#draw-one").await;
     browser.enter("#draw-token", &draw.text).await;
     drawn(&browser).await;
@@ -421,13 +426,13 @@ async fn a_server_that_is_gone_is_said_to_be_and_comes_back_by_itself() {
 
     passage.server.send_replace(None);
     server.kill().await;
-    browser.reads("#banner", "No answer from the server since ").await;
+    browser.reads("#banner", "No response from the server since ").await;
     let banner = browser.text("#banner").await;
-    let time = banner.strip_prefix("No answer from the server since ").unwrap();
+    let time = banner.strip_prefix("No response from the server since ").unwrap();
     let time = time.strip_suffix(". Trying again every second.").unwrap();
     assert!(time.len() == 8 && time.matches(':').count() == 2, "{banner}");
-    browser.reads("#state", "no answer").await;
-    // Grey: as much of red as of green and blue.
+    browser.reads("#state", "no response").await;
+    // In grey, red, green and blue are nearly equal.
     browser
         .holds(
             "(() => { const bar = document.querySelector('.level i'); \
@@ -436,14 +441,14 @@ async fn a_server_that_is_gone_is_said_to_be_and_comes_back_by_itself() {
         )
         .await;
     browser.click("#draw-one").await;
-    browser.reads("#outcome", "No answer from the server.").await;
+    browser.reads("#outcome", "No response from the server.").await;
     browser.picture("stale").await;
 
     let server = site.start().await;
     passage.server.send_replace(Some(server.address().to_owned()));
     browser.holds("document.querySelector('#banner').hidden").await;
     browser.reads("#state", "all pools serve").await;
-    // Its ids begin at 1 again, and its events are its own.
+    // The event ids of the new server begin at 1 again, and the page shows only its events.
     browser.holds(&starts_are(&started_at(&server).await)).await;
     browser.finish(&["net::ERR_"]).await;
     server.stop().await;
@@ -458,7 +463,7 @@ async fn a_number_is_drawn_with_the_keyboard_alone() {
     browser.open(server.address()).await;
     browser.reads("#state", "all pools serve").await;
 
-    // In this order, and each can be seen to have the focus.
+    // Tab reaches these elements in this order, and each shows that it has the focus.
     for id in ["pool", "draw-one", "copy"] {
         browser.press(Key::Tab).await;
         let focus = "const one = document.activeElement; const style = getComputedStyle(one); \
@@ -487,7 +492,7 @@ async fn a_number_is_drawn_with_the_keyboard_alone() {
     server.stop().await;
 }
 
-/// Story: a page forgotten in a hundred tabs asked the server a hundred times a second.
+/// Story: a page left open in a hundred tabs sent the server a hundred requests a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tab_that_nobody_sees_asks_for_nothing() {
     let Some(browser) = Browser::start().await else { return };
@@ -501,7 +506,7 @@ async fn a_tab_that_nobody_sees_asks_for_nothing() {
     let second = browser.driver.new_tab().await.unwrap();
     browser.driver.switch_to_window(second).await.unwrap();
     browser.open(server.address()).await;
-    // Once a second: five seconds, which the clock of the first tab has to have seen pass in silence.
+    // The second tab sends a request each second. In these five seconds, the first tab must send none.
     browser.holds(&format!("{asked}.length > 5")).await;
     browser.driver.close_window().await.unwrap();
     browser.driver.switch_to_window(first).await.unwrap();
@@ -514,11 +519,11 @@ async fn a_tab_that_nobody_sees_asks_for_nothing() {
     server.stop().await;
 }
 
-/// Story: grey on grey, read on a wall from five metres; and a page wider than the phone.
+/// Story: the page was grey on grey when read from five metres, and wider than the screen of a phone.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
     let Some(browser) = Browser::start().await else { return };
-    // The largest range and the longest name that there are.
+    // The largest range and the longest name that are possible.
     let longest = "v".repeat(32);
     let pools = Config::new()
         .pool("int", 0, 9_007_199_254_740_991_i64, 2, 20_000)
@@ -538,7 +543,7 @@ async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
     browser.click("#draw-one").await;
     drawn(&browser).await;
 
-    // Of each text that can be seen, against what is behind it (WCAG 2.2, 1.4.3).
+    // Computes the contrast of each visible text with its background (WCAG 2.2, 1.4.3).
     let pale = "const parts = (color) => color.match(/[\\d.]+/g).map(Number); \
         const light = ([r, g, b]) => [r, g, b].map(c => c / 255) \
           .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4) \
@@ -578,5 +583,114 @@ async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
         .holds("getComputedStyle(document.querySelector('.level i')).transitionDuration === '0s'")
         .await;
     browser.finish(&[]).await;
+    server.stop().await;
+}
+
+/// Starts the web server of another site, with an empty page at each path, and returns its port.
+async fn another_site() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut visitor, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut request = [0; 8_192];
+                let _ = visitor.read(&mut request).await?;
+                let page = "<!DOCTYPE html><title>another site</title>";
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n";
+                let answer = format!("{head}content-length: {}\r\n\r\n{page}", page.len());
+                visitor.write_all(answer.as_bytes()).await
+            });
+        }
+    });
+    port
+}
+
+/// Returns how many numbers all pools together have issued.
+async fn issued(server: &Server) -> u64 {
+    let status: Value = server.get("/status").await.parse();
+    status["pools"]["int"]["issued"].as_u64().unwrap()
+}
+
+/// Returns the requests for numbers so far, by status.
+async fn requests(server: &Server) -> Value {
+    let status: Value = server.get("/status").await.parse();
+    status["requests"]["by_status"].clone()
+}
+
+/// Story: a visit to a page that contained an image with this server's address emptied the pool. Another
+/// page, under a name that resolved to 127.0.0.1, could read the numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_sites_take_no_numbers() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let own = server.address().to_owned();
+    let port = own.rsplit_once(':').unwrap().1;
+    let other = another_site().await;
+    // An image, four kinds of fetch, and a frame. `window.done` counts those that have ended.
+    let attack = |target: &str| {
+        format!(
+            "window.done = 0; const url = '{target}'; const end = () => window.done += 1; \
+             const image = new Image(); image.onload = image.onerror = end; image.src = url; \
+             for (const [method, mode] of \
+                  [['GET', 'cors'], ['GET', 'no-cors'], ['POST', 'no-cors'], ['HEAD', 'no-cors']]) \
+               fetch(url, {{ method, mode }}).then(end, end); \
+             const frame = document.createElement('iframe'); frame.onload = end; frame.src = url; \
+             document.body.append(frame); return true"
+        )
+    };
+    let mut refused = 0;
+    for (page, target) in [
+        // Another site.
+        (format!("http://evil.test:{other}/"), format!("http://{own}/random?count=7")),
+        // Another port of this machine.
+        (format!("http://127.0.0.1:{other}/"), format!("http://{own}/random?count=7")),
+        (format!("http://localhost:{other}/"), format!("http://localhost:{port}/random?count=7")),
+        (format!("http://127.0.0.1:{other}/"), format!("http://localhost:{port}/random?count=7")),
+        // A name that resolves to this machine.
+        (format!("http://evil.test:{other}/"), format!("http://evil.test:{port}/random?count=7")),
+        (format!("http://evil.test:{port}/"), "/random?count=7".to_owned()),
+    ] {
+        browser.driver.goto(&page).await.unwrap();
+        browser.run(&attack(&target)).await;
+        browser.holds("window.done === 6").await;
+        let seen = requests(&server).await["403"].as_u64().unwrap_or(0);
+        assert!(seen >= refused + 4, "{page} {target}: {seen} refused, {refused} before");
+        refused = seen;
+        assert_eq!(issued(&server).await, 0, "{page} {target}");
+    }
+    // The page itself may be shown under that name, but its requests are refused.
+    for path in ["/random", "/status", "/metrics"] {
+        let status =
+            browser.run(&format!("return fetch('{path}').then(answer => answer.status)")).await;
+        assert_eq!(status, json!(403), "{path}");
+    }
+    // A link from another site takes no number either.
+    browser.driver.goto(format!("http://evil.test:{other}/")).await.unwrap();
+    browser.run(&format!("location.href = 'http://{own}/random?count=7'; return true")).await;
+    browser.holds("document.body.innerText.includes('cross_site')").await;
+    assert_eq!(issued(&server).await, 0);
+
+    // The page and the description work under each address of this machine.
+    let mut taken = 0;
+    for address in [own.clone(), format!("localhost:{port}")] {
+        browser.open(&address).await;
+        browser.reads("#state", "all pools serve").await;
+        browser.click("#draw-one").await;
+        assert!(drawn(&browser).await.contains("number"));
+        browser.driver.goto(format!("http://{address}/docs")).await.unwrap();
+        let random = "#operations-numbers-get_random";
+        browser.click(&format!("{random} .opblock-summary-control")).await;
+        browser.click(&format!("{random} .try-out__btn")).await;
+        browser.click(&format!("{random} .execute")).await;
+        browser
+            .reads(&format!("{random} .live-responses-table tbody .response-col_status"), "200")
+            .await;
+        taken += 2;
+        assert_eq!(issued(&server).await, taken);
+    }
+    browser.driver.quit().await.unwrap();
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Refilling ahead of need: 503 only when it must be, then 200 again, and nothing repeated.
+//! Refills ahead of need: 503 only if it can't be avoided, then 200 again, and no number is repeated.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -14,12 +14,12 @@ use std::time::Duration;
 use deadpool_sqlite::rusqlite::Connection;
 use support::{Config, Health, One, Server, Site, assert_each_once, eventually, missing};
 
-/// Far more than a test takes: no refill of such a range comes near its end.
+/// Far more numbers than a test takes, so no refill comes near the end of the range.
 const WIDE: i64 = 1_000_000_000;
 
-/// Story: the refiller waits until a shard is empty, takes a full one out of rotation for the
-/// swap, or the last shard tells 503 while it still has rows. One client that counts along knows
-/// how much each shard has left: a 503 is only allowed when that is nothing, in every shard.
+/// Story: the refiller waited until a shard was empty, or took a full one out of rotation for the swap, or
+/// the last shard caused a 503 while it still had rows. A single client counts how many rows each shard has
+/// left, and allows a 503 only if all are empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn refilling_is_told_only_when_every_shard_is_empty() {
     const SHARD_SIZE: u32 = 50;
@@ -51,9 +51,9 @@ async fn refilling_is_told_only_when_every_shard_is_empty() {
     server.stop().await;
 }
 
-/// Story: forty clients empty the shards faster than the disk fills them. They may be told to
-/// wait, in the agreed words (the clients of [`Server::load`] check each answer); they may not
-/// be given a number twice; and when they let go the pool recovers by itself.
+/// Story: forty clients empty the shards faster than the disk fills them. The server may tell them to wait,
+/// with the documented message (the clients of [`Server::load`] check each response), but must not repeat a
+/// number. When the load ends, the pool recovers without help.
 #[tokio::test(flavor = "multi_thread")]
 async fn depletion_under_load_ends_in_numbers_again() {
     let site = Site::new(&Config::new().pool("int", 1, WIDE, 2, 200));
@@ -69,9 +69,9 @@ async fn depletion_under_load_ends_in_numbers_again() {
     missing(&numbers, 1..=WIDE);
 }
 
-/// Story: the disk is full. What is on the shards still serves; then callers are told to wait,
-/// and operators why; when there is room again, the refiller has not given up, and no number of
-/// a build that failed is lost or repeated.
+/// Story: the disk is full. The numbers in the shards are still served. Then callers are told to wait, and
+/// operators are told why. When there is space again, refills continue, and no number of a failed build is
+/// lost or repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn failing_refills_degrade_then_stop_service_then_heal() {
     let site = Site::new(&Config::new().pool("int", 1, 5_000, 2, 200));
@@ -80,7 +80,8 @@ async fn failing_refills_degrade_then_stop_service_then_heal() {
     assert_health(&server, "ok", 200).await;
     site.block_refills("int", 2).await;
 
-    // 100 of 400 are left: at least one shard is below its low water, and not both are empty.
+    // 100 of 400 numbers are left, so at least one shard is below its low water, and at least one is not
+    // empty.
     let mut numbers = Vec::new();
     for _ in 0..300 {
         numbers.extend(server.take("int", None).await);
@@ -106,7 +107,7 @@ async fn failing_refills_degrade_then_stop_service_then_heal() {
     server.stop().await;
 }
 
-/// Story: a stop while refills fail waits for the next try for ever, or burns what was left.
+/// Story: a stop while refills failed waited endlessly for the next try, or burned the remaining numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_refills_fail_burns_nothing() {
     let site = Site::new(&Config::new().pool("int", 1, 2_000, 2, 200));
@@ -125,8 +126,8 @@ async fn a_stop_while_refills_fail_burns_nothing() {
     server.stop().await;
 }
 
-/// Story: on an empty folder the first caller waits for 2.5 million numbers to be drawn. The
-/// pool has to begin with a small generation: the ledger tells which batch a number is from.
+/// Story: on an empty folder, the first caller waited until 2.5 million numbers were drawn. The pool has to
+/// begin with a small generation; the ledger tells the batch of a number, and the size of the batch.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_folder_serves_from_a_starter_generation() {
     const SHARD_SIZE: u32 = 2_500_000;
@@ -138,7 +139,7 @@ async fn an_empty_folder_serves_from_a_starter_generation() {
     let server = site.start().await;
     let number = server.take("int", None).await.remove(0);
     server.take("float", None).await;
-    // In the middle of the first large builds.
+    // The first large builds are still running.
     server.stop().await;
 
     let ledger = site.file("used_numbers_int.db");
@@ -147,12 +148,12 @@ async fn an_empty_folder_serves_from_a_starter_generation() {
          WHERE CAST(number AS INTEGER) = {number}"
     );
     let starter: Vec<u32> = support::column(&ledger, &sql);
-    assert_eq!(starter.len(), 1, "the ledger has {number} once");
-    assert!(starter[0] < SHARD_SIZE, "the first batch had all {starter:?}");
+    assert_eq!(starter.len(), 1, "{number} has to be in the ledger once");
+    assert!(starter[0] < SHARD_SIZE, "the first batch is a full shard: {starter:?}");
 }
 
-/// Story: the next generation is only begun when the shard is empty, or is built and never
-/// used. It has to lie ready as `.next` while the shard serves, and to take its place.
+/// Story: the next generation was begun only when the shard was empty, or was built and never used. It has to
+/// be complete as `.next` while the shard serves, and then to replace it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_built_ahead_and_swapped_in() {
     let generation = "SELECT generation FROM shard";
@@ -183,10 +184,10 @@ async fn a_standby_is_built_ahead_and_swapped_in() {
     server.stop().await;
 }
 
-/// Story: somebody looks at a shard with `sqlite3` and leaves the window open. The swap renames
-/// the new file over the one that is being read, the old `-wal` stays behind, and SQLite plays
-/// it into the new generation; or the commits of the new one go to a file that nobody finds
-/// after a crash. The reader may be refused (the file is locked); a number may not come twice.
+/// Story: an operator looked at a shard with `sqlite3` and left it open. The swap renamed the new file over
+/// the one being read, the old `-wal` remained, and SQLite applied it to the new generation. Or commits to
+/// the new file went to a log that was not found after a crash. The reader may be refused (the file is
+/// locked), but no number may be repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_a_shard_makes_no_number_repeat() {
     let config = Config::new().pool("int", 1, 3_000, 1, 200).set("lease.rows", 16);
@@ -199,7 +200,7 @@ async fn a_reader_of_a_shard_makes_no_number_repeat() {
     reader.busy_timeout(Duration::ZERO).unwrap();
     reader.execute_batch("BEGIN").unwrap();
     let count = "SELECT count(*) FROM numbers";
-    // An error is a refusal, which is as good.
+    // If the file is locked, this fails, which is fine too.
     let _ = reader.query_row(count, (), |row| row.get::<_, i64>(0));
     for _ in 0..10 {
         numbers.extend(server.take("int", Some(100)).await);
@@ -215,10 +216,10 @@ async fn a_reader_of_a_shard_makes_no_number_repeat() {
     server.stop().await;
 }
 
-/// Waits until `/health` tells this status for the pool `int` and as a whole, with its code, and
-/// with a reason unless all is well.
+/// Waits until `/health` has this status for the pool `int` and as a whole. Fails unless the HTTP status is
+/// `code`, and a reason is given exactly if the status is not `ok`.
 async fn assert_health(server: &Server, status: &str, code: u16) {
-    eventually(&format!("/health to tell {status}"), async || {
+    eventually(&format!("/health to be {status}"), async || {
         let answer = server.get("/health").await;
         let health: Health = answer.parse();
         let pool = &health.pools["int"];
@@ -232,15 +233,15 @@ async fn assert_health(server: &Server, status: &str, code: u16) {
     .await;
 }
 
-/// A file system of 8 MB in memory, which only the server sees and which ends with it: outside of its
-/// mount namespace the folder is empty. What is written through here is written there.
+/// A file system of 8 MB in memory that only the server sees and that ends with it. Outside the server's
+/// mount namespace the folder is empty; [`Self::folder`] leads into that namespace.
 struct SmallDisk {
-    /// The data folder, as others reach it.
+    /// The path of the data folder for other processes.
     folder: PathBuf,
 }
 
 impl SmallDisk {
-    /// Starts a server on one. `None` where a test may not mount anything.
+    /// Starts a server on a new file system. Returns `None` if the test may not mount anything.
     async fn start(site: &Site) -> Option<(Server, Self)> {
         const MOUNT: &str = "mount -t tmpfs -o size=8m,mode=700 tmpfs \"$0\"";
         let unshare = |script: &str| {
@@ -262,7 +263,7 @@ impl SmallDisk {
         let mut command = unshare(&format!("{MOUNT} && exec \"$@\""));
         command.arg(tombola.get_program()).args(tombola.get_args()).current_dir(site.folder());
         let server = Server::start(command).await;
-        // Both `unshare` and the shell give their process away.
+        // `unshare` and the shell both `exec` the next program, so this is the server's process.
         let root = PathBuf::from(format!("/proc/{}/root", server.process.id()));
         let folder = root.join(site.data().strip_prefix("/").unwrap());
         Some((server, Self { folder }))
@@ -272,7 +273,7 @@ impl SmallDisk {
         self.folder.join("filler")
     }
 
-    /// Takes the last byte.
+    /// Fills the disk to the last byte.
     fn fill(&self) {
         let mut filler = File::create(self.filler()).unwrap();
         for size in [1 << 16, 1] {
@@ -290,9 +291,9 @@ impl SmallDisk {
     }
 }
 
-/// Story: a log or a backup fills the disk. A server that stops, or marks its shards as damaged, takes
-/// numbers away that lie ready; one that keeps quiet is found out when they are used up; one that
-/// does not come back by itself needs somebody at night.
+/// Story: a log or a backup filled the disk. A server that stops or marks its shards as damaged withholds
+/// numbers that it could still serve. If it reports nothing, operators find out when the numbers are used up.
+/// If it does not recover without help, someone has to intervene at night.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_degrades_serves_all_there_is_and_heals() {
     const SHARD_SIZE: u32 = 2_000;
@@ -310,7 +311,7 @@ async fn a_full_disk_degrades_serves_all_there_is_and_heals() {
     })
     .await;
     let mut numbers = Vec::new();
-    // By then both shards have a log.
+    // Both shards have a log after this.
     for _ in 0..200 {
         numbers.extend(server.take("int", None).await);
     }
@@ -325,8 +326,8 @@ async fn a_full_disk_degrades_serves_all_there_is_and_heals() {
         }
         numbers.extend(answer.numbers());
         if numbers.len() == SHARD_SIZE as usize * 3 / 2 {
-            // One shard at least is under its low water, and the other has numbers yet.
-            reason = eventually("a health that tells", async || {
+            // At least one shard is below its low water, and the other still has numbers.
+            reason = eventually("/health to be degraded", async || {
                 let answer = health().await;
                 answer.assert_status(200);
                 let health = answer.parse::<Health>();
@@ -335,9 +336,9 @@ async fn a_full_disk_degrades_serves_all_there_is_and_heals() {
             .await;
         }
     }
-    let reason = reason.expect("degraded for a reason");
+    let reason = reason.expect("a reason for the degraded state");
     assert!(reason.contains("full") || reason.contains("space"), "{reason}");
-    assert_eq!(numbers.len(), 2 * SHARD_SIZE as usize, "all that lay ready");
+    assert_eq!(numbers.len(), 2 * SHARD_SIZE as usize, "all numbers in the shards are served");
 
     disk.make_room();
     eventually("a healthy server", async || {

@@ -1,5 +1,5 @@
-//! What a server makes of the folder and the settings it finds: it goes on, heals, or refuses
-//! and says why. A refusal changes nothing.
+//! How a server treats the folder and the settings it finds: it continues, repairs, or refuses with a reason.
+//! A refusal changes nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -21,12 +21,12 @@ const SHARD_0: &str = "int_shard_0.db";
 const SHARD_1: &str = "int_shard_1.db";
 const SHARD_SIZE: u32 = 200;
 
-/// Two shards of 200 in a range that can be drained in a moment.
+/// Returns a config with two shards of 200, in a range that is quickly drained.
 fn small() -> Config {
     Config::new().pool("int", 1, 2_000, 2, SHARD_SIZE)
 }
 
-/// Takes what is left of the range on a server of its own.
+/// Drains the rest of the range with a new server.
 async fn drain(site: &Site) -> Vec<String> {
     let server = site.start().await;
     let numbers = server.drain("int", 8, &[None, Some(20)]).await;
@@ -34,7 +34,7 @@ async fn drain(site: &Site) -> Vec<String> {
     numbers
 }
 
-/// Removes a database as a whole: a `-wal` left alone is a state that SQLite never leaves.
+/// Removes a database with its log and index: SQLite never leaves a `-wal` without its database.
 fn remove(file: &Path) {
     for ending in ["-wal", "-shm"] {
         let _ = fs::remove_file(format!("{}{ending}", file.display()));
@@ -42,21 +42,21 @@ fn remove(file: &Path) {
     fs::remove_file(file).unwrap();
 }
 
-/// Story: a second server is started by mistake, both lease from the same shards, and the swap of
-/// one pulls the files from under the other.
+/// Story: a second server was started by mistake. Both leased from the same shards, and the swap of one
+/// replaced files that the other had open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_has_one_process() {
     let site = Site::new(&small());
     let first = site.start().await;
     let mut numbers = first.take("int", Some(10)).await;
 
-    for _ in 0..2 {
-        let message = site.refusal().await;
+    let (second, third) = tokio::join!(site.refusal(), site.refusal());
+    for message in [second, third] {
         assert_says(&message, &["process", "LOCK"]);
     }
 
     numbers.extend(first.take("int", Some(10)).await);
-    // The lock ends with the process, however that ends.
+    // The lock ends with the process, in whatever way the process ends.
     first.kill().await;
     let second = site.start().await;
     numbers.extend(second.take("int", Some(10)).await);
@@ -67,8 +67,8 @@ async fn a_folder_has_one_process() {
     missing(&numbers, 1..=2_000);
 }
 
-/// Story: the ledger is lost, a new one is begun beside full shards, and it draws what the
-/// shards hold. The second start has to refuse as the first: a refusal leaves no new ledger.
+/// Story: the ledger was lost, a new one was created beside full shards, and it drew numbers that the shards
+/// already held. The second start has to refuse like the first, because a refusal creates no ledger.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_ledger_is_not_begun_anew() {
     let site = Site::new(&small());
@@ -84,7 +84,7 @@ async fn a_missing_ledger_is_not_begun_anew() {
     let message = refusal(site.init_shards()).await;
     assert_says(&message, &[LEDGER, "restore"]);
 
-    // Nor when only a standby is left to tell that there was one.
+    // The same if only a standby is left as evidence that there was a ledger.
     let moved = site.folder().join("moved");
     fs::create_dir(&moved).unwrap();
     for shard in [SHARD_0, SHARD_1] {
@@ -100,8 +100,8 @@ async fn a_missing_ledger_is_not_begun_anew() {
     assert_each_once(&numbers, 1..=2_000);
 }
 
-/// Story: a ledger of zero bytes is a valid, empty database to SQLite. So is, with bad luck, what
-/// a repair tool leaves.
+/// Story: to SQLite, a ledger of zero bytes is a valid, empty database, and so may be the output of a repair
+/// tool.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_ledger_is_refused() {
     let site = Site::new(&small());
@@ -118,7 +118,7 @@ async fn a_damaged_ledger_is_refused() {
         remove(&ledger);
         fs::write(&ledger, &kept).unwrap();
     }
-    // Tables without rows, as after a `.dump` that was read back by half.
+    // Tables without rows, as after a `.dump` that was only partly restored.
     let connection = Connection::open(&ledger).unwrap();
     connection.execute_batch("DELETE FROM ledger").unwrap();
     drop(connection);
@@ -130,7 +130,8 @@ async fn a_damaged_ledger_is_refused() {
     assert_each_once(&numbers, 1..=2_000);
 }
 
-/// Story: after an update the server called a ledger damaged that was only older, and said to restore it.
+/// Story: after an update, the server reported a ledger of an older format as damaged and advised to restore
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_of_another_version_is_refused_and_no_damage() {
     let site = Site::new(&small());
@@ -151,8 +152,8 @@ async fn a_ledger_of_another_version_is_refused_and_no_damage() {
     assert_each_once(&drain(&site).await, 1..=2_000);
 }
 
-/// Story: a shard is copied from another machine to save the filling. Its numbers are not in
-/// this machine's ledger, so they will be drawn again.
+/// Story: a shard was copied from another machine to avoid the filling. Its numbers are not in this machine's
+/// ledger, so they would be drawn again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_of_another_ledger_is_refused() {
     let site = Site::new(&small());
@@ -179,8 +180,8 @@ async fn a_shard_of_another_ledger_is_refused() {
     assert_each_once(&numbers, 1..=2_000);
 }
 
-/// Story: somebody copies shard 0 to have a shard 1, or a bug builds two shards from one draw.
-/// Every number of it would be handed out twice.
+/// Story: an operator copied shard 0 to create shard 1, or a bug built two shards from one draw. Each of its
+/// numbers would be handed out twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_shards_of_one_batch_are_refused() {
     let site = Site::new(&small());
@@ -192,7 +193,7 @@ async fn two_shards_of_one_batch_are_refused() {
     fs::copy(site.file(SHARD_0), &shard).unwrap();
     assert_says(&site.refusal().await, &[SHARD_1]);
 
-    // The same, with a file that says it is shard 1.
+    // The same with a file that claims to be shard 1.
     let connection = Connection::open(&shard).unwrap();
     connection.execute_batch("UPDATE shard SET idx = 1").unwrap();
     drop(connection);
@@ -204,7 +205,7 @@ async fn two_shards_of_one_batch_are_refused() {
     assert_each_once(&numbers, 1..=2_000);
 }
 
-/// One way to damage a file.
+/// A name, and a function that damages a file.
 type Damage = (&'static str, fn(&Path));
 
 const DAMAGES: &[Damage] = &[
@@ -231,8 +232,8 @@ fn truncate(file: &Path, length: u64) {
     file.set_len(length).unwrap();
 }
 
-/// Story: a sector goes bad. One shard is out of use for as long as a rebuild takes; its numbers
-/// are burned, since some may have been handed out, and the file is kept for whoever looks.
+/// Story: a sector went bad. One shard is unavailable until it is rebuilt. Its numbers are burned, since some
+/// may have been handed out, and the file is kept for analysis.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_shard_is_set_aside_and_rebuilt_with_fresh_numbers() {
     for (damage, apply) in DAMAGES {
@@ -253,7 +254,7 @@ async fn a_damaged_shard_is_set_aside_and_rebuilt_with_fresh_numbers() {
             let burned = missing(&numbers, 1..=2_000);
             assert!(burned <= SHARD_SIZE as usize, "{name}: {damage}: {burned}");
             if !standby {
-                // With its log, if it has one.
+                // The log is kept too, if there is one.
                 let mut kept = site.files(&format!("{SHARD_0}.damaged-"));
                 kept.retain(|name| !name.ends_with("-wal") && !name.ends_with("-shm"));
                 assert_eq!(kept.len(), 1, "{damage}: {kept:?}");
@@ -263,8 +264,44 @@ async fn a_damaged_shard_is_set_aside_and_rebuilt_with_fresh_numbers() {
     }
 }
 
-/// Story: an operator deletes a shard to save space. That is an empty shard: it is filled again,
-/// and with numbers that the ledger has never seen.
+/// Story: a shard's file was copied, numbers were issued, and the copy, which was of the same generation, was
+/// put back: 208 numbers were issued again, and `verify` found nothing. If `running`, the copy is made while
+/// the server runs, and includes the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_of_the_same_generation_is_refused() {
+    for running in [false, true] {
+        let site = Site::new(&small());
+        site.fill().await;
+        let first = site.start().await;
+        first.take("int", Some(10)).await;
+        let names = [SHARD_0.to_owned(), format!("{SHARD_0}-wal")];
+        let mut server = Some(first);
+        if !running {
+            server.take().unwrap().stop().await;
+        }
+        let copies: Vec<_> =
+            names.iter().filter_map(|name| Some((name, fs::read(site.file(name)).ok()?))).collect();
+        assert_eq!(copies.len(), 1 + usize::from(running));
+        let server = match server {
+            Some(server) => server,
+            None => site.start().await,
+        };
+        server.take("int", Some(100)).await;
+        server.stop().await;
+
+        for (name, content) in &copies {
+            fs::write(site.file(name), content).unwrap();
+        }
+        let refused = site.refusal().await;
+        assert!(refused.contains("older copy of generation 1"), "{running}: {refused}");
+        let verified = run(site.console(&["verify"])).await;
+        assert_eq!(verified.status.code(), Some(1), "{running}: {}", verified.stdout);
+        assert!(verified.stdout.contains("older copy of generation 1"), "{}", verified.stdout);
+    }
+}
+
+/// Story: an operator deleted a shard to save space. It counts as empty and is filled again, with numbers
+/// that are new to the ledger.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_shard_is_rebuilt_with_fresh_numbers() {
     let site = Site::new(&small());
@@ -275,8 +312,8 @@ async fn a_deleted_shard_is_rebuilt_with_fresh_numbers() {
     assert!(burned <= SHARD_SIZE as usize, "{burned} burned");
 }
 
-/// Story: killed between the ledger's commit and the rename. The ledger has the batch, so its
-/// numbers will not be drawn again: a `.tmp` thrown away burns them all.
+/// Story: killed between the ledger's commit and the rename. The batch is in the ledger, so its numbers will
+/// not be drawn again, and deleting the `.tmp` would burn them all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_the_ledger_has_is_adopted() {
     let site = Site::new(&small());
@@ -287,23 +324,23 @@ async fn a_build_that_the_ledger_has_is_adopted() {
     assert_each_once(&numbers, 1..=2_000);
 }
 
-/// Story: killed between the build and the ledger's commit. The ledger does not have the batch,
-/// so its numbers will be drawn again: a `.tmp` adopted repeats them all.
+/// Story: killed between the build and the ledger's commit. The batch is not in the ledger, so its numbers
+/// will be drawn again, and adopting the `.tmp` would repeat them all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_the_ledger_has_not_is_deleted() {
     let site = Site::new(&small());
     site.fill().await;
-    let before = fs::read(site.file(LEDGER)).unwrap();
-    let mut numbers = site.stop_with_standby(SHARD_SIZE).await;
-    remove(&site.file(LEDGER));
-    fs::write(site.file(LEDGER), before).unwrap();
-    standbys_to_builds(&site);
+    let build = site.file("int_shard_0.db.tmp");
+    fs::copy(site.file(SHARD_0), &build).unwrap();
+    let connection = Connection::open(&build).unwrap();
+    connection.execute("UPDATE shard SET batch = 99, generation = 2", []).unwrap();
+    connection.close().unwrap();
 
-    numbers.extend(drain(&site).await);
-    assert_each_once(&numbers, 1..=2_000);
+    assert_each_once(&drain(&site).await, 1..=2_000);
+    assert!(!build.exists());
 }
 
-/// Story: killed in the middle of writing the file: it is not even a database.
+/// Story: killed while the file was being written, so it is not even a database.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_is_half_written_is_deleted() {
     for (damage, apply) in DAMAGES {
@@ -318,7 +355,7 @@ async fn a_build_that_is_half_written_is_deleted() {
     }
 }
 
-/// Turns every `.next` into the `.tmp` that it was a moment before.
+/// Renames each `.next` to the `.tmp` that it was before.
 fn standbys_to_builds(site: &Site) {
     for standby in site.files(".db.next") {
         let build = standby.replace(".next", ".tmp");
@@ -326,12 +363,12 @@ fn standbys_to_builds(site: &Site) {
     }
 }
 
-/// Story: a typing error in the config is ignored, the default takes its place, and nobody knows
-/// until the range is used up. What is refused names the key, the value and what is allowed.
+/// Story: a typo in the config was ignored and the default was used, unnoticed until the range was used up. A
+/// refusal names the key, the value and what is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn impossible_settings_are_refused_with_what_is_allowed() {
     let cases: &[(&str, &str, &[&str])] = &[
-        // Unknown keys, at every level.
+        // Unknown keys at every level.
         ("server.lisen", "'127.0.0.1:0'", &["lisen", "listen"]),
         ("sever.listen", "'127.0.0.1:0'", &["sever", "server"]),
         ("pools.int.shard_sise", "10", &["shard_sise", "shard_size"]),
@@ -353,7 +390,7 @@ async fn impossible_settings_are_refused_with_what_is_allowed() {
         ("pools.int.max", "99.5", &["pools.int.max", "99.5"]),
         ("pools.int.max", "inf", &["pools.int.max", "inf"]),
         ("pools.int.max", "nan", &["pools.int.max", "NaN"]),
-        // Digits: 100 and 14 decimals are 17.
+        // Digits: 100 (three digits) with 14 decimals has 17.
         ("pools.int.decimals", "14", &["pools.int", "decimals", "14", "15"]),
         ("pools.int.decimals", "15", &["pools.int.decimals", "15", "14"]),
         ("pools.int.decimals", "-1", &["pools.int.decimals", "-1"]),
@@ -363,14 +400,14 @@ async fn impossible_settings_are_refused_with_what_is_allowed() {
         ("pools.int.shards", "'some'", &["pools.int.shards", "some", "auto"]),
         ("pools.int.shard_size", "0", &["pools.int.shard_size", "0", "1"]),
         ("pools.int.shard_size", "101", &["pools.int.shard_size", "101", "100"]),
-        // Names that are to become file names.
+        // Names that would become file names.
         ("pools.'../int'.max", "10", &["../int", "a-z"]),
         ("pools.''.max", "10", &["pools", "a-z"]),
         ("pools.'with space'.max", "10", &["with space", "a-z"]),
         ("pools.1st.max", "10", &["1st", "a-z"]),
         ("pools.with-dash.max", "10", &["with-dash", "a-z"]),
         ("pools.a23456789_123456789_123456789_123.max", "10", &["a23456789_", "32"]),
-        // The rest.
+        // Other settings.
         ("server.listen", "'nowhere'", &["server.listen", "nowhere"]),
         ("server.count_limit", "0", &["server.count_limit", "0", "1"]),
         ("lease.rows", "-1", &["lease.rows", "-1"]),
@@ -384,7 +421,7 @@ async fn impossible_settings_are_refused_with_what_is_allowed() {
 
     for (key, value, words) in cases {
         let mut changed = config.clone().set(key, value);
-        // A pool that is wrong in its name or in one key only.
+        // For a pool that is wrong only in its name or in one key, the other keys are set too.
         if let Some((pool, "max" | "maximum")) = key.rsplit_once('.')
             && pool != "pools.int"
         {
@@ -404,7 +441,7 @@ async fn impossible_settings_are_refused_with_what_is_allowed() {
     assert!(unsaid.is_empty(), "{}", unsaid.concat());
 }
 
-/// Story: the last pool is left out, and the server starts to answer 400 to everything.
+/// Story: the last pool was disabled, and the server started and responded to everything with 400.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_without_pools_or_without_a_file_is_refused() {
     let site = Site::new(&Config::new());
@@ -417,8 +454,8 @@ async fn a_config_without_pools_or_without_a_file_is_refused() {
     assert_says(&site.refusal().await, &["config.toml"]);
 }
 
-/// Story: the container sets a variable, the file says otherwise, and each colleague believes
-/// that his wins. File, then environment, then flags.
+/// Story: a container set a variable, the file had another value, and two operators disagreed about which one
+/// applied. The order is file, then environment, then flags.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_overrides_the_file_and_flags_override_both() {
     let rows = |site: &Site, folder: &str| -> i64 {
@@ -432,7 +469,7 @@ async fn the_environment_overrides_the_file_and_flags_override_both() {
     command.env("TOMBOLA_STORAGE__DIR", "from_env");
     assert!(run(command).await.status.success());
     assert_eq!(rows(&site, "from_env"), 150);
-    assert!(!site.data().exists(), "the file's folder");
+    assert!(!site.data().exists(), "the folder from the file was created");
 
     let mut command = site.init_shards();
     command.env("TOMBOLA_POOLS__INT__SHARD_SIZE", "150");
@@ -441,7 +478,7 @@ async fn the_environment_overrides_the_file_and_flags_override_both() {
     assert!(run(command).await.status.success());
     assert_eq!(rows(&site, "from_flag"), 120);
 
-    // 203.0.113.0/24 is nobody's (RFC 5737): whoever listens there fails.
+    // 203.0.113.0/24 belongs to no machine (RFC 5737), so a server can't listen there.
     site.configure(&small().set("server.listen", "'203.0.113.1:1'"));
     let mut command = site.tombola();
     command.env("TOMBOLA_SERVER__LISTEN", "127.0.0.1:0");
@@ -477,8 +514,8 @@ async fn bad_flags_end_with_code_2() {
     }
 }
 
-/// Story: with `--log-format json` one line of plain text breaks the log pipeline; logs on stdout
-/// break whoever reads the address from there.
+/// Story: with `--log-format json`, one line of plain text broke the log pipeline, and logs on stdout broke
+/// programs that read the address there.
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_go_to_stderr_in_the_format_asked_for() {
     let site = Site::new(&small());
@@ -492,18 +529,18 @@ async fn logs_go_to_stderr_in_the_format_asked_for() {
     let Finished { status, stdout, stderr } = server.process.finish().await;
 
     assert_eq!(status.code(), Some(0), "{stderr}");
-    assert!(stdout.contains("/random"), "what to try: {stdout}");
+    assert!(stdout.contains("/random"), "the suggested command is missing: {stdout}");
     assert!(!stderr.is_empty());
     for line in stderr.lines() {
         let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
         assert!(parsed.is_ok_and(|value| value.is_object()), "{line}");
     }
     let lines = stderr.lines().count();
-    assert!(lines < 1_000, "a line per request: {stderr}");
+    assert!(lines < 1_000, "the log has a line for each request: {stderr}");
 }
 
-/// Story: Ctrl-C in a terminal, or a supervisor's SIGTERM, cuts off an answer whose numbers are
-/// already marked as used. Both let it finish; whoever cannot wait sends the signal again.
+/// Story: Ctrl-C in a terminal, or SIGTERM from a supervisor, cut off a response whose numbers were already
+/// marked as used. Both signals let the response finish; a second signal ends the server at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_a_request_and_a_second_signal_does_not() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -513,7 +550,7 @@ async fn a_stop_waits_for_a_request_and_a_second_signal_does_not() {
             let numbers = server.take("int", Some(10)).await;
             let mut caller = TcpStream::connect(server.address()).unwrap();
             caller.write_all(b"GET /random HTTP/1.1\r\nHost:").unwrap();
-            eventually("the half request to be read", async || {
+            eventually("half of the request to be read", async || {
                 is_read_by_peer(&caller).then_some(())
             })
             .await;
@@ -523,17 +560,17 @@ async fn a_stop_waits_for_a_request_and_a_second_signal_does_not() {
                 TcpStream::connect(server.address()).is_err().then_some(())
             })
             .await;
-            assert!(server.process.is_running(), "a request is on its way");
+            assert!(server.process.is_running(), "a request is still being received");
 
             if patient {
-                caller.write_all(b" tombola\r\n\r\n").unwrap();
+                caller.write_all(b" localhost\r\n\r\n").unwrap();
                 let answer = std::io::read_to_string(&mut caller).unwrap();
                 assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
                 let finished = server.process.finish().await;
                 assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
                 let rest = drain(&site).await;
                 let burned = missing(&[numbers, rest].concat(), 1..=2_000);
-                assert_eq!(burned, 1, "the one in the last answer");
+                assert_eq!(burned, 1, "only the number in the last response");
             } else {
                 server.process.signal(signal);
                 server.process.finish().await;
@@ -543,7 +580,7 @@ async fn a_stop_waits_for_a_request_and_a_second_signal_does_not() {
     }
 }
 
-/// Whether the process at the other end has taken all bytes from its kernel (Linux: the receive
+/// Returns whether the peer process has read all bytes from its kernel (on Linux, according to the receive
 /// queue in /proc/net/tcp, whose ports are in hexadecimal).
 fn is_read_by_peer(stream: &TcpStream) -> bool {
     let port = |address: std::io::Result<SocketAddr>| format!(":{:04X}", address.unwrap().port());
@@ -555,7 +592,7 @@ fn is_read_by_peer(stream: &TcpStream) -> bool {
     })
 }
 
-/// Fails unless the message has every word.
+/// Fails unless the message contains each of the words.
 fn assert_says(message: &str, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "{word:?} is not in:\n{message}");

@@ -1,8 +1,8 @@
-//! Nobody can guess a number: the values, their order of issue and their shards are uniform.
+//! Numbers can't be guessed: the values, the order in which they are issued and their shards are uniform.
 //!
-//! Every test here accepts with probability 1 - 10^-9 what a true random source gives, so it
-//! fails by chance once in a billion runs; what it guards against (sorted rows, a low-entropy
-//! seed, a lopsided choice of blocks) is off by far more.
+//! With a true random source, each test passes with probability 1 - 10^-9, so it fails by chance once in a
+//! billion runs. The defects that it guards against (sorted rows, a low-entropy seed, an uneven choice of
+//! blocks) deviate by far more.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::cast_precision_loss, reason = "counts here are far below 2^53")]
@@ -12,13 +12,13 @@ mod support;
 use statrs::distribution::{ChiSquared, ContinuousCDF, Normal};
 use support::{Config, Many, One, Site, integers};
 
-/// The probability that a test fails although all is well.
+/// The probability that a test fails although there is no defect.
 const ERROR_PROBABILITY: f64 = 1e-9;
-/// Bins on each axis.
+/// The number of bins on each axis.
 const BINS: usize = 16;
 
-/// Story: values drawn modulo the range favour the low ones; a draw from few strata leaves
-/// visible gaps. Over the whole default range, which the sample is a vanishing part of.
+/// Story: values drawn modulo the range favoured the low ones, and a draw from few strata left visible gaps.
+/// The test covers the whole default range, of which its sample is a tiny part.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_are_uniform_over_a_wide_range() {
     const MAX: i64 = (1 << 53) - 1;
@@ -30,7 +30,7 @@ async fn values_are_uniform_over_a_wide_range() {
     }
     assert_uniform("values", &counts, counts.len() - 1, 1.0);
 
-    // The low bits show a bad scaling that the high bits hide.
+    // The low bits reveal a scaling error that the high bits hide.
     let mut counts = [0; BINS * BINS];
     for number in &numbers {
         counts[bin(number % 65_521, 65_521, BINS * BINS)] += 1;
@@ -38,9 +38,9 @@ async fn values_are_uniform_over_a_wide_range() {
     assert_uniform("values modulo a prime", &counts, counts.len() - 1, 1.0);
 }
 
-/// Story: of a small range, the first half issued tells which half is to come: low values first,
-/// or neighbours together. A sample without replacement varies less than one with: the statistic
-/// is scaled by (N - 1) / (N - n), the finite population correction.
+/// Story: in a small range, the first half issued revealed the second half: low values came first, or
+/// neighbours came together. A sample without replacement varies less than one with replacement, so the
+/// statistic is scaled by (N - 1) / (N - n), the finite population correction.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_half_of_a_small_range_is_a_uniform_half() {
     const RANGE: i64 = 25_600;
@@ -55,9 +55,9 @@ async fn the_first_half_of_a_small_range_is_a_uniform_half() {
     assert_uniform("first half", &counts, counts.len() - 1, correction);
 }
 
-/// Story: shards are filled in sorted order and drained from the front, so that each number
-/// tells the next. Over a range issued to its end the values are known; what is random is their
-/// order: when a value comes, and what follows on it.
+/// Story: shards were filled in sorted order and drained from the front, so each number revealed the next.
+/// When a whole range is issued, its values are known, and only their order is random: when a value is
+/// issued, and which value follows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_order_of_issue_is_unrelated_to_the_value() {
     const RANGE: usize = 25_600;
@@ -67,7 +67,7 @@ async fn the_order_of_issue_is_unrelated_to_the_value() {
         let numbers = integers(&take(config, RANGE).await);
         let range = RANGE as i64;
 
-        // Position against value: both margins are fixed, as in any contingency table.
+        // Position against value. Both margins are fixed, as in any contingency table.
         let mut counts = [0; BINS * BINS];
         for (position, value) in numbers.iter().enumerate() {
             let row = position * BINS / RANGE;
@@ -76,7 +76,7 @@ async fn the_order_of_issue_is_unrelated_to_the_value() {
         let degrees = (BINS - 1) * (BINS - 1);
         assert_uniform("position and value", &counts, degrees, 1.0);
 
-        // Pairs that do not overlap are draws of their own.
+        // Pairs that do not overlap are independent draws.
         let mut counts = [0; BINS * BINS];
         for pair in numbers.chunks_exact(2) {
             let row = bin(pair[0], range, BINS);
@@ -84,16 +84,16 @@ async fn the_order_of_issue_is_unrelated_to_the_value() {
         }
         assert_uniform("serial pairs", &counts, counts.len() - 1, 1.0);
 
-        // For a random permutation of n both coefficients are normal, with variance 1 / (n - 1):
-        // Spearman's against the position, and the serial one at lag 1.
+        // In a random permutation of n, both coefficients are normal with variance 1 / (n - 1): Spearman's
+        // against the position, and the serial one at lag 1.
         let positions: Vec<i64> = (0..range).collect();
         assert_uncorrelated("rank and position", &numbers, &positions);
         assert_uncorrelated("rank and next rank", &numbers[1..], &numbers[..RANGE - 1]);
     }
 }
 
-/// Story: the choice of a shard is a counter, or always the fullest: who sees the shard's name
-/// learns what the others do, and one file wears out.
+/// Story: shards were chosen in turn, or the fullest always. A caller who saw a shard's name learned what the
+/// other callers did, and one file wore out.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_spread_evenly_over_the_shards() {
     let site = Site::new(&Config::new().pool("int", 0, 1_000_000_000, 4, 10_000));
@@ -104,7 +104,7 @@ async fn requests_are_spread_evenly_over_the_shards() {
         digits.strip_suffix(".db").unwrap().parse().unwrap()
     };
 
-    // No shard falls below half, so every one stays in rotation.
+    // No shard falls below half, so all stay in rotation.
     let mut singles = Vec::new();
     for _ in 0..6_000 {
         let answer = server.get("/random").await;
@@ -132,8 +132,8 @@ async fn requests_are_spread_evenly_over_the_shards() {
     }
 }
 
-/// Story: a fixed seed. Two fresh servers hand out the same numbers, and whoever runs a third
-/// knows them all. That true random draws meet has a probability of 10^6 / 2^53, about 10^-10.
+/// Story: the seed was fixed. Two new servers handed out the same numbers, and the owner of a third knew them
+/// all. With true random draws, a common number has a probability of 10^6 / 2^53, about 10^-10.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_fresh_servers_have_no_number_in_common() {
     let config = Config::new().pool("int", 0, (1i64 << 53) - 1, 1, 1_000);
@@ -143,8 +143,8 @@ async fn two_fresh_servers_have_no_number_in_common() {
     assert!(common.is_empty(), "{common:?}");
 }
 
-/// So many numbers of a fresh server, in the order of their issue to one client: half of them
-/// one by one, half in batches, whose order is an order of issue too.
+/// Takes `count` numbers from a new server with one client, and returns them in the order of their issue.
+/// Half are taken one by one, half in batches; the order within a batch counts too.
 async fn take(config: Config, count: usize) -> Vec<String> {
     const BATCH: usize = 50;
     let site = Site::new(&config);
@@ -164,14 +164,14 @@ async fn take(config: Config, count: usize) -> Vec<String> {
     numbers
 }
 
-/// The bin of a value of `0..range`.
+/// Returns the bin of a value of `0..range`.
 fn bin(value: i64, range: i64, bins: usize) -> usize {
     let bin = i128::from(value) * bins as i128 / i128::from(range);
     usize::try_from(bin).unwrap()
 }
 
-/// Pearson's chi-square test against equal counts, on both sides: counts that are too even are
-/// not random either.
+/// Tests for equal counts with Pearson's chi-square test, two-sided: counts that are too even are not random
+/// either.
 fn assert_uniform(what: &str, counts: &[u32], degrees: usize, correction: f64) {
     let total: u32 = counts.iter().sum();
     let expected = f64::from(total) / counts.len() as f64;
@@ -185,7 +185,7 @@ fn assert_uniform(what: &str, counts: &[u32], degrees: usize, correction: f64) {
     );
 }
 
-/// Tests that the correlation of two orders of ranks is that of a random permutation.
+/// Tests that two orders of ranks are as uncorrelated as random permutations.
 fn assert_uncorrelated(what: &str, left: &[i64], right: &[i64]) {
     let count = left.len() as f64;
     let mean = |ranks: &[i64]| ranks.iter().sum::<i64>() as f64 / count;

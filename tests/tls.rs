@@ -1,4 +1,4 @@
-//! https: what a client sees of the certificate, and what a bad one does to the server.
+//! HTTPS: which certificate clients see, and what a bad certificate does to the server.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,10 +19,10 @@ use tokio_rustls::rustls::{
     SupportedProtocolVersion, crypto::ring, version,
 };
 
-/// How long a client may keep the server waiting in the one test that waits for it.
+/// The time that a client may keep the server waiting, in the test that waits for it.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// A certificate for `localhost` that vouches for itself, and its key.
+/// A self-signed certificate for `localhost`, and its key.
 struct Pair(CertifiedKey<KeyPair>);
 
 impl Pair {
@@ -63,7 +63,7 @@ fn config() -> Config {
 
 type Stream = StreamOwned<ClientConnection, TcpStream>;
 
-/// Shakes hands, trusting these certificates only, with these versions and the name `localhost`.
+/// Completes a handshake for the name `localhost` with these TLS versions, trusting only these certificates.
 fn connect(
     server: &Server,
     trusted: &[&Pair],
@@ -90,7 +90,7 @@ fn connect(
     Ok(stream)
 }
 
-/// One request on a connection that stays.
+/// Sends one request on a connection that stays open, and returns the response.
 fn get(stream: &mut Stream, target: &str) -> String {
     write!(stream, "GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
@@ -109,14 +109,14 @@ fn number(stream: &mut Stream) -> String {
     one.number.get().to_owned()
 }
 
-/// The certificate that new connections get now.
+/// Returns the certificate that new connections get now.
 fn presented(server: &Server, pairs: &[&Pair]) -> CertificateDer<'static> {
     let stream = connect(server, pairs, rustls::DEFAULT_VERSIONS).unwrap();
     stream.conn.peer_certificates().unwrap()[0].clone()
 }
 
-/// Story: old clients are locked out by a server that speaks TLS 1.3 only; others are promised
-/// HTTP/2 and get HTTP/1.1.
+/// Story: a server that spoke only TLS 1.3 locked out old clients, or a server offered HTTP/2 and then spoke
+/// HTTP/1.1.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_come_over_tls_1_2_and_1_3() {
     let site = Site::new(&config());
@@ -136,13 +136,27 @@ async fn numbers_come_over_tls_1_2_and_1_3() {
     }
     assert_eq!(support::missing(&numbers, 1..=1_000), 996);
 
-    // The client's trust is what keeps others out.
+    // A client that does not trust the certificate refuses it.
     let stranger = connect(&server, &[&Pair::new()], rustls::DEFAULT_VERSIONS);
     assert!(stranger.unwrap_err().to_string().contains("invalid peer certificate"));
     server.stop().await;
 }
 
-/// Story: a certificate was renewed, and clients saw the old one until it had run out.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_simplest_mode_serves_https_too() {
+    let site = Site::new(&config().set("server.mode", "'simple'"));
+    let pair = Pair::new();
+    pair.write(&site);
+    let server = site.start().await;
+    let mut stream = connect(&server, &[&pair], rustls::DEFAULT_VERSIONS).unwrap();
+    for _ in 0..2 {
+        let response = get(&mut stream, "/random");
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    }
+    server.stop().await;
+}
+
+/// Story: a certificate was renewed, and clients saw the old one until it expired.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hang_up_signal_brings_the_new_certificate_and_leaves_open_connections_alone() {
     let site = Site::new(&config());
@@ -154,7 +168,7 @@ async fn a_hang_up_signal_brings_the_new_certificate_and_leaves_open_connections
     let mut numbers = vec![number(&mut before)];
 
     new.write(&site);
-    assert_eq!(&presented(&server, &[&old, &new]), old.der(), "nobody said to read it");
+    assert_eq!(&presented(&server, &[&old, &new]), old.der(), "the file was read without SIGHUP");
     server.process.signal(Signal::SIGHUP);
     eventually("the new certificate", async || {
         (presented(&server, &[&old, &new]) == *new.der()).then_some(())
@@ -168,7 +182,7 @@ async fn a_hang_up_signal_brings_the_new_certificate_and_leaves_open_connections
     server.stop().await;
 }
 
-/// Story: half a renewal, the new certificate beside the old key, ended the server or its TLS.
+/// Story: half a renewal, the new certificate with the old key, ended the server or its TLS.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_files_at_a_reload_are_told_and_change_nothing() {
     let site = Site::new(&config());
@@ -195,7 +209,7 @@ async fn bad_files_at_a_reload_are_told_and_change_nothing() {
     server.stop().await;
 }
 
-/// Story: SIGHUP ends a process that does not expect it.
+/// Story: SIGHUP ended a process that did not expect it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hang_up_signal_without_a_certificate_does_nothing() {
     for mode in ["sharded", "json", "simple"] {
@@ -211,7 +225,7 @@ async fn a_hang_up_signal_without_a_certificate_does_nothing() {
     }
 }
 
-/// Story: a certificate that can't be used is noticed by the first client.
+/// Story: an unusable certificate was noticed only by the first client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_refuses_what_can_not_be_used_and_names_the_file() {
     let site = Site::new(&config());
@@ -221,7 +235,7 @@ async fn a_start_refuses_what_can_not_be_used_and_names_the_file() {
         for part in what {
             assert!(refusal.contains(part), "{part:?} is not in {refusal}");
         }
-        assert!(!refusal.contains("PRIVATE KEY-----\n"), "the key is told: {refusal}");
+        assert!(!refusal.contains("PRIVATE KEY-----\n"), "the key is in the message: {refusal}");
     };
     let write = |path: &Path, text: &str| std::fs::write(path, text).unwrap();
 
@@ -247,8 +261,8 @@ async fn a_start_refuses_what_can_not_be_used_and_names_the_file() {
     site.start().await.stop().await;
 }
 
-/// Story: clients that have not switched to https yet, or never finish their handshake, hold
-/// connections, or end the server.
+/// Story: clients that still used plain http, or did not finish their handshake, held connections or ended
+/// the server.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_shake_hands_is_closed_and_harms_nobody() {
     let site = Site::new(&config().set("server.client_timeout_ms", LIMIT.as_millis()));
@@ -258,8 +272,8 @@ async fn who_does_not_shake_hands_is_closed_and_harms_nobody() {
     let server = site.start().await;
 
     for (says, waits) in [
-        (&b"GET /random HTTP/1.1\r\nhost: x\r\n\r\n"[..], false),
-        // The beginning of a record that never comes.
+        (&b"GET /random HTTP/1.1\r\nhost: localhost\r\n\r\n"[..], false),
+        // The beginning of a record that never completes.
         (&[0x16, 3, 1, 2, 0][..], true),
         (&[][..], true),
     ] {
@@ -272,18 +286,18 @@ async fn who_does_not_shake_hands_is_closed_and_harms_nobody() {
             Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{says:?}: {error}"),
             _ => assert!(!answer.starts_with(b"HTTP"), "{answer:?}"),
         }
-        assert!(!waits || begun.elapsed() >= LIMIT, "cut after {:?}", begun.elapsed());
+        assert!(!waits || begun.elapsed() >= LIMIT, "closed after {:?}", begun.elapsed());
     }
     let begun = Instant::now();
     let mut idle = connect(&server, &[&pair], rustls::DEFAULT_VERSIONS).unwrap();
     let _ended = idle.read(&mut [0]);
-    assert!(begun.elapsed() >= LIMIT, "cut after {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= LIMIT, "closed after {:?}", begun.elapsed());
 
     number(&mut connect(&server, &[&pair], rustls::DEFAULT_VERSIONS).unwrap());
     server.stop().await;
 }
 
-/// Story: a port scanner connects and says nothing, and the stop waits for its handshake.
+/// Story: a port scanner connected and sent nothing, and a stop waited for its handshake.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_for_a_handshake() {
     const NEVER_MS: u64 = 3_600_000;
@@ -295,7 +309,7 @@ async fn a_stop_does_not_wait_for_a_handshake() {
     site.fill().await;
     let server = site.start().await;
     let _silent = TcpStream::connect(server.address()).unwrap();
-    // Accepted after it.
+    // This connection is accepted after the silent one.
     number(&mut connect(&server, &[&pair], rustls::DEFAULT_VERSIONS).unwrap());
 
     server.stop().await;

@@ -1,4 +1,5 @@
-//! Every number once, and every one: whatever the clients mix, however the server ends.
+//! Each number of a range is handed out, exactly once, whatever the clients ask for and however the server
+//! ends.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -10,8 +11,8 @@ use support::{Config, Server, Site, assert_each_once, missing};
 
 const RESTARTS: usize = 20;
 
-/// Story: the refiller forgets to ask the ledger, or builds two shards from one draw. In a small
-/// range that repeats a number within the first refills.
+/// Story: the refiller did not check the ledger, or built two shards from one draw. In a small range, that
+/// repeats a number within the first refills.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_range_comes_out_once_each_to_64_clients() {
     let site = Site::new(&Config::new().pool("int", 1, 1_000, 2, 100));
@@ -32,7 +33,7 @@ async fn a_larger_range_comes_out_once_each_to_64_clients() {
     server.stop().await;
 }
 
-/// Strict mode takes another way through the lease: each number is committed on its own.
+/// Strict mode uses leases differently: each number is committed on its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strict_pool_comes_out_once_each_to_64_clients() {
     let config = Config::new().pool("int", 1, 5_000, 2, 400).set("lease.rows", 0);
@@ -43,7 +44,7 @@ async fn a_strict_pool_comes_out_once_each_to_64_clients() {
     server.stop().await;
 }
 
-/// Story: ten seats are left, a group asks for eleven, is told no, and the ten are gone.
+/// Story: ten seats were left, a group asked for eleven and was refused, and the ten were gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_count_takes_all_or_none() {
     for lease_rows in [0, 4, 1024] {
@@ -59,7 +60,7 @@ async fn a_count_takes_all_or_none() {
             support::eventually("a final answer", async || {
                 let answer = server.get(&format!("/random?count={count}")).await;
                 match answer.status {
-                    // Before it is known that nothing more can come.
+                    // The server does not know yet that the range is used up.
                     503 => answer.assert_refilling(),
                     _ => answer.assert_exhausted(),
                 }
@@ -75,9 +76,9 @@ async fn a_count_takes_all_or_none() {
     }
 }
 
-/// Story: a shard holds five numbers and its next generation a hundred. Who asks for ten finds
-/// too few in rotation and takes none; so the shard never gets empty and is never swapped, and
-/// "please retry shortly" is a lie for ever.
+/// Story: a shard held five numbers and its next generation a hundred. A request for ten found too few in
+/// rotation and took none, so the shard never became empty and was never swapped, and "please retry shortly"
+/// never came true.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_count_is_served_across_the_end_of_a_generation() {
     let site = Site::new(&Config::new().pool("int", 1, 1_000, 1, 100));
@@ -91,8 +92,8 @@ async fn a_count_is_served_across_the_end_of_a_generation() {
     server.stop().await;
 }
 
-/// Story: a shard is above its low-water mark, so nobody builds its next generation; a request asks
-/// for more than it has, and is told to "retry shortly" for ever.
+/// Story: a shard was above its low-water mark, so its next generation was not built. A request for more
+/// numbers than it held was told to "retry shortly" without end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_count_larger_than_what_is_left_is_served_above_the_low_water_mark() {
     let config = Config::new().pool("int", 1, 1_000, 1, 100).set("refill.low_water", 0.01);
@@ -107,8 +108,8 @@ async fn a_count_larger_than_what_is_left_is_served_above_the_low_water_mark() {
     server.stop().await;
 }
 
-/// Story: rows leased and not handed out stay marked as used over a stop. Each deploy burns a
-/// thousand numbers of every shard, and the range never comes out whole.
+/// Story: rows that were leased but not handed out stayed marked as used after a stop. Each deploy burned a
+/// thousand numbers of every shard, and the range was never issued completely.
 #[tokio::test(flavor = "multi_thread")]
 async fn graceful_restarts_burn_nothing() {
     for lease_rows in [1024, 16, 0] {
@@ -120,8 +121,8 @@ async fn graceful_restarts_burn_nothing() {
     }
 }
 
-/// Story: a number is handed out, the process is killed before its row is marked, and the next
-/// run hands it out again. Or, to be safe, a run marks half of the shard and its end burns it.
+/// Story: a number was handed out, the process was killed before its row was marked, and the next run handed
+/// it out again. Or a run marked half of the shard to be safe, and burned it when it ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_repeat_nothing_and_burn_at_most_the_leases() {
     let config = Config::new().pool("int", 1, 100_000, 2, 2_000).set("lease.rows", 16);
@@ -131,7 +132,7 @@ async fn kills_repeat_nothing_and_burn_at_most_the_leases() {
     restarts.assert_burned_at_most(2 * 2 * 16, burned);
 }
 
-/// The same with the default lease, larger than what a run takes.
+/// The same with the default lease, which is larger than what a run takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_burn_at_most_the_leases_of_the_default_size() {
     let config = Config::new().pool("int", 1, 150_000, 2, 10_000);
@@ -140,8 +141,8 @@ async fn kills_burn_at_most_the_leases_of_the_default_size() {
     restarts.assert_burned_at_most(2 * 2 * 1024, burned);
 }
 
-/// In strict mode a commit is on its way to the disk nearly all the time, so nearly every kill
-/// hits one: a number served before its commit comes again.
+/// In strict mode a commit is in progress nearly all the time, so nearly every kill interrupts one. A number
+/// that was served before its commit would be repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_of_a_strict_server_burn_only_what_was_in_flight() {
     let config = Config::new().pool("int", 1, 60_000, 2, 2_000).set("lease.rows", 0);
@@ -150,17 +151,17 @@ async fn kills_of_a_strict_server_burn_only_what_was_in_flight() {
     restarts.assert_burned_at_most(0, burned);
 }
 
-/// Runs of a server under load, each ended while the clients go on asking.
+/// Runs of a server under load, each ended while the clients keep sending requests.
 struct Restarts {
-    /// Numbers received before a run is ended.
+    /// The count of numbers received before a run is ended.
     per_run: usize,
     clients: usize,
     counts: &'static [Option<u32>],
 }
 
 impl Restarts {
-    /// Ends [`RESTARTS`] runs by `end`, then drains the range. Nothing may come twice; returns
-    /// how many numbers never came.
+    /// Ends [`RESTARTS`] runs with `end`, then drains the range. Fails if a number was repeated, and returns
+    /// how many numbers were never received.
     async fn burned(
         &self,
         config: &Config,
@@ -183,7 +184,8 @@ impl Restarts {
         missing(&numbers, range)
     }
 
-    /// `leased`: the most that one kill may burn beside what was in flight.
+    /// Fails if more numbers were burned than the kills account for. `leased` is the most that one kill may
+    /// burn in addition to what was in flight.
     fn assert_burned_at_most(&self, leased: usize, burned: usize) {
         let largest = self.counts.iter().map(|count| count.unwrap_or(1)).max();
         let in_flight = self.clients * largest.unwrap() as usize;

@@ -1,4 +1,4 @@
-//! `init-shards`: fills every missing or empty shard, the pools side by side.
+//! `init-shards`: fills every missing or empty shard, the pools in parallel.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Parser;
@@ -25,8 +25,8 @@ use tombola::ledger::Ledger;
 use tombola::refill::{Built, Refill, build};
 use tombola::{shard, sqlite};
 
-/// Fills every missing or empty shard with numbers that the ledger does not have. Run again, it
-/// changes nothing that is not empty.
+/// Fills every missing or empty shard with numbers that the ledger does not have. Shards that still
+/// have numbers are not changed.
 #[derive(Debug, Parser)]
 #[command(version, after_help = Exit::table())]
 struct Arguments {
@@ -43,7 +43,7 @@ struct Arguments {
     size: Option<u64>,
 }
 
-/// A line of the table at the end.
+/// A row of the table at the end.
 struct Line {
     shard: String,
     rows: u64,
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => Exit::Done.into(),
         Err(error) => {
-            // Each error tells the whole story, its causes included.
+            // Each error text includes its causes.
             eprintln!("Error: {error}");
             Exit::of(&error).into()
         }
@@ -76,7 +76,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     })?;
     cancel_on_signal().map_err(|error| anyhow!("can't listen to signals: {error}"))?;
 
-    let folder = Folder::open(&config.dir, Mode::Sharded, config.fleet.is_some())?;
+    let folder = Folder::open(&config.dir, Mode::Sharded, config.fleet.is_some(), Duration::ZERO)?;
     let runtime = Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
     let shares = runtime.block_on(join_fleet(&config, &folder))?;
     let bars = MultiProgress::new();
@@ -87,8 +87,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             .iter()
             .zip(shares)
             .map(|(pool, share)| {
-                let strata = share.map(|(share, claims)| Strata { share, claims, runtime });
-                scope.spawn(move || fill_pool(folder, pool, strata, bars))
+                let partitions = share.map(|(share, claims)| Partitions { share, claims, runtime });
+                scope.spawn(move || fill_pool(folder, pool, partitions, bars))
             })
             .collect();
         fillers
@@ -102,7 +102,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(print_table(&lines)?)
 }
 
-/// What an instance of a fleet draws from, pool by pool.
+/// Joins the fleet in the settings. Returns for each pool what this instance may draw from, or `None`
+/// without a fleet.
 async fn join_fleet(
     config: &Config,
     folder: &Folder,
@@ -115,26 +116,26 @@ async fn join_fleet(
     Ok(shares.into_iter().zip(claims).map(Some).collect())
 }
 
-/// In a fleet, the strata to draw from.
-struct Strata<'r> {
+/// The partitions of a pool that this instance of a fleet draws from.
+struct Partitions<'r> {
     share: Share,
     claims: Claims,
     runtime: &'r Runtime,
 }
 
-impl Strata<'_> {
-    /// Claims what a build of so many rows wants.
+impl Partitions<'_> {
+    /// Claims the partitions that a build of `rows` rows needs.
     fn secure(&mut self, ledger: &mut Ledger, rows: u64) -> anyhow::Result<()> {
-        let wanted = ledger.strata_wanted(rows);
+        let wanted = ledger.partitions_wanted(rows);
         if wanted > 0 && !self.claims.none_left() {
             let held = self.runtime.block_on(self.claims.claim(wanted))?;
-            ledger.hold(&held)?;
+            ledger.hold(&held);
         }
         Ok(())
     }
 }
 
-/// The first signal ends the builds, the second the process.
+/// Cancels the builds at the first signal, and ends the process at the second.
 fn cancel_on_signal() -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
@@ -150,15 +151,15 @@ fn cancel_on_signal() -> io::Result<()> {
 fn fill_pool(
     folder: &Folder,
     config: &PoolConfig,
-    mut strata: Option<Strata<'_>>,
+    mut partitions: Option<Partitions<'_>>,
     bars: &MultiProgress,
 ) -> anyhow::Result<Vec<Line>> {
-    let share = strata.as_ref().map(|strata| &strata.share);
-    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config, share)?;
+    let share = partitions.as_ref().map(|partitions| &partitions.share);
+    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config, share, false)?;
     let mut lines = Vec::new();
     for files in shards.iter().filter(|files| files.index.0 < config.shards) {
-        if let Some(strata) = &mut strata {
-            strata.secure(&mut ledger, config.shard_size.into())?;
+        if let Some(partitions) = &mut partitions {
+            partitions.secure(&mut ledger, config.shard_size.into())?;
         }
         lines.push(fill_shard(&mut ledger, &paths, config, files, bars)?);
     }
@@ -187,7 +188,7 @@ fn fill_shard(
     if files.standby.is_none() {
         let refill = Refill {
             shard: files.index,
-            live: files.live.as_ref().map(|label| label.generation),
+            live: files.live.as_ref().map(|live| live.label.generation),
             rows: config.shard_size.into(),
         };
         let progress = Progress::begin(&name, refill.rows, bars);
@@ -195,11 +196,11 @@ fn fill_shard(
         match build(ledger, paths, &refill, &mut step) {
             Ok(Built::Batch(_) | Built::Adopted) => progress.end(started),
             Ok(Built::Exhausted) => {
-                progress.say("the range is used up: nothing to fill it with");
+                progress.say("the range is used up, so there is nothing to fill it with");
                 return Ok(line);
             }
             Err(error) if error.is_cancelled() => {
-                anyhow::bail!("stopped at {name}; run init-shards again to go on")
+                anyhow::bail!("stopped at {name}; run init-shards again to continue")
             }
             Err(error) => anyhow::bail!("can't fill {name}: {error}"),
         }
@@ -217,11 +218,11 @@ fn unused_rows(paths: &PoolPaths, files: &ShardFiles) -> anyhow::Result<u64> {
         .map_err(|error| anyhow!("can't read {name}: {error}"))
 }
 
-/// A bar on a terminal, plain lines elsewhere.
+/// A progress bar on a terminal, plain lines elsewhere.
 struct Progress {
     name: String,
     bar: ProgressBar,
-    /// Each number is a step twice: when it is drawn and when it is written.
+    /// Numbers drawn plus numbers written: each number counts twice.
     steps: Cell<u64>,
     on_terminal: bool,
 }

@@ -1,22 +1,22 @@
-// Prints one number. Usage: node random.mjs [URL] [POOL], a token in TOMBOLA_TOKEN.
+// Prints one number. Usage: node random.mjs [URL] [POOL]. The token comes from TOMBOLA_TOKEN.
 
 const TRIES = 10;
 
-/** One number, as the text that came: JSON.parse would make 5.1 of 5.100000. */
+/** Returns one number as the text that the server sent: JSON.parse would turn 5.100000 into 5.1. */
 export async function draw(url, pool, token) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const address = `${url}/random?${new URLSearchParams({ type: pool })}`;
   for (let left = TRIES - 1; ; left -= 1) {
     let wait = 1;
     try {
-      const answer = await fetch(address, { headers, signal: AbortSignal.timeout(10_000) });
-      const text = await answer.text();
-      if (answer.ok) return text.match(/"number":([^,}]+)/)[1];
-      if (![429, 503].includes(answer.status)) throw new Refused(`${answer.status}: ${text}`);
-      if (left === 0) throw new Refused(`${answer.status}: ${text}`);
-      wait = Number(answer.headers.get("retry-after") ?? 1);
+      const response = await fetch(address, { headers, signal: AbortSignal.timeout(10_000) });
+      const text = await response.text();
+      if (response.ok) return text.match(/"number":([^,}]+)/)[1];
+      if (![429, 503].includes(response.status)) throw new Refused(`${response.status}: ${text}`);
+      if (left === 0) throw new Refused(`${response.status}: ${text}`);
+      wait = Number(response.headers.get("retry-after") ?? 1);
     } catch (error) {
-      // No answer came: the number that may have been on its way never comes again.
+      // No response arrived. If a number was already taken for it, that number is never issued again.
       if (error instanceof Refused || left === 0) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, wait * 1000));

@@ -1,4 +1,5 @@
-//! Prints one number. Usage: `cargo run --example random -- [URL] [POOL]`, a token in `TOMBOLA_TOKEN`.
+//! Prints one number. Usage: `cargo run --example random -- [URL] [POOL]`. The token
+//! comes from `TOMBOLA_TOKEN`.
 
 #![forbid(unsafe_code)]
 
@@ -13,8 +14,8 @@ use serde_json::value::RawValue;
 const TRIES: u32 = 10;
 
 #[derive(Deserialize)]
-struct Answer {
-    /// As the text that came: 5.100000, not 5.1.
+struct Body {
+    /// The text that the server sent: 5.100000, not 5.1.
     number: Box<RawValue>,
 }
 
@@ -29,20 +30,20 @@ async fn draw(
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            // No answer came: the number that may have been on its way never comes again.
+        let response = match request.send().await {
+            Ok(response) => response,
+            // No response arrived. If a number was already taken for it, it is never issued again.
             Err(_) if left > 0 => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
-            Err(error) => return Err(error).context(format!("no answer from {url}")),
+            Err(error) => return Err(error).context(format!("no response from {url}")),
         };
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let text = answer.text().await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await?;
         match status {
             StatusCode::OK => {
-                return Ok(serde_json::from_str::<Answer>(&text)?.number.get().to_owned());
+                return Ok(serde_json::from_str::<Body>(&text)?.number.get().to_owned());
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if left > 0 => {
                 let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints one number. Usage: random_number.py [URL] [POOL], a token in TOMBOLA_TOKEN."""
+"""Prints one number. Usage: random_number.py [URL] [POOL]. The token comes from TOMBOLA_TOKEN."""
 
 import json
 import os
@@ -13,22 +13,22 @@ TRIES = 10
 
 
 def draw(url: str, pool: str, token: str | None = None) -> str:
-    """One number, as the text that came: 5.100000, not 5.1."""
+    """Returns one number as the text that the server sent: 5.100000, not 5.1."""
     request = urllib.request.Request(f"{url}/random?{urllib.parse.urlencode({'type': pool})}")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     for left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.load(answer, parse_int=str, parse_float=str)["number"]
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return json.load(response, parse_int=str, parse_float=str)["number"]
         except urllib.error.HTTPError as refused:
             if refused.code not in (429, 503) or left == 0:
                 raise SystemExit(f"{refused.code}: {refused.read().decode()}") from refused
             time.sleep(int(refused.headers.get("Retry-After", 1)))
         except OSError as lost:
-            # No answer came: the number that may have been on its way never comes again.
+            # No response arrived. If a number was already taken for it, it is never issued again.
             if left == 0:
-                raise SystemExit(f"no answer from {url}: {lost}") from lost
+                raise SystemExit(f"no response from {url}: {lost}") from lost
             time.sleep(1)
     raise AssertionError("the last try returns or ends")
 

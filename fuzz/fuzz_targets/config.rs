@@ -1,4 +1,4 @@
-//! A user's config.toml: refused with a reason, or a configuration whose pools hold together.
+//! A user's config.toml is refused with a reason, or gives a configuration with consistent pools.
 #![no_main]
 
 use std::path::PathBuf;

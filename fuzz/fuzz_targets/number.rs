@@ -1,4 +1,5 @@
-//! A range and a number of it, as text: what is accepted keeps its text, whatever it was written as.
+//! A range, and a number in it, as text: a number that is accepted keeps its canonical text, whatever it was
+//! parsed from.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +22,7 @@ fuzz_target!(|input: (u8, &str, &str, &str)| {
     let number = space.number(value);
     assert_eq!(space.parse(number.as_str()), Ok(value), "{text} became {number}");
     assert!(decimals > 0 || value.0.abs() <= INTEGER_MAX, "{number}");
-    // Readers that keep numbers as doubles tell it from its neighbours.
+    // A reader that keeps numbers as doubles can still tell the number from its neighbours.
     let double: f64 = number.as_str().parse().expect("a number's text is a number");
     assert_eq!(format!("{double:.*}", usize::from(decimals)), number.as_str());
 });

@@ -1,4 +1,4 @@
-//! A query string: refused with a reason, or a pool that there is and a count within its limit.
+//! A query string is refused with a reason, or gives an existing pool and a count within the limit.
 #![no_main]
 
 use std::num::NonZeroU32;

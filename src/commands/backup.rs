@@ -11,15 +11,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::backup::{self, Summary};
 use crate::config::Location;
 
-/// What a restored copy can't know.
-const WARNING: &str = "A server on this copy does not know the numbers that are issued from now on: \
-    restored, it can hand them out again.";
+/// The warning about a restored copy.
+const WARNING: &str = "A server on this copy does not know the numbers that are issued from now on, \
+    and can hand them out again.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
     #[command(flatten)]
     location: Location,
-    /// The copy: a folder that does not exist yet, or is empty
+    /// Folder for the copy, which must be empty or not exist yet
     #[arg(value_name = "DIR")]
     to: PathBuf,
 }
@@ -29,7 +29,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let stopped = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stopped))
-            .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
+            .map_err(|error| anyhow!("can't listen for signals: {error}"))?;
     }
     let summary = backup::run(&dir, &flags.to, &|| !stopped.load(Ordering::Relaxed))?;
     Ok(print(&summary, &flags.to)?)
@@ -46,10 +46,13 @@ fn print(summary: &Summary, to: &Path) -> io::Result<()> {
     for note in &summary.findings.notes {
         writeln!(out, "note: {note}")?;
     }
+    for name in &summary.left_out {
+        writeln!(out, "note: {name} is not in the copy: no server serves from it")?;
+    }
     for (pool, burned) in &summary.burned {
         writeln!(
             out,
-            "{pool}: at most {burned} of the numbers not yet handed out never come from here"
+            "{pool}: at most {burned} of the numbers not yet handed out are never served from this copy"
         )?;
     }
     let bytes: u64 = summary.files.iter().map(|(_, bytes)| bytes).sum();

@@ -1,4 +1,4 @@
-//! `tombola check-config`: what a server would run with, and where each value comes from. Opens no
+//! `tombola check-config`: prints the settings that a server would use, and where each comes from. Opens no
 //! data folder.
 
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use crate::config::{AuthConfig, Config, Origin, Setting};
 use crate::server;
 use crate::telemetry::{self, LogFormat};
 
-/// From here on stand the comments, where the value leaves room.
+/// The column of the comments, unless a value is longer.
 const COMMENT_COLUMN: usize = 34;
 
 pub(super) fn run(settings: serve::Settings) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "# What tombola {} runs with here, and where each value comes from.",
+        "# The settings of tombola {} here, and where each value comes from.",
         env!("CARGO_PKG_VERSION")
     )?;
     let mut table = "";
@@ -45,7 +45,7 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
         writeln!(out, "{line:<COMMENT_COLUMN$}# {}{note}", setting.origin)?;
     }
     if let AuthConfig::Unsaid = config.auth {
-        writeln!(out, "\n# No tokens: anyone may ask who is on this machine.")?;
+        writeln!(out, "\n# No authentication: any process on this machine may send requests.")?;
     }
     if config.quota.is_none() {
         writeln!(out, "# No quota: nothing is limited.")?;
@@ -53,7 +53,7 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
     out.flush()
 }
 
-/// What the value alone does not say.
+/// Returns an addition to the comment, if the value needs an explanation.
 fn note(config: &Config, setting: &Setting) -> String {
     let name = setting.table.strip_prefix("pools.").unwrap_or_default();
     let pool = config.pools.iter().find(|pool| pool.name.as_str() == name);
@@ -66,7 +66,7 @@ fn note(config: &Config, setting: &Setting) -> String {
     }
 }
 
-/// The entries of a list of tables.
+/// Returns the entries of a list of tables.
 fn tables(value: &toml::Value) -> Option<Vec<&toml::Table>> {
     let entries: Vec<_> = value.as_array()?.iter().map(toml::Value::as_table).collect();
     entries.into_iter().collect::<Option<Vec<_>>>().filter(|entries| !entries.is_empty())

@@ -1,4 +1,4 @@
-//! One question to a running server, and its answer: for the commands that look at one.
+//! Sends a request to a running server, for the commands that inspect one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -25,22 +25,22 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use super::exit::{Ended, Exit};
 use crate::config::{Config, Location, Overrides};
 
-/// The longest wait for a whole answer, connecting included: servers that are well take milliseconds.
+/// The longest wait for a whole response, including the connection. A healthy server takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest answer that is read: `/status` of a thousand shards has a third of a megabyte.
+/// The longest body that is read: `/status` of a thousand shards has a third of a megabyte.
 const BODY_LIMIT_BYTES: usize = 16 << 20;
 
-/// Of an answer that went wrong, in an error message: a few lines of a terminal.
+/// Characters of an unexpected response in an error message: a few lines of a terminal.
 const EXCERPT_CHARS: usize = 200;
 
-/// Which server, and how it proves that it is the one.
+/// The server, and the root that vouches for it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
-    /// The server, http:// or https:// [default: where the settings say that it listens]
+    /// The server, http:// or https:// [default: the address in the settings]
     #[arg(long, value_name = "URL")]
     url: Option<Address>,
-    /// Settings file [default: config.toml in the working directory, if it is there]
+    /// Settings file [default: config.toml in the working directory, if it exists]
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<PathBuf>,
     /// PEM file of the root that vouches for the server's certificate, for https
@@ -50,10 +50,10 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The server that they name.
+    /// Returns the server that the flags name.
     ///
     /// # Errors
-    /// When settings or certificates can't be used.
+    /// If settings or certificates can't be used.
     pub(super) fn server(self) -> anyhow::Result<Server> {
         let (address, ca) = match self.url {
             Some(address) => (address, self.ca),
@@ -80,7 +80,7 @@ impl Target {
     }
 }
 
-/// What a URL says of where a server is.
+/// The address of a server.
 #[derive(Clone, Debug)]
 struct Address {
     tls: bool,
@@ -89,12 +89,12 @@ struct Address {
 }
 
 impl Address {
-    /// Where a server with these settings is found from this machine.
+    /// Returns the address at which this machine reaches a server with these settings.
     fn of(config: &Config) -> anyhow::Result<Self> {
         let listen = config.server.listen;
         if listen.port() == 0 {
-            let problem = "the settings say port 0, so that the system picks one: name the server \
-                           with --url, as it said itself when it started";
+            let problem = "the settings have port 0, for which the system picks a port: use --url \
+                           with the address that the server printed when it started";
             return Err(Ended::error(Exit::Settings, problem));
         }
         let host = match listen.ip() {
@@ -105,7 +105,7 @@ impl Address {
         Ok(Self { tls: config.server.tls.is_some(), host, port: listen.port() })
     }
 
-    /// Host and port as `Host` and URLs have them.
+    /// Returns the host and port, as in `Host` and in URLs.
     fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -126,10 +126,12 @@ impl FromStr for Address {
         };
         let authority = uri.authority().ok_or("names no server")?;
         if authority.as_str().contains('@') {
-            return Err("no user or password here: use --token-file".to_owned());
+            return Err(
+                "a URL with a user or password is not supported: use --token-file".to_owned()
+            );
         }
         if uri.path_and_query().is_some_and(|rest| rest.as_str() != "/") {
-            return Err("only the server here, without a path".to_owned());
+            return Err("give only the server, without a path".to_owned());
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         if host.is_empty() {
@@ -151,7 +153,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A server to ask.
+/// A server to send requests to.
 pub(super) struct Server {
     address: Address,
     tls: Option<TlsConnector>,
@@ -163,7 +165,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// A whole answer.
+/// A whole response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -171,8 +173,8 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The body's beginning, safe to print: whatever answers at the other end, it does not get to
-    /// command the terminal or to fill it.
+    /// Returns the beginning of the body, safe to print: a server can't use it to control or flood the
+    /// terminal.
     pub(super) fn excerpt(&self) -> String {
         let body = String::from_utf8_lossy(&self.body);
         body.chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
@@ -180,10 +182,10 @@ impl Answer {
 }
 
 impl Server {
-    /// Asks for a path.
+    /// Sends a GET request for `path`.
     ///
     /// # Errors
-    /// [`Exit::Unreachable`] when no whole answer comes.
+    /// [`Exit::Unreachable`] if no whole response arrives.
     pub(super) async fn get(
         &self,
         path: &'static str,
@@ -192,11 +194,11 @@ impl Server {
         let problem = match tokio::time::timeout(PATIENCE, self.exchange(path, credentials)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(problem)) => problem,
-            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+            Err(_) => format!("no response within {} s", PATIENCE.as_secs()),
         };
         let message = format!(
-            "{self} does not answer: {problem}. Is a server of tombola running there? Name another \
-             with --url"
+            "{self} does not respond: {problem}. Check that tombola is running there, or name another \
+             server with --url"
         );
         Err(Ended::error(Exit::Unreachable, message))
     }
@@ -216,7 +218,7 @@ impl Server {
         let Some(tls) = &self.tls else {
             return ask(socket, request).await.map_err(|error| match error {
                 Failure::NotHttp(problem) => {
-                    format!("{problem}; a server with a certificate is named by https://")
+                    format!("{problem}; for a server with a certificate use https://")
                 }
                 Failure::Broken(problem) => problem,
             });
@@ -225,7 +227,7 @@ impl Server {
         let stream = tls.connect(name, socket).await.map_err(|error| {
             format!(
                 "{error}. --url has to name the server as its certificate does, and --ca the root \
-                 that vouches for it; a server without a certificate is named by http://"
+                 that vouches for it; for a server without a certificate use http://"
             )
         })?;
         ask(stream, request).await.map_err(|error| match error {
@@ -234,7 +236,7 @@ impl Server {
     }
 }
 
-/// Why an open connection gave no answer.
+/// Why there was no response on an open connection.
 enum Failure {
     NotHttp(String),
     Broken(String),
@@ -243,7 +245,7 @@ enum Failure {
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         match error.is_parse() {
-            true => Self::NotHttp(format!("what came is not HTTP ({error})")),
+            true => Self::NotHttp(format!("the response is not HTTP ({error})")),
             false => Self::Broken(error.to_string()),
         }
     }
@@ -261,7 +263,7 @@ async fn ask(
         let body = body.map_err(|error| Failure::Broken(error.to_string()))?;
         Ok(Answer { status, body: body.to_bytes().to_vec() })
     };
-    // The connection ends once the exchange has let go of it; its own error reaches the exchange too.
+    // The connection ends once the exchange drops its sender. Its own error reaches the exchange too.
     let (answer, _) = tokio::join!(exchange, connection);
     answer
 }

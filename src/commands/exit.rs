@@ -1,4 +1,4 @@
-//! How a command ends, as whoever started it sees it: one table of exit codes.
+//! The one table of exit codes.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -8,49 +8,52 @@ use crate::files::LockError;
 use crate::fleet::{FleetError, Lost};
 use crate::folder::FolderError;
 use crate::ledger::LedgerError;
-use crate::rungs::OpenError;
+use crate::on_demand::OpenError;
 use crate::server::ServerError;
 
-/// Why a command ended. The numbers are promised: service managers decide by them whether to start
-/// the server again. 2 is also what the parser of the arguments ends with.
+/// Why a command ended. The numbers are stable, because service managers decide by them whether to restart
+/// the server. The parser of the arguments exits with 2 too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It is done.
+    /// It succeeded.
     Done = 0,
-    /// It failed, for a reason that may pass.
+    /// It failed, for a reason that may be temporary.
     Failed = 1,
-    /// The arguments or the settings are wrong: they have to be mended first.
+    /// The arguments or the settings are wrong, and have to be corrected.
     Settings = 2,
-    /// The data folder can't be used as it is: somebody has to decide.
+    /// The data folder can't be used as it is, and an operator has to decide what to do.
     Folder = 3,
-    /// No server answered.
+    /// No server responded.
     Unreachable = 4,
-    /// What the data folder holds may be handed out elsewhere: somebody has to find out.
+    /// The content of the data folder may be handed out elsewhere, and an operator has to find out.
     Lost = 5,
-    /// The second Ctrl-C or SIGTERM: ended at once, with nothing cleaned up.
+    /// Another process uses the data folder, which may be free later.
+    InUse = 6,
+    /// A second Ctrl-C or SIGTERM ended it at once, with nothing cleaned up.
     Aborted = 130,
 }
 
 impl Exit {
-    const ALL: [(Self, &str); 7] = [
-        (Self::Done, "done; of serve: stopped as it was told to"),
-        (Self::Failed, "failed; of verify: something is not what it should be; of health: no"),
-        (Self::Settings, "the arguments or the settings are wrong: mend them first"),
-        (Self::Folder, "the data folder is in use, or can't be used as it is: see the message"),
-        (Self::Unreachable, "no server answered, or not as one of tombola does"),
+    const ALL: [(Self, &str); 8] = [
+        (Self::Done, "done; serve: stopped as requested"),
+        (Self::Failed, "failed; verify: found violations; health: not ready"),
+        (Self::Settings, "the arguments or the settings are wrong: correct them first"),
+        (Self::Folder, "the data folder can't be used as it is: see the message"),
+        (Self::Unreachable, "no server responded, or it is not a tombola server"),
         (Self::Lost, "in a fleet: the folder is an old copy, or the store is; see the message"),
+        (Self::InUse, "another process uses the data folder; serve waits for it for 10 s"),
         (Self::Aborted, "ended at once by a second Ctrl-C or SIGTERM"),
     ];
 
-    /// The table, for people.
+    /// Returns the table as text for people.
     #[must_use]
     pub fn table() -> String {
         let line = |(exit, meaning): &(Self, &str)| format!("  {:>3}  {meaning}", *exit as u8);
         format!("Exit codes:\n{}", Self::ALL.each_ref().map(line).join("\n"))
     }
 
-    /// What an error of any command ends in.
+    /// Returns the exit code for an error of any command.
     #[must_use]
     pub fn of(error: &anyhow::Error) -> Self {
         if let Some(said) = error.downcast_ref::<Ended>() {
@@ -66,7 +69,7 @@ impl Exit {
         } else if let Some(error) = error.downcast_ref::<FolderError>() {
             of_folder(error)
         } else if let Some(LockError::Held { .. }) = error.downcast_ref() {
-            Self::Folder
+            Self::InUse
         } else {
             Self::Failed
         }
@@ -109,20 +112,20 @@ fn of_fleet(error: &FleetError) -> Exit {
         | FleetError::Taken { .. } => Exit::Folder,
         FleetError::Folder(error) => of_folder(error),
         FleetError::Ledger(error) => of_ledger(error),
-        // It may come.
+        // These may be temporary.
         FleetError::Store(_) | FleetError::File(_) => Exit::Failed,
     }
 }
 
 fn of_folder(error: &FolderError) -> Exit {
     match error {
-        FolderError::Lock(LockError::Held { .. })
-        | FolderError::OtherMode { .. }
+        FolderError::Lock(LockError::Held { .. }) => Exit::InUse,
+        FolderError::OtherMode { .. }
         | FolderError::InFleet { .. }
         | FolderError::LedgerMissing { .. }
         | FolderError::Unexpected { .. } => Exit::Folder,
         FolderError::Ledger(error) => of_ledger(error),
-        // The disk may be full, or not there yet.
+        // The disk may be full, or not mounted yet.
         FolderError::Lock(LockError::File(_))
         | FolderError::File(_)
         | FolderError::Shard { .. } => Exit::Failed,
@@ -138,7 +141,7 @@ fn of_ledger(error: &LedgerError) -> Exit {
     }
 }
 
-/// An error that knows its own exit code.
+/// An error with an exit code of its own.
 #[derive(Debug)]
 pub(super) struct Ended {
     exit: Exit,

@@ -1,7 +1,8 @@
-//! `tombola fleet`: what the store of a fleet has, and how to put back what it has forgotten.
+//! `tombola fleet`: shows the state of a fleet, and puts back what its store has forgotten.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::exit::{Ended, Exit};
 use crate::config::{Config, FleetConfig, Location, Mode, Overrides};
@@ -12,9 +13,11 @@ use crate::sqlite;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Shows who holds which strata, and whether this data folder is current; its server may run
+    /// Shows how many partitions each instance holds, and whether this data folder is current; its server may
+    /// be running
     Status(Location),
-    /// Puts what this data folder knows back into a store that has forgotten it; its server must not run
+    /// Puts what this data folder knows back into a store that has forgotten it; its server must not be
+    /// running
     Reseed(Location),
 }
 
@@ -27,7 +30,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Reseed(location) => {
             let (dir, fleet) = settings(location)?;
-            let folder = Folder::open(&dir, Mode::Sharded, true)?;
+            let folder = Folder::open(&dir, Mode::Sharded, true, Duration::ZERO)?;
             super::block_on(async { put_back(&folder, &fleet).await })
         }
     }
@@ -39,7 +42,7 @@ fn settings(location: Location) -> anyhow::Result<(PathBuf, FleetConfig)> {
         Some(fleet) => Ok((config.dir, fleet)),
         None => Err(Ended::error(
             Exit::Settings,
-            "nothing is said of a fleet: put [fleet] with store and space into the settings",
+            "no fleet is configured: add [fleet] with store and space to the settings",
         )),
     }
 }
@@ -77,17 +80,17 @@ fn print(overview: &Overview, dir: &Path, fleet: &FleetConfig) -> io::Result<()>
 
     write!(out, "{:<36}  {:>10}", "instance", "steps")?;
     for pool in &overview.pools {
-        write!(out, "  {:>12}", format!("{pool} strata"))?;
+        write!(out, "  {:>12}", format!("{pool} partitions"))?;
     }
     writeln!(out)?;
     for (instance, holder) in &overview.instances {
         write!(out, "{instance}  {:>10}", holder.steps)?;
-        for count in &holder.strata {
+        for count in &holder.partitions {
             write!(out, "  {count:>12}")?;
         }
         writeln!(out)?;
     }
-    write!(out, "{:<36}  {:>10}", "nobody", "")?;
+    write!(out, "{:<36}  {:>10}", "unclaimed", "")?;
     for at in 0..overview.pools.len() {
         write!(out, "  {:>12}", overview.free(at))?;
     }
@@ -98,12 +101,12 @@ fn print(overview: &Overview, dir: &Path, fleet: &FleetConfig) -> io::Result<()>
 async fn put_back(folder: &Folder, fleet: &FleetConfig) -> anyhow::Result<()> {
     let reseeded = reseed(fleet, folder).await?;
     let mut out = io::stdout().lock();
-    for (pool, strata) in &reseeded.strata {
-        writeln!(out, "{pool}: {strata} strata put back")?;
+    for (pool, partitions) in &reseeded.partitions {
+        writeln!(out, "{pool}: {partitions} partitions put back")?;
     }
     match reseeded.step {
         Some(step) => writeln!(out, "fence: put back to step {step}")?,
-        None => writeln!(out, "fence: as this folder knows it, nothing to put back")?,
+        None => writeln!(out, "fence: not behind this folder, nothing to put back")?,
     }
     Ok(out.flush()?)
 }

@@ -1,4 +1,4 @@
-//! `tombola health`: whether a running server serves every pool, as an exit code.
+//! `tombola health`: checks whether to send requests to a running server, and reports it as an exit code.
 
 use std::io::{self, Write};
 
@@ -19,12 +19,20 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let answer = super::block_on(server.get("/health", None))?;
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let Some(status) = body.as_ref().and_then(|body| body["status"].as_str()) else {
-        let message = format!("{server}: this is no /health of tombola; name another with --url");
+        let message =
+            format!("{server}: this is not the /health of tombola; name another server with --url");
         return Err(Ended::error(Exit::Unreachable, message));
     };
-    if answer.status != 200 {
+    // If every pool serves, the server is ready. Otherwise /ready decides, so that one pool's trouble does
+    // not keep requests from the others.
+    let ready = answer.status == 200 || super::block_on(server.get("/ready", None))?.status == 200;
+    if !ready {
         return Err(anyhow!("{server} is {status:?}: {}", answer.excerpt()));
     }
-    let _ = writeln!(io::stdout(), "{}", status.escape_default());
+    match answer.status {
+        200 => writeln!(io::stdout(), "{}", status.escape_default()),
+        _ => writeln!(io::stdout(), "ready, but {:?}: {}", status, answer.excerpt()),
+    }
+    .unwrap_or(());
     Ok(())
 }

@@ -7,36 +7,35 @@ use std::thread;
 use anyhow::anyhow;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::runtime::Runtime;
+use tokio::runtime;
 use tokio::sync::oneshot;
-use tracing::info;
 
 use super::exit::Exit;
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
-use crate::server::{Server, blocking};
+use crate::server::Server;
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
     #[command(flatten)]
     settings: Settings,
-    /// How log lines look; RUST_LOG sets which are written
+    /// Format of the log lines; RUST_LOG sets which are written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
 }
 
-/// The flags that stand for settings.
+/// The flags that override settings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Settings {
     #[command(flatten)]
     location: Location,
-    /// What hands the numbers out [default: sharded]
+    /// How numbers are made and stored [default: sharded]
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Address and port to listen on [default: 127.0.0.1:8000, in the mode simple 127.0.0.1:5000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// In a fleet: refuse a data folder that is an old copy, and do not begin anew in it
+    /// In a fleet: refuse a data folder that is an old copy, instead of starting as a new instance
     #[arg(long)]
     refuse_if_stale: bool,
 }
@@ -50,31 +49,26 @@ impl Settings {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     telemetry::init(flags.log_format);
-    // Listened to before anything is opened, so that a stop is never missed.
+    // Registered before anything is opened, so that no signal is missed.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|error| anyhow!("can't listen to signals: {error}"))?;
+        .map_err(|error| anyhow!("can't listen for signals: {error}"))?;
     let config = Config::load(&flags.settings.overrides())?;
-    match config.server.mode {
-        Mode::Simple => {
-            let server = blocking::Server::start(&config)?;
-            greet(server.address(), &config);
-            let nothing = || info!("there is nothing to reload in this mode");
-            on_signals(signals, nothing, server.stopper());
-            server.run();
-            Ok(())
-        }
-        Mode::Json | Mode::Sqlite | Mode::Sharded => {
-            let runtime =
-                Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
-            runtime.block_on(async {
-                let server = Server::start(&config).await?;
-                greet(server.address(), &config);
-                let (stop, stopped) = oneshot::channel();
-                on_signals(signals, server.reloader(), || stop.send(()).unwrap_or(()));
-                Ok(server.run(async { stopped.await.unwrap_or(()) }).await?)
-            })
-        }
-    }
+    let mut runtime = match config.server.mode {
+        // One request at a time, from its reading to its saved number.
+        Mode::Simple => runtime::Builder::new_current_thread(),
+        Mode::Json | Mode::Sqlite | Mode::Sharded => runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime
+        .enable_all()
+        .build()
+        .map_err(|error| anyhow!("can't start the runtime: {error}"))?;
+    runtime.block_on(async {
+        let server = Server::start(&config).await?;
+        greet(server.address(), &config);
+        let (stop, stopped) = oneshot::channel();
+        on_signals(signals, server.reloader(), || stop.send(()).unwrap_or(()));
+        Ok(server.run(async { stopped.await.unwrap_or(()) }).await?)
+    })
 }
 
 fn greet(address: SocketAddr, config: &Config) {
@@ -90,7 +84,7 @@ fn greet(address: SocketAddr, config: &Config) {
         AuthConfig::Tokens(_) => "-H 'Authorization: Bearer TOKEN' ",
         AuthConfig::Unsaid | AuthConfig::Anyone => "",
     };
-    // Nobody may be reading: that is no reason not to serve.
+    // An error is ignored: standard output may be closed, and the server can serve all the same.
     let _ = writeln!(
         io::stdout(),
         "Listening on {url}\nTry: curl {token}{url}/random\n     \
@@ -98,8 +92,8 @@ fn greet(address: SocketAddr, config: &Config) {
     );
 }
 
-/// Reloads at each SIGHUP. Stops at the first SIGTERM or Ctrl-C; the second ends the process at once,
-/// as an abort would.
+/// Reloads at each SIGHUP. Stops at the first SIGTERM or Ctrl-C; the second one ends the process at once,
+/// with nothing cleaned up.
 fn on_signals(
     mut signals: Signals,
     reload: impl Fn() + Send + 'static,
@@ -116,7 +110,7 @@ fn on_signals(
                 (_, Some(stop)) => stop(),
                 (_, None) => {
                     eprintln!(
-                        "Ended at once: numbers that were leased and not handed out are burned."
+                        "Ended at once: numbers that were leased but not handed out are burned."
                     );
                     std::process::exit(Exit::Aborted as i32);
                 }

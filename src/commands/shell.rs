@@ -1,4 +1,4 @@
-//! `tombola completions` and `tombola man`: what a shell and `man` have to know of the console.
+//! `tombola completions` and `tombola man`: generate completion scripts and manual pages from the arguments.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

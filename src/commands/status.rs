@@ -1,4 +1,4 @@
-//! `tombola status`: a running server in a terminal.
+//! `tombola status`: shows a running server in a terminal.
 
 mod page;
 mod table;
@@ -19,13 +19,13 @@ use super::exit::{Ended, Exit};
 use crate::auth;
 use crate::config::TOKEN_VARIABLE;
 
-/// Between two looks of `--watch`.
+/// The time between two requests of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Columns where there is no terminal and `COLUMNS` does not say.
+/// The width in columns if there is no terminal and `COLUMNS` is not set.
 const WIDTH_DEFAULT: usize = 100;
 
-/// Fewest columns that the table is laid out for; on a narrower terminal it is cut off.
+/// The fewest columns that the table is laid out for. On a narrower terminal it is cut off.
 const WIDTH_MIN: usize = 20;
 
 const ALTERNATE_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
@@ -35,13 +35,13 @@ const NORMAL_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
 pub(super) struct Flags {
     #[command(flatten)]
     target: client::Target,
-    /// Send the token that FILE holds, of the scope observe [default: what TOMBOLA_TOKEN holds]
+    /// File with a token of the scope observe [default: the token in TOMBOLA_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Look again each second, until Ctrl-C
+    /// Refresh every second, until Ctrl-C
     #[arg(short, long)]
     watch: bool,
-    /// Print the JSON as it came
+    /// Print the JSON of the response unchanged
     #[arg(long)]
     json: bool,
 }
@@ -59,14 +59,14 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
             true => watch(look).await?,
         };
         match shown {
-            // Whoever read has seen enough.
+            // The reader has closed the pipe, which is no error.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
             shown => shown.map_err(|error| anyhow::anyhow!("can't print the status: {error}")),
         }
     })
 }
 
-/// What proves that one may look, if anything is set.
+/// Returns the value of `Authorization`, if a token is given.
 fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
     let wrong = |from: &str, problem: &dyn std::fmt::Display| {
         Ended::error(Exit::Settings, format!("{from}: {problem}"))
@@ -88,20 +88,20 @@ fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
     Ok(Some(credentials))
 }
 
-/// The lines that show an answer.
+/// Returns the lines that show a response.
 fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<String>> {
     let failed = |exit, problem: String| Err(Ended::error(exit, format!("{server}: {problem}")));
     match answer.status {
         200 => {}
         401 => {
             let problem = format!(
-                "it asks for a token of the scope observe: give one with --token-file or in \
+                "it requires a token of the scope observe: give one with --token-file or in \
                  {TOKEN_VARIABLE}"
             );
             return failed(Exit::Failed, problem);
         }
         403 => {
-            let problem = "this token is not for looking: use one of the scope observe";
+            let problem = "the token lacks the scope observe: use one that has it";
             return failed(Exit::Failed, problem.to_owned());
         }
         404 => {
@@ -109,15 +109,18 @@ fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<Str
             return failed(Exit::Unreachable, problem.to_owned());
         }
         status => {
-            return failed(Exit::Failed, format!("it answers {status}: {}", answer.excerpt()));
+            return failed(
+                Exit::Failed,
+                format!("it responded with {status}: {}", answer.excerpt()),
+            );
         }
     }
     let page: Page = match serde_json::from_slice(&answer.body) {
         Ok(page) => page,
         Err(error) => {
             let problem = format!(
-                "this is no /status as tombola {} knows it: {error}. Use the console of the server's \
-                 own version, or --url to name another",
+                "this is not a /status that tombola {} understands: {error}. Use the console of the \
+                 server's own version, or name another server with --url",
                 env!("CARGO_PKG_VERSION")
             );
             return failed(Exit::Unreachable, problem);
@@ -147,12 +150,12 @@ fn print(lines: &[String]) -> io::Result<()> {
     out.flush()
 }
 
-/// Shows what each look gives, until Ctrl-C or SIGTERM. Only the first look may fail; later a server
-/// that is gone is waited for.
+/// Shows the status every second, until Ctrl-C or SIGTERM. Fails only if the first request fails; later it
+/// waits until the server responds again.
 async fn watch(
     look: impl AsyncFn() -> anyhow::Result<Vec<String>>,
 ) -> anyhow::Result<io::Result<()>> {
-    let deaf = |error| anyhow::anyhow!("can't listen to signals: {error}");
+    let deaf = |error| anyhow::anyhow!("can't listen for signals: {error}");
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let show = async {
@@ -167,7 +170,7 @@ async fn watch(
             }
             ticks.tick().await;
             lines = look().await.unwrap_or_else(|error| {
-                vec![error.to_string(), "Looking again each second; Ctrl-C ends it.".to_owned()]
+                vec![error.to_string(), "Trying again every second; Ctrl-C ends it.".to_owned()]
             });
         }
     };
@@ -178,7 +181,7 @@ async fn watch(
     }
 }
 
-/// Where `--watch` draws: a screen of its own on a terminal, block after block elsewhere.
+/// The output of `--watch`: the alternate screen on a terminal, or one block after another elsewhere.
 struct Screen {
     on_terminal: bool,
 }
@@ -199,7 +202,7 @@ impl Screen {
             return print(&[String::new()]);
         }
         let (rows, columns) = Term::stdout().size();
-        // The last row stays free: a line's end there would scroll the first away.
+        // The last row stays free, because a newline there would scroll the first row away.
         let rows = usize::from(rows).saturating_sub(1).max(1);
         let mut frame = "\x1b[H".to_owned();
         for line in lines.iter().take(rows) {
@@ -216,7 +219,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         if self.on_terminal {
-            // A terminal that is gone needs no tidying.
+            // Errors are ignored, because a terminal that is gone needs no cleanup.
             let _ = io::stdout().write_all(NORMAL_SCREEN.as_bytes());
             let _ = io::stdout().flush();
         }

@@ -1,4 +1,4 @@
-//! `tombola token`: makes tokens. Keeps none and changes no file.
+//! `tombola token`: creates tokens. Stores none and changes no file.
 
 use std::io::{self, Write};
 
@@ -9,12 +9,13 @@ use crate::config::{Scope, TokenName};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Prints the lines for the config file, and the new token, this once, on standard error
+    /// Creates a token: prints the lines for the settings file, and, only this once, the token on standard
+    /// error
     New {
-        /// Whose it is: a-z, A-Z, 0-9, '.', '_' and '-'
+        /// Name of the token: a-z, A-Z, 0-9, '.', '_' and '-'
         #[arg(long)]
         name: TokenName,
-        /// What it is for
+        /// Scope of the token
         #[arg(long, value_enum)]
         scope: Scope,
     },
@@ -25,7 +26,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     let token = auth::new_token();
     let sha256 = hex::encode(auth::digest(token.as_bytes()));
     let scope = scope.as_str();
-    // Apart, so that `>> config.toml` puts the lines where they belong and the token nowhere.
+    // On separate streams, so that `>> config.toml` appends the lines but not the token.
     writeln!(io::stderr(), "{token}")
         .and_then(|()| {
             writeln!(

@@ -1,6 +1,7 @@
-//! `tombola verify`: reads a folder and says what is wrong with it.
+//! `tombola verify`: checks a data folder and prints what is wrong with it.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use anyhow::bail;
 
@@ -17,13 +18,13 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let dir = super::existing_folder(flags.location)?;
-    let _lock = files::lock(&dir).map_err(|error| match error {
+    let _lock = files::lock(&dir, Duration::ZERO).map_err(|error| match error {
         LockError::Held { .. } => {
             let message = format!(
-                "{error}. A folder in use changes while one looks: stop the server, or verify a \
+                "{error}. A folder in use changes during the check: stop the server, or verify a \
                  backup (tombola backup DIR, tombola verify --data-dir DIR)"
             );
-            Ended::error(Exit::Folder, message)
+            Ended::error(Exit::InUse, message)
         }
         other => other.into(),
     })?;
@@ -31,7 +32,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     print(&findings)?;
     let count = findings.violation_count();
     if count > 0 {
-        bail!("{} is not what it should be: violations: {count}", dir.display());
+        bail!("{} failed the verification; violations: {count}", dir.display());
     }
     if findings.pools.is_empty() {
         bail!("there is no ledger in {}: nothing was verified", dir.display());

@@ -1,35 +1,34 @@
-//! Who may ask: the keys under `auth`.
+//! Authentication: the keys under `auth`.
 
 use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::ConfigError;
 
-/// Tokens. Each request is compared with all of them, about 20 ns each.
+/// The most tokens. Each request is compared with all of them, about 20 ns each.
 pub(super) const TOKENS_MAX: usize = 256;
 
-/// What may stand under `auth`. A complaint about these keys says this and nothing of their values:
-/// it may be a token that was put where its SHA-256 belongs.
-pub(super) const AUTH_ALLOWED: &str = "allowed are auth.mode = \"none\", or [[auth.tokens]] with name, scope \
+/// The error for a wrong key under `auth`. It omits the value, which may be a token in place of its SHA-256.
+pub(super) const AUTH_ALLOWED: &str = "allowed: auth.mode = \"none\", or [[auth.tokens]] with name, scope \
      and sha256, as `tombola token new --name NAME --scope draw` prints them";
 
-/// Who may ask.
+/// The authentication of requests.
 #[derive(Clone, Debug)]
 pub enum AuthConfig {
-    /// Nothing is said: anyone, which is well on loopback only.
+    /// No authentication is configured: requests need no token, which is allowed on loopback only.
     Unsaid,
-    /// Anyone, in so many words.
+    /// Requests explicitly need no token.
     Anyone,
-    /// Whoever has one of these tokens, of which there is at least one.
+    /// Requests need one of these tokens, of which there is at least one.
     Tokens(Vec<TokenConfig>),
 }
 
-/// What is known of a token: enough to recognise it, not enough to use it.
+/// An entry that is enough to recognise a token, but not to use it.
 #[derive(Clone, Debug)]
 pub struct TokenConfig {
-    /// Whose it is, for people.
+    /// Its name, for people.
     pub name: TokenName,
-    /// What it is for.
+    /// Its scope.
     pub scope: Scope,
     /// The SHA-256 of its text.
     pub sha256: [u8; 32],
@@ -45,7 +44,7 @@ impl std::str::FromStr for TokenName {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let fit = (1..=64).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        let problem = "allowed are 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+        let problem = "allowed: 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
         if fit { Ok(Self(name.to_owned())) } else { Err(problem) }
     }
 }
@@ -56,7 +55,7 @@ impl std::fmt::Display for TokenName {
     }
 }
 
-/// What a token is for.
+/// The requests that a token allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scope {
     /// Taking numbers
@@ -66,7 +65,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The scope as the settings have it.
+    /// Returns the scope's name in the settings.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,7 +75,7 @@ impl Scope {
     }
 }
 
-/// Whether what stands at a key must not be repeated.
+/// Returns whether the value of a key may be a secret, and must not be printed.
 pub(super) fn may_be_secret(key: &str) -> bool {
     key.starts_with("auth") && key != "auth.mode"
 }
@@ -106,14 +105,17 @@ impl AuthKeys {
         match self.mode.as_deref() {
             Some("none") if self.tokens.is_empty() => return Ok(AuthConfig::Anyone),
             Some("none") => {
-                return refused("auth.mode", "there are tokens too: take either of them out");
+                return refused(
+                    "auth.mode",
+                    "there are tokens too; remove either the mode or the tokens",
+                );
             }
             Some(_) => {
-                return refused("auth.mode", "allowed is \"none\"; leave it out to use tokens");
+                return refused("auth.mode", "allowed: \"none\"; remove it to use tokens");
             }
             None if self.tokens.is_empty() => return Ok(AuthConfig::Unsaid),
             None if self.tokens.len() > TOKENS_MAX => {
-                return refused("auth.tokens", &format!("allowed are up to {TOKENS_MAX}"));
+                return refused("auth.tokens", &format!("allowed: up to {TOKENS_MAX}"));
             }
             None => {}
         }
@@ -125,23 +127,23 @@ impl AuthKeys {
                 Err(problem) => return refused(&key("name"), problem),
             };
             if tokens.iter().any(|other| other.name == name) {
-                let problem = format!("another token is called {name}; each has its own name");
+                let problem = format!("another token is called {name}; each needs its own name");
                 return refused(&key("name"), &problem);
             }
             let scopes = Scope::value_variants();
             let Some(&scope) = scopes.iter().find(|known| known.as_str() == scope) else {
-                return refused(&key("scope"), "allowed are \"draw\" and \"observe\"");
+                return refused(&key("scope"), "allowed: \"draw\" and \"observe\"");
             };
             let mut digest = [0; 32];
             if hex::decode_to_slice(&sha256, &mut digest).is_err() {
-                let problem = "allowed are 64 hexadecimal digits, the SHA-256 of the token and not \
+                let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not \
                                the token itself, as `tombola token new` prints it";
                 return refused(&key("sha256"), problem);
             }
             let same = |other: &&TokenConfig| other.sha256 == digest && other.scope == scope;
             if let Some(other) = tokens.iter().find(same) {
                 let problem = format!(
-                    "it is the token {} once more; a second entry of the same token is for the \
+                    "this is the token {} again; a second entry of the same token must have the \
                      other scope",
                     other.name
                 );

@@ -1,4 +1,4 @@
-//! With which others numbers are shared out: the keys under `fleet`.
+//! Fleet: instances that share one number space, and their store. The keys under `fleet`.
 
 use std::path::PathBuf;
 
@@ -6,62 +6,68 @@ use serde::Deserialize;
 
 use super::{ConfigError, LEASE_ROWS_MAX, LeaseConfig};
 
-/// Strata claimed at a time when nothing is said: 1/64 of all.
+/// The default number of partitions claimed at a time: 1/64 of all.
 const CLAIM_DEFAULT: u64 = 64;
 
-/// All strata that there are: more can't be claimed.
+/// The number of all partitions.
 const CLAIM_MAX: u64 = 4096;
 
-/// Rows of a lease when nothing is said. Those of two shards last three seconds at the full load of two
-/// cores, and a step of the fence is asked for when half of them are left.
+/// The default number of rows of a lease. The leases of two shards last three seconds at the full load of two
+/// cores, and the next step of the fence begins when half of a lease is left.
 const LEASE_ROWS_DEFAULT: u64 = 1 << 18;
 
-/// Nodes of a store: more than anyone has.
+/// The default bound on the rows that all shards of a process lease: up to 16 shards have leases of the
+/// default size. Each row takes up to 48 bytes of memory, because a shard holds up to one and a half leases,
+/// in a buffer that grows by doubling.
+const LEASED_ROWS_DEFAULT: u64 = 1 << 22;
+
+/// The most nodes of a store, more than are used in practice.
 const ENDPOINTS_MAX: usize = 32;
 
-const STORE_ALLOWED: &str = "allowed are etcd://HOST:2379,HOST:2379,HOST:2379 and \
-     postgres://HOST:5432/DATABASE, each with USER@ before the first host where it wants one, and \
+const STORE_ALLOWED: &str = "allowed: etcd://HOST:2379,HOST:2379,HOST:2379 or \
+     postgres://HOST:5432/DATABASE, each with USER@ before the first host if it requires a user, or \
      file:///FOLDER/FILE.db";
 
-/// How this server shares numbers out with others.
+/// How this server shares a number space with others.
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
-    /// Where they agree.
+    /// The store through which they agree.
     pub store: StoreConfig,
-    /// The name of what they share.
+    /// The name of the space.
     pub space: SpaceName,
-    /// Strata claimed at a time, 1 to 4096.
+    /// Partitions claimed at a time, 1 to 4096.
     pub claim: usize,
     /// Rows that a shard leases ahead of need, in place of `lease.rows`.
     pub lease_rows: usize,
-    /// Whether a folder that is an old copy is refused, rather than set aside and begun anew.
+    /// Whether to refuse a data folder that is an old copy, instead of setting its files aside and starting
+    /// as a new instance.
     pub refuse_if_stale: bool,
 }
 
 /// How to reach the store.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Which engine, and where.
+    /// The engine and its address.
     pub address: StoreAddress,
     /// File whose first line is the password of the user.
     pub password_file: Option<PathBuf>,
-    /// With what to speak TLS.
+    /// The files for TLS, if it is enabled.
     pub tls: Option<StoreTls>,
 }
 
-/// Which engine, and where. Shown, it is as it stands in the settings.
+/// The engine and its address, which is displayed as in the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreAddress {
     /// Nodes of one etcd cluster, `HOST:PORT`.
     Etcd {
-        /// Who asks.
+        /// The user.
         user: Option<String>,
         /// The nodes.
         endpoints: Vec<String>,
     },
     /// A database that speaks PostgreSQL's protocol.
     Postgres {
-        /// Who asks.
+        /// The user.
         user: Option<String>,
         /// The hosts, `HOST:PORT`: the one that can be written to is used.
         endpoints: Vec<String>,
@@ -72,10 +78,10 @@ pub enum StoreAddress {
     File(PathBuf),
 }
 
-/// With what to speak TLS to the store.
+/// The files for TLS to the store.
 #[derive(Clone, Debug)]
 pub struct StoreTls {
-    /// PEM file: the roots that its certificate must lead to.
+    /// PEM file: the roots, one of which must vouch for the store's certificate.
     pub ca: PathBuf,
     /// PEM files: the certificate that this server shows, and its key.
     pub identity: Option<(PathBuf, PathBuf)>,
@@ -86,7 +92,7 @@ pub struct StoreTls {
 pub struct SpaceName(String);
 
 impl SpaceName {
-    /// The name, when it is fit.
+    /// Returns the name, if it is valid.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let fit = (1..=64).contains(&name.len())
@@ -94,7 +100,7 @@ impl SpaceName {
         fit.then(|| Self(name.to_owned()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -105,6 +111,29 @@ impl std::fmt::Display for SpaceName {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(&self.0)
     }
+}
+
+impl StoreConfig {
+    /// Returns whether a password crosses the network in plain text.
+    #[must_use]
+    pub fn shows_password(&self) -> bool {
+        let (StoreAddress::Etcd { endpoints, .. } | StoreAddress::Postgres { endpoints, .. }) =
+            &self.address
+        else {
+            return false;
+        };
+        self.password_file.is_some()
+            && self.tls.is_none()
+            && !endpoints.iter().all(|endpoint| is_loopback(endpoint))
+    }
+}
+
+/// Returns whether `HOST:PORT` is on this machine.
+fn is_loopback(endpoint: &str) -> bool {
+    let (host, _) = endpoint.rsplit_once(':').unwrap_or((endpoint, ""));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
 }
 
 impl StoreAddress {
@@ -118,7 +147,7 @@ impl StoreAddress {
             Some((user, rest)) => (Some(user.to_owned()), rest),
             None => (None, rest),
         };
-        // A password would be shown wherever settings are.
+        // A password is refused here, because addresses are displayed.
         if user.as_ref().is_some_and(|user| user.is_empty() || user.contains([':', '/'])) {
             return None;
         }
@@ -140,7 +169,7 @@ impl StoreAddress {
     }
 }
 
-/// `HOST:PORT`, with the engine's own port where none is said.
+/// Returns `HOST:PORT`, with the engine's default port if the text has none.
 fn endpoint(text: &str, port: u16) -> Option<String> {
     let authority: axum::http::uri::Authority = text.parse().ok()?;
     let port = if authority.host() == text { port } else { authority.port_u16()? };
@@ -169,6 +198,7 @@ impl std::fmt::Display for StoreAddress {
 #[serde(deny_unknown_fields)]
 pub(super) struct FleetKeys {
     store: String,
+    #[serde(deserialize_with = "super::text")]
     space: String,
     claim: Option<u64>,
     lease_rows: Option<u64>,
@@ -186,9 +216,11 @@ struct StoreTlsKeys {
 }
 
 impl FleetKeys {
+    /// Validates the keys. `shards` is the number of shards of all pools.
     pub(super) fn validate(
         self,
         lease: LeaseConfig,
+        shards: u64,
         within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
         refused: impl Fn(&str, String) -> ConfigError,
     ) -> Result<FleetConfig, ConfigError> {
@@ -199,7 +231,7 @@ impl FleetKeys {
             StoreAddress::Etcd { endpoints, .. } | StoreAddress::Postgres { endpoints, .. }
                 if endpoints.len() > ENDPOINTS_MAX =>
             {
-                let problem = format!("allowed are up to {ENDPOINTS_MAX} hosts");
+                let problem = format!("allowed: up to {ENDPOINTS_MAX} hosts");
                 return Err(refused("fleet.store", &problem));
             }
             StoreAddress::Etcd { .. } if !cfg!(feature = "etcd") => Some("etcd"),
@@ -207,13 +239,14 @@ impl FleetKeys {
             _ => None,
         };
         if let Some(feature) = engine {
-            let problem =
-                format!("this tombola was built without it: build with --features {feature}");
+            let problem = format!(
+                "this tombola was built without {feature}; build with --features {feature}"
+            );
             return Err(refused("fleet.store", &problem));
         }
         let is_file = matches!(address, StoreAddress::File(_));
         if is_file && self.tls.is_some() {
-            return Err(refused("fleet.tls", "a file is not reached by TLS"));
+            return Err(refused("fleet.tls", "a file needs no TLS; remove [fleet.tls]"));
         }
         if self.password_file.is_some()
             && !matches!(
@@ -226,20 +259,24 @@ impl FleetKeys {
             return Err(refused("fleet.password_file", problem));
         }
         let space = SpaceName::new(&self.space).ok_or_else(|| {
-            let problem = "allowed are 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
+            let problem = "allowed: 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
             refused("fleet.space", problem)
         })?;
         let tls = self.tls.map(|keys| match (keys.cert, keys.key) {
             (None, None) => Ok(StoreTls { ca: keys.ca, identity: None }),
             (Some(cert), Some(key)) => Ok(StoreTls { ca: keys.ca, identity: Some((cert, key)) }),
-            (Some(_), None) => Err(refused("fleet.tls.cert", "it needs its key, fleet.tls.key")),
-            (None, Some(_)) => Err(refused("fleet.tls.key", "it needs its fleet.tls.cert")),
+            (Some(_), None) => {
+                Err(refused("fleet.tls.cert", "the certificate needs its key; set fleet.tls.key"))
+            }
+            (None, Some(_)) => {
+                Err(refused("fleet.tls.key", "the key needs its certificate; set fleet.tls.cert"))
+            }
         });
-        // Strict stays strict: nothing is leased ahead where nobody asked for it.
+        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
         let rows = match (self.lease_rows, lease.rows as u64) {
             (Some(rows), _) => within("fleet.lease_rows", rows, 0, LEASE_ROWS_MAX)?,
             (None, 0) => 0,
-            (None, rows) => rows.max(LEASE_ROWS_DEFAULT),
+            (None, rows) => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
         };
         let claim = within("fleet.claim", self.claim.unwrap_or(CLAIM_DEFAULT), 1, CLAIM_MAX)?;
         Ok(FleetConfig {

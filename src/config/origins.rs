@@ -1,4 +1,4 @@
-//! Where each setting in effect comes from. For people: nothing is decided by it.
+//! Finds the origin of each setting in effect. For people: no decision depends on it.
 
 use std::fmt;
 
@@ -6,29 +6,29 @@ use ::config::{Value, ValueKind};
 use toml::Table;
 use toml::de::DeTable;
 
-use super::{Config, Layers};
+use super::{Config, DEFAULTS, Layers};
 
 /// One setting in effect.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// The tables it stands in, such as `pools.int`.
+    /// The path of its table, such as `pools.int`.
     pub table: String,
-    /// Its key there.
+    /// Its key in the table.
     pub key: String,
-    /// What it is, as TOML.
+    /// Its value, as TOML.
     pub value: toml::Value,
-    /// Where it comes from.
+    /// The layer that sets it.
     pub origin: Origin,
 }
 
-/// Which layer a setting comes from.
+/// The layer that a setting comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The defaults.
     Default,
     /// The user's file.
     File {
-        /// As it was named.
+        /// The path, as it was given.
         path: String,
         /// The line of its key, from 1.
         line: usize,
@@ -50,14 +50,19 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Every setting in effect, table by table.
+/// Returns every setting in effect, table by table.
 pub(super) fn settings(layers: &Layers, config: &Config) -> Vec<Setting> {
     let mut leaves = Vec::new();
     flatten(&layers.merged.cache, &mut Vec::new(), &mut leaves);
+    let defaults = toml::Value::Table(DEFAULTS.parse().expect("a test loads the defaults"));
     let mut settings: Vec<Setting> = leaves
         .into_iter()
         .map(|(path, value)| {
             let origin = layers.origin(&path);
+            let value = match (&origin, value) {
+                (Origin::Variable(_), toml::Value::String(text)) => typed(text, &path, &defaults),
+                (_, value) => value,
+            };
             let (key, table) = path.split_last().expect("a setting has a key");
             Setting { table: table.join("."), key: key.clone(), value, origin }
         })
@@ -68,7 +73,7 @@ pub(super) fn settings(layers: &Layers, config: &Config) -> Vec<Setting> {
     settings
 }
 
-/// As in the built-in file; the pools last.
+/// Returns the position of a table, in the order of the built-in file with the pools last.
 fn rank(table: &str) -> usize {
     const TABLES: [&str; 9] = [
         "server",
@@ -84,7 +89,7 @@ fn rank(table: &str) -> usize {
     TABLES.iter().position(|known| *known == table).unwrap_or(TABLES.len())
 }
 
-/// What follows from other settings where it is not set.
+/// Adds the settings that are derived from others because they are not set.
 fn add_derived(settings: &mut Vec<Setting>, layers: &Layers, config: &Config) {
     let mut derived: Vec<(String, &str, toml::Value)> = Vec::new();
     if let Some(quota) = &config.quota {
@@ -101,7 +106,7 @@ fn add_derived(settings: &mut Vec<Setting>, layers: &Layers, config: &Config) {
         derived.push((table.clone(), "enabled", true.into()));
         derived.push((table.clone(), "decimals", 0.into()));
         derived.push((table.clone(), "shards", "auto".into()));
-        // Of a pool that is left out nobody asks how large its shards would be.
+        // The shard size of a disabled pool is not known.
         if let Some(pool) = config.pools.iter().find(|known| known.name.as_str() == pool) {
             derived.push((table, "shard_size", i64::from(pool.shard_size).into()));
         }
@@ -114,7 +119,14 @@ fn add_derived(settings: &mut Vec<Setting>, layers: &Layers, config: &Config) {
     }
 }
 
-/// The settings below a value, with their paths. A list is one setting.
+/// Converts a variable's text to the type of its default, if that is a number or a boolean.
+fn typed(text: String, path: &[String], defaults: &toml::Value) -> toml::Value {
+    let default = path.iter().try_fold(defaults, |value, level| value.get(level));
+    let parsed = default.filter(|default| !default.is_str()).and_then(|_| text.parse().ok());
+    parsed.unwrap_or(toml::Value::String(text))
+}
+
+/// Collects the settings below a value, with their paths. A list is one setting.
 fn flatten(value: &Value, path: &mut Vec<String>, leaves: &mut Vec<(Vec<String>, toml::Value)>) {
     match &value.kind {
         ValueKind::Table(table) => {
@@ -128,7 +140,7 @@ fn flatten(value: &Value, path: &mut Vec<String>, leaves: &mut Vec<(Vec<String>,
     }
 }
 
-/// Nothing for what TOML has no word for, which no layer gives.
+/// Converts a value to TOML, or returns `None` if TOML can't express it, which no layer contains.
 fn toml_value(value: &Value) -> Option<toml::Value> {
     Some(match &value.kind {
         ValueKind::Nil => return None,
@@ -149,7 +161,7 @@ fn toml_value(value: &Value) -> Option<toml::Value> {
     })
 }
 
-/// The line on which a file sets this, from 1, if it does.
+/// Returns the line, from 1, on which a file sets this, if it does.
 pub(super) fn line(text: &str, path: &[String]) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table = root.get_ref();
@@ -159,7 +171,7 @@ pub(super) fn line(text: &str, path: &[String]) -> Option<usize> {
         table = value.get_ref().as_table()?;
     }
     let (key, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == last)?;
-    // A list of tables has a key for each; its own spans are those of the first.
+    // A list of tables has a key for each table; its spans are those of the first.
     let start = key.span().start.min(value.span().start);
     Some(text[..start].matches('\n').count() + 1)
 }

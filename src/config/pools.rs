@@ -6,13 +6,13 @@ use serde::de::{self, Deserializer, Visitor};
 use super::ConfigError;
 use crate::space::{Space, SpaceError};
 
-/// Shards of one pool. Each is an open file and a task.
+/// The most shards of one pool. Each is an open file and a task.
 const SHARDS_MAX: u64 = 1024;
 
-/// Numbers in a shard. A build holds its values in memory, 8 bytes each.
+/// The most numbers in a shard. A build holds its values in memory, 8 bytes each.
 const SHARD_SIZE_MAX: u64 = 100_000_000;
 
-/// Numbers in a shard when a pool of one's own does not say.
+/// The default number of numbers in a shard, for pools that the built-in file does not have.
 const SHARD_SIZE_DEFAULT: u64 = 2_500_000;
 
 /// One pool.
@@ -20,35 +20,41 @@ const SHARD_SIZE_DEFAULT: u64 = 2_500_000;
 pub struct PoolConfig {
     /// The `type` of a request, and the beginning of the file names.
     pub name: PoolName,
-    /// The numbers.
+    /// The range of its numbers.
     pub space: Space,
-    /// How many shards, 1 to 1024.
+    /// The number of shards, 1 to 1024.
     pub shards: u16,
-    /// Numbers in one filling of a shard.
+    /// Numbers in one generation of a shard.
     pub shard_size: u32,
 }
 
-/// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first.
+/// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first. No file of a
+/// pool has the name of another pool's file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoolName(String);
 
 impl PoolName {
-    /// The name, when it is fit.
+    /// Returns the name, if it is valid.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let fit = (1..=32).contains(&name.len())
             && name.starts_with(|first: char| first.is_ascii_lowercase())
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-            // "int_shard_1" would share file names with a shard of "int".
-            && !name.contains("_shard_");
+            && !shares_file_names(name);
         fit.then(|| Self(name.to_owned()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Returns whether the files of a pool of this name could be mistaken for those of another pool:
+/// `used_numbers_shard_0.db` would be a shard of "used_numbers" and the ledger of "shard_0".
+fn shares_file_names(name: &str) -> bool {
+    name.contains("_shard_") || name == "used_numbers"
 }
 
 impl std::fmt::Display for PoolName {
@@ -84,8 +90,17 @@ impl PoolKeys {
     ) -> Result<PoolConfig, ConfigError> {
         let key = |field: &str| format!("pools.{name}.{field}");
         let pool_name = PoolName::new(name).ok_or_else(|| {
-            let problem = "not fit for a file name: allowed are 1 to 32 characters of a-z, 0-9 \
-                           and _, beginning with a letter and without \"_shard_\"";
+            let problem = match shares_file_names(name) {
+                true => {
+                    "its files could be mistaken for those of another pool, as used_numbers_shard_0.db is \
+                     the ledger of a pool shard_0; choose a name without \"_shard_\" that is not \
+                     used_numbers"
+                }
+                false => {
+                    "not valid in a file name; allowed: 1 to 32 characters of a-z, 0-9 and _, \
+                     starting with a letter and without \"_shard_\""
+                }
+            };
             refused(&format!("pools.{name}"), problem.to_owned())
         })?;
         let space = Space::new(&self.min.0, &self.max.0, self.decimals).map_err(|error| {
@@ -101,7 +116,7 @@ impl PoolKeys {
                 _ => "min",
             };
             let problem = format!(
-                "{error}; allowed is min up to max, integers up to 2^53-1, or up to 15 significant \
+                "{error}; allowed: min up to max, integers up to 2^53-1, or up to 15 significant \
                  digits with 1 to 14 decimals"
             );
             refused(&key(field), problem)
@@ -111,7 +126,7 @@ impl PoolKeys {
             ShardCount::Auto => (num_cpus::get() as u64 / 2).max(2),
             ShardCount::Exactly(shards) if (1..=SHARDS_MAX).contains(&shards) => shards,
             ShardCount::Exactly(_) => {
-                let problem = format!("allowed are \"auto\" and 1 to {SHARDS_MAX}");
+                let problem = format!("allowed: \"auto\" and 1 to {SHARDS_MAX}");
                 return Err(refused(&key("shards"), problem));
             }
         };
@@ -120,7 +135,7 @@ impl PoolKeys {
         let size = self.shard_size.unwrap_or(default_size);
         if size > space.size() {
             let problem = format!(
-                "a shard of {size} is larger than the range of {} numbers; allowed are 1 to {size_max}",
+                "a shard of {size} is larger than the range of {} numbers; allowed: 1 to {size_max}",
                 space.size()
             );
             return Err(refused(&key("shard_size"), problem));
@@ -146,13 +161,13 @@ enum ShardCount {
 
 impl From<NumberText> for ShardCount {
     fn from(text: NumberText) -> Self {
-        // Anything that is neither becomes 0, which is refused with what is allowed.
+        // Anything else becomes 0, which is refused.
         if text.0 == "auto" { Self::Auto } else { Self::Exactly(text.0.parse().unwrap_or(0)) }
     }
 }
 
-/// A number's text, whether a file wrote it as an integer, a float or a string. A TOML float comes
-/// as a double, whose shortest text is what was written when that has up to 15 digits.
+/// A number's text, whether a file has it as an integer, a float or a string. A TOML float is parsed as a
+/// double, whose shortest text equals the file's if that has up to 15 digits.
 struct NumberText(String);
 
 impl<'de> Deserialize<'de> for NumberText {

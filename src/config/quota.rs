@@ -1,4 +1,4 @@
-//! How much each may take: the keys under `quota`.
+//! The limit on the numbers that each caller may take: the keys under `quota`.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -9,21 +9,22 @@ use serde::Deserialize;
 
 use super::{COUNT_LIMIT_MAX, ConfigError};
 
-/// Numbers a second of a quota: it is counted in whole nanoseconds a number, so that the fastest is
-/// off by less than 0.1 %, and the slowest, one number in a quarter of an hour, far from overflow.
+/// The allowed rates in numbers per second. A quota is counted in whole nanoseconds per number, so the
+/// fastest is off by less than 0.1 %, and the slowest, one number in a quarter of an hour, is far from an
+/// overflow.
 const QUOTA_RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
 
-/// Numbers that a quota lets go at once: as many as the largest answer has.
+/// The most numbers that a quota grants at once: as many as the largest response has.
 const BURST_MAX: u64 = COUNT_LIMIT_MAX;
 
-/// How much each caller may take.
+/// The limit on the numbers that each caller may take.
 #[derive(Clone, Debug)]
 pub struct QuotaConfig {
-    /// Time in which one number is granted.
+    /// The time in which one number is granted.
     pub period: Duration,
     /// Numbers that may be taken at once after a rest.
     pub burst: NonZeroU32,
-    /// Proxies whose word is taken for where a request comes from.
+    /// Proxies that are trusted to say where a request comes from.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -45,20 +46,20 @@ impl QuotaKeys {
         let rate = self.numbers_per_second;
         if !QUOTA_RATES.contains(&rate) {
             let (min, max) = (QUOTA_RATES.start(), QUOTA_RATES.end());
-            let problem = format!("allowed are {min} to {max}; without [quota] nothing is limited");
+            let problem = format!("allowed: {min} to {max}; without [quota] nothing is limited");
             return Err(refused("quota.numbers_per_second", problem));
         }
         let burst = match self.burst {
             Some(burst) => within("quota.burst", burst, 1, BURST_MAX)?,
-            // What a second grants.
+            // The numbers that one second grants.
             None => rate.ceil() as u64,
         };
         let proxies = self.trusted_proxies.iter().enumerate().map(|(index, text)| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
                 let problem = format!(
-                    "{text:?} is none; allowed are addresses and networks, such as \"10.0.0.1\", \
-                     \"10.0.0.0/8\" and \"2001:db8::/32\""
+                    "{text:?} is not an address or a network, such as \"10.0.0.1\", \"10.0.0.0/8\" or \
+                     \"2001:db8::/32\""
                 );
                 refused(&format!("quota.trusted_proxies[{index}]"), problem)
             })

@@ -1,4 +1,4 @@
-//! What settings come to, and what is refused. Through the front door, [`Config::load_with`].
+//! Tests of the settings that are accepted and of those that are refused, through [`Config::load_with`].
 
 use ipnet::IpNet;
 
@@ -34,6 +34,22 @@ fn the_defaults_hold_ten_million_numbers_on_two_cores() {
     );
 }
 
+/// Story: 64 shards in a fleet leased 262,144 rows each, and took a gigabyte.
+#[test]
+fn all_shards_of_a_fleet_lease_no_more_than_memory_has_room_for() {
+    let lease_rows = |shards: u64, more: &str| {
+        let text = format!(
+            "[fleet]\nstore = 'file:///w/w.db'\nspace = 'x'\n{more}\n\
+             [pools.int]\nshards = {shards}\n[pools.float]\nshards = {shards}\n"
+        );
+        load(&text, &[]).unwrap().fleet.unwrap().lease_rows
+    };
+    for (shards, rows) in [(2, 1 << 18), (8, 1 << 18), (32, 1 << 16), (1_024, 1 << 11)] {
+        assert_eq!(lease_rows(shards, ""), rows, "2 x {shards} shards");
+    }
+    assert_eq!(lease_rows(32, "lease_rows = 500_000"), 500_000);
+}
+
 #[test]
 fn refusals_name_the_key_the_value_and_what_is_allowed() {
     let check = |text: &str, expected: [&str; 3]| {
@@ -46,16 +62,17 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
     check("[sever]\nlisten = 'x'", ["sever", "x", "server"]);
     check("[server]\nlisten = 'x'", ["server.listen", "x", "socket address"]);
     check("[server]\nmode = 'jsn'", ["server.mode", "jsn", "simple"]);
+    check("[server]\nhosts = ['a', 'b:1']", ["server.hosts[1]", "b:1", "without a port"]);
+    // As a text, it would be 2.1.
+    let fleet = "[fleet]\nstore = 'file:///w/witness.db'\nspace = 2.10";
+    check(fleet, ["fleet.space", "a float instead of a text", "in quotes"]);
+    check("[storage]\ndir = 7", ["storage.dir", "7", "text in quotes"]);
     check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
     check("[server]\nconnections = 0", ["server.connections", "0", "1 to 1048576"]);
     check("[server]\nclient_timeout_ms = 0", ["server.client_timeout_ms", "0", "1 to 3600000"]);
     check("[server.tls]\ncert = 'c.pem'", ["server.tls.cert", "c.pem", "server.tls.key"]);
     check("[server.tls]\nkey = 'k.pem'", ["server.tls.key", "k.pem", "server.tls.cert"]);
     check("[server.tls]\ncrt = 'c.pem'", ["server.tls.crt", "c.pem", "cert"]);
-    check(
-        "[server]\nmode = 'simple'\n[server.tls]\ncert = 'c.pem'\nkey = 'k.pem'",
-        ["server.tls", "simple", "another mode"],
-    );
     check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
     check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
     check("[refill]\nlow_water = 1.5", ["refill.low_water", "1.5", "up to 1"]);
@@ -70,6 +87,8 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
     check("[pools.float]\ndecimals = 15", ["pools.float.decimals", "15", "14"]);
     check("[pools.'../x']\nmin = 1\nmax = 2", ["pools.../x", "file name", "a-z"]);
     check("[pools.Ticket]\nmin = 1\nmax = 2", ["pools.Ticket", "file name", "a-z"]);
+    check("[pools.a_shard_b]\nmin = 1\nmax = 2", ["pools.a_shard_b", "another pool", "_shard_"]);
+    check("[pools.used_numbers]\nmin = 1\nmax = 2", ["pools.used_numbers", "shard_0", "not used"]);
     check("[pools.ticket]\nmin = 1", ["pools.ticket", "max", "missing"]);
     check(
         "[pools.int]\nenabled = false\n[pools.float]\nenabled = false",
@@ -135,7 +154,7 @@ fn entries_that_can_t_be_used_are_refused() {
     check(&format!("auth.mode = 'none'\n{entry}"), &["auth.mode", "tokens too"]);
     check(&format!("{entry}{entry}"), &["auth.tokens[1].name", "mine.toml", "shop"]);
     let second = entry.replace("shop", "web");
-    check(&format!("{entry}{second}"), &["auth.tokens[1].sha256", "the token shop once more"]);
+    check(&format!("{entry}{second}"), &["auth.tokens[1].sha256", "the token shop again"]);
     check(&entry.replace("shop", "the shop"), &["auth.tokens[0].name", "a-z"]);
     check(&entry.replace("draw", "all"), &["auth.tokens[0].scope", "\"draw\"", "\"observe\""]);
     check(&entry.replace("01", ""), &["auth.tokens[0].sha256", "64 hexadecimal"]);
@@ -177,7 +196,7 @@ fn a_quota_is_off_until_it_has_a_rate() {
         ("numbers_per_second = 1\nbrust = 5", ["quota.brust", "burst"]),
         (
             "numbers_per_second = 1\ntrusted_proxies = ['10.0.0.1', 'proxy']",
-            ["quota.trusted_proxies[1] (in ", "\"proxy\" is none"],
+            ["quota.trusted_proxies[1] (in ", "\"proxy\" is not an address"],
         ),
     ] {
         let error = quota(text).unwrap_err();
@@ -195,4 +214,46 @@ fn variables_override_the_file_and_keep_every_digit() {
     assert_eq!(float.space.number(float.space.max()).as_str(), "99999.999999");
     let error = load("", &[("TOMBOLA_SERVER__PORT", "1")]).unwrap_err();
     assert!(error.contains("server.port") && error.contains("environment"), "{error}");
+}
+
+/// Story: `2.10` became `2.1`, another space, and `007` became `7`, an empty folder.
+#[test]
+fn a_text_of_a_variable_stays_as_it_is() {
+    let fleet = "[fleet]\nstore = 'file:///w/witness.db'\nspace = 'file'";
+    for text in ["2.10", "1e5", "007", "7", "true", "inf", "0x10", "1_000", "-1.50"] {
+        let variables = [("TOMBOLA_FLEET__SPACE", text), ("TOMBOLA_STORAGE__DIR", text)];
+        let allowed = SpaceName::new(text).is_some();
+        let variables = if allowed { &variables[..] } else { &variables[1..] };
+        let config = load(fleet, variables).unwrap();
+        assert_eq!(config.dir, Path::new(text));
+        let expected = if allowed { text } else { "file" };
+        assert_eq!(config.fleet.unwrap().space.as_str(), expected);
+    }
+}
+
+#[test]
+fn numbers_and_booleans_of_variables_are_read() {
+    let fleet = "[fleet]\nstore = 'file:///w/witness.db'\nspace = 'file'";
+    let config = load(
+        fleet,
+        &[
+            ("TOMBOLA_FLEET__REFUSE_IF_STALE", "true"),
+            ("TOMBOLA_FLEET__CLAIM", "7"),
+            ("TOMBOLA_SERVER__COUNT_LIMIT", "500"),
+            ("TOMBOLA_REFILL__LOW_WATER", "0.25"),
+            ("TOMBOLA_POOLS__INT__ENABLED", "false"),
+            ("TOMBOLA_POOLS__FLOAT__MIN", "-0.5"),
+            ("TOMBOLA_POOLS__FLOAT__SHARDS", "3"),
+            ("TOMBOLA_QUOTA__NUMBERS_PER_SECOND", "2.5"),
+        ],
+    );
+    let config = config.unwrap();
+    let fleet = config.fleet.unwrap();
+    assert_eq!((fleet.refuse_if_stale, fleet.claim), (true, 7));
+    assert_eq!((config.server.count_limit.get(), config.refill.low_water), (500, 0.25));
+    assert_eq!(config.quota.unwrap().burst.get(), 3);
+    assert_eq!((config.pools.len(), config.pools[0].shards), (1, 3));
+    assert_eq!(config.pools[0].space.to_string(), "-0.500000 to 9999.999999");
+    let error = load("", &[("TOMBOLA_LEASE__ROWS", "many")]).unwrap_err();
+    assert!(error.contains("lease.rows") && error.contains("TOMBOLA_LEASE__ROWS"), "{error}");
 }

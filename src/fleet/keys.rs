@@ -1,16 +1,16 @@
-//! What stands where in the store: its keys, and the values that all instances must agree on. Pure.
+//! The keys of the store's entries, and the values that all instances must agree on. Pure.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::{PoolName, SpaceName};
-use crate::ledger::{STRATA, StratumKey};
+use crate::ledger::{PARTITIONS, StratumKey};
 use crate::space::{Space, Value};
 
-/// The version of all that is said here.
-const FORMAT: u32 = 1;
+/// The version of these keys and values.
+const FORMAT: u32 = 2;
 
-/// The keys of one space. Stratum 7 of the pool int is `tombola/NAME/strata/int/0007`.
+/// The keys of one space. Partition 7 of the pool int is `tombola/NAME/partitions/int/0007`.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     space: SpaceName,
@@ -21,69 +21,69 @@ impl Keys {
         Self { space: space.clone() }
     }
 
-    /// Who the space is: a [`SpaceRecord`].
+    /// Returns the key of the [`SpaceRecord`].
     pub(super) fn space(&self) -> String {
         format!("tombola/{}/space", self.space)
     }
 
-    /// What a pool's numbers are: a [`PoolRecord`].
+    /// Returns the key of a pool's [`PoolRecord`].
     pub(super) fn pool(&self, pool: &PoolName) -> String {
         format!("{}{pool}", self.pools())
     }
 
-    /// The beginning of all pools' keys.
+    /// Returns the prefix of all pools' keys.
     pub(super) fn pools(&self) -> String {
         format!("tombola/{}/pools/", self.space)
     }
 
-    /// Who holds a stratum: an instance's UUID.
-    pub(super) fn stratum(&self, pool: &PoolName, stratum: u16) -> String {
-        format!("{}{stratum:04}", self.strata(pool))
+    /// Returns the key of a partition. Its value is the UUID of the instance that holds the partition.
+    pub(super) fn partition(&self, pool: &PoolName, partition: u16) -> String {
+        format!("{}{partition:04}", self.partitions(pool))
     }
 
-    /// The beginning of the keys of a pool's strata.
-    pub(super) fn strata(&self, pool: &PoolName) -> String {
-        format!("tombola/{}/strata/{pool}/", self.space)
+    /// Returns the prefix of the keys of a pool's partitions.
+    pub(super) fn partitions(&self, pool: &PoolName) -> String {
+        format!("tombola/{}/partitions/{pool}/", self.space)
     }
 
-    /// How far an instance has come: a [`Fence`](super::protocol::Fence).
+    /// Returns the key of an instance's [`Fence`](super::protocol::Fence).
     pub(super) fn fence(&self, instance: Uuid) -> String {
         format!("{}{instance}", self.fences())
     }
 
-    /// The beginning of all fences' keys.
+    /// Returns the prefix of all fences' keys.
     pub(super) fn fences(&self) -> String {
         format!("tombola/{}/fences/", self.space)
     }
 }
 
-/// Who a space is. Another UUID is another space, whatever its name.
+/// The identity of a space. A space with another UUID is another space, even if it has the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SpaceRecord {
     format: u32,
     pub(super) uuid: Uuid,
-    strata: usize,
+    partitions: usize,
 }
 
 impl SpaceRecord {
     pub(super) fn of(uuid: Uuid) -> Self {
-        Self { format: FORMAT, uuid, strata: STRATA }
+        Self { format: FORMAT, uuid, partitions: PARTITIONS }
     }
 
-    /// Whether this program sorts values as those who made the space did.
+    /// Returns whether this program gives values the same indexes as the program that created the space.
     pub(super) fn is_understood(&self) -> bool {
-        (self.format, self.strata) == (FORMAT, STRATA)
+        (self.format, self.partitions) == (FORMAT, PARTITIONS)
     }
 }
 
-/// What a pool's numbers are, the same for all.
+/// A pool's range and secret, the same for all instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PoolRecord {
     /// The ends of the range, as scaled integers.
     min: i64,
     max: i64,
     decimals: u8,
-    /// The secret that sorts values into strata, in hexadecimal digits.
+    /// The secret that gives values their indexes, in hexadecimal digits.
     hash_key: String,
 }
 
@@ -93,11 +93,12 @@ impl PoolRecord {
         Self { min, max, decimals, hash_key: hex::encode(key.to_bytes()) }
     }
 
-    pub(super) fn space(&self) -> Space {
+    /// Returns the range, if it is valid.
+    pub(super) fn space(&self) -> Option<Space> {
         Space::from_values(Value(self.min), Value(self.max), self.decimals)
     }
 
-    /// The key, if it can be one.
+    /// Returns the secret, if it is valid.
     pub(super) fn key(&self) -> Option<StratumKey> {
         let mut bytes = [0; 16];
         hex::decode_to_slice(&self.hash_key, &mut bytes).ok()?;

@@ -1,12 +1,12 @@
-//! What an operator asks of the store: who holds what, and whether this folder is current; and how to put
-//! back what a store has forgotten. Nothing here is asked by a server.
+//! Operator commands: shows which instances hold which partitions and whether this folder is current, and
+//! puts back what a store has forgotten. Servers don't use any of this.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use uuid::Uuid;
 
-use super::claims::{Claims, Holdings};
+use super::claims::{Claims, Held, Holdings};
 use super::keys::{Keys, PoolRecord, SpaceRecord};
 use super::protocol::{Fence, Known, Standing};
 use super::record::Record;
@@ -15,41 +15,41 @@ use super::{FleetError, gate, read_record};
 use crate::config::{FleetConfig, PoolName};
 use crate::files;
 use crate::folder::{Folder, PoolPaths};
-use crate::ledger::{Ledger, STRATA};
+use crate::ledger::{Ledger, PARTITIONS};
 
-/// Readings of a folder whose server goes on meanwhile: each takes milliseconds, and its steps are
+/// Tries to read a folder between two steps of its server: a try takes milliseconds, and the steps are
 /// seconds apart.
 const READINGS_MAX: usize = 10;
 
-/// What the store has of a space.
+/// The content of the store for one space.
 #[derive(Debug)]
 pub struct Overview {
-    /// The space's UUID, where the store has one of that name.
+    /// The space's UUID, if the store has a space of that name.
     pub space: Option<Uuid>,
     /// The pools that the space has.
     pub pools: Vec<PoolName>,
-    /// Each instance that has a fence or a stratum.
+    /// Each instance that has a fence or a partition.
     pub instances: BTreeMap<Uuid, Holder>,
-    /// This folder's instance, and what the store says of it; nothing where the folder has not joined.
+    /// This folder's instance and its standing, or `None` if the folder has not joined.
     pub folder: Option<(Uuid, Standing)>,
 }
 
-/// What an instance has in the store.
+/// An instance's entries in the store.
 #[derive(Debug, Default)]
 pub struct Holder {
     /// Steps of its fence.
     pub steps: u64,
-    /// Strata that it holds, in the order of the pools.
-    pub strata: Vec<usize>,
+    /// Partitions that it holds, in the order of the pools.
+    pub partitions: Vec<usize>,
 }
 
 impl Overview {
-    /// Looks at the store, and at a folder whether or not its server runs.
+    /// Reads the store and a folder, whose server may be running.
     ///
     /// # Errors
-    /// [`FleetError`] when either can't be read.
+    /// [`FleetError`] if either can't be read.
     pub async fn look(config: &FleetConfig, folder: &Path) -> Result<Self, FleetError> {
-        let store = Store::open(&config.store)?;
+        let store = Store::open_to_look(&config.store)?;
         let keys = Keys::new(&config.space);
         let text = store.get(&keys.space()).await?;
         let space = text.and_then(|text| serde_json::from_str::<SpaceRecord>(&text).ok());
@@ -68,23 +68,23 @@ impl Overview {
             }
         }
         for (at, pool) in pools.iter().enumerate() {
-            for holder in store.list(&keys.strata(pool)).await?.into_values() {
+            for holder in store.list(&keys.partitions(pool)).await?.into_values() {
                 if let Ok(instance) = holder.parse() {
-                    let strata = &mut instances.entry(instance).or_default().strata;
-                    strata.resize(pools.len(), 0);
-                    strata[at] += 1;
+                    let partitions = &mut instances.entry(instance).or_default().partitions;
+                    partitions.resize(pools.len(), 0);
+                    partitions[at] += 1;
                 }
             }
         }
-        instances.values_mut().for_each(|holder| holder.strata.resize(pools.len(), 0));
+        instances.values_mut().for_each(|holder| holder.partitions.resize(pools.len(), 0));
         let folder = look_at_folder(&store, &keys, config, folder, space).await?;
         Ok(Self { space, pools, instances, folder })
     }
 
-    /// Strata of a pool that nobody holds, by its place among the pools.
+    /// Returns how many partitions of a pool no instance holds. `pool` is its position among the pools.
     #[must_use]
     pub fn free(&self, pool: usize) -> usize {
-        STRATA - self.instances.values().map(|holder| holder.strata[pool]).sum::<usize>()
+        PARTITIONS - self.instances.values().map(|holder| holder.partitions[pool]).sum::<usize>()
     }
 }
 
@@ -102,31 +102,34 @@ async fn look_at_folder(
         let found = gate::read(store, keys, &record).await?;
         if read_record(folder, config.space.as_str())?.as_ref() == Some(&record) {
             let standing = match space {
+                _ if record.is_stale => Standing::Stale,
                 Some(space) if space == record.space_uuid => record.known.judge(found),
                 _ => Standing::StoreBehind,
             };
             return Ok(Some((record.instance, standing)));
         }
     }
-    Err(store.error("it answers too slowly to tell how far this folder's server has come").into())
+    Err(store
+        .error("it responds too slowly to compare it with this folder while the server runs")
+        .into())
 }
 
-/// What was put back.
+/// The entries that were put back.
 #[derive(Debug, Default)]
 pub struct Reseeded {
-    /// Strata of each pool.
-    pub strata: BTreeMap<PoolName, usize>,
+    /// How many partitions of each pool were put back.
+    pub partitions: BTreeMap<PoolName, usize>,
     /// The step that the fence was moved to, if it was behind.
     pub step: Option<u64>,
 }
 
-/// Puts what the folder knows back into a store that has forgotten it: the space, its pools, the strata
-/// that its ledgers have drawn from, and its fence. What the store has is never changed, but for a fence
-/// that is behind.
+/// Puts the entries that the folder knows of back into a store that has forgotten them: the space, its pools,
+/// the partitions that its ledgers have drawn from, and its fence. Existing entries are never changed, except
+/// a fence that is behind.
 ///
 /// # Errors
-/// [`FleetError::Lost`] with [`Lost::Stale`](super::Lost::Stale) when the store is ahead of the folder,
-/// [`FleetError::Taken`] when another instance holds a stratum that this folder has drawn from.
+/// [`FleetError::Lost`] with [`Lost::Stale`](super::Lost::Stale) if the store is ahead of the folder,
+/// [`FleetError::Taken`] if another instance holds a partition that this folder has drawn from.
 pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
     let store = std::sync::Arc::new(Store::open(&config.store)?);
     let keys = Keys::new(&config.space);
@@ -135,10 +138,12 @@ pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, F
         return Err(FleetError::NoInstance { folder: folder.path().display().to_string() });
     };
     let found = gate::read(&store, &keys, &record).await?;
-    if record.known.judge(found) == Standing::Stale {
+    if record.is_stale || record.known.judge(found) == Standing::Stale {
         return Err(super::Lost::Stale.into());
     }
-    agree(&store, keys.space(), &SpaceRecord::of(record.space_uuid), &space).await?;
+    let held = std::sync::Arc::new(Held::default());
+    let text = agree(&store, keys.space(), &SpaceRecord::of(record.space_uuid), &space).await?;
+    held.note_record(keys.space(), text);
 
     let mut reseeded = Reseeded::default();
     for pool in record.pools.iter().filter_map(|pool| PoolName::new(pool)) {
@@ -147,39 +152,41 @@ pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, F
             continue;
         }
         let ledger = Ledger::open_to_look(&path)?;
-        let (numbers, key, strata) = (*ledger.space(), ledger.key(), ledger.strata().to_vec());
+        let (numbers, key, partitions) = (*ledger.space(), ledger.key(), ledger.partitions());
         drop(ledger);
-        agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
+        let text = agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
+        held.note_record(keys.pool(&pool), text);
         let claims = Claims::new(
             store.clone(),
             keys.clone(),
             pool.clone(),
             record.instance,
             1,
-            Default::default(),
+            held.clone(),
         );
         let before = claims.holdings().await?.ours.len();
-        claims.create(&strata).await?;
+        claims.create(&partitions).await?;
         let Holdings { ours, .. } = claims.holdings().await?;
         let held: BTreeSet<u16> = ours.iter().copied().collect();
-        if let Some(stratum) = strata.into_iter().find(|stratum| !held.contains(stratum)) {
-            return Err(FleetError::Taken { pool: pool.to_string(), space, stratum });
+        if let Some(partition) = partitions.into_iter().find(|partition| !held.contains(partition))
+        {
+            return Err(FleetError::Taken { pool: pool.to_string(), space, partition });
         }
-        reseeded.strata.insert(pool, ours.len() - before);
+        reseeded.partitions.insert(pool, ours.len() - before);
     }
     reseeded.step = put_fence_back(&store, &keys, &record, found).await?;
     Ok(reseeded)
 }
 
-/// Moves a fence that is behind to the last step that this folder began: nothing is handed out for it
-/// any more.
+/// Moves a fence that is behind to the last step that this folder began, for which nothing is handed out any
+/// more. Returns that step.
 async fn put_fence_back(
     store: &Store,
     keys: &Keys,
     record: &Record,
     found: Option<Fence>,
 ) -> Result<Option<u64>, FleetError> {
-    let Some(last) = record.known.intent.or(record.known.fence) else {
+    let Some(last) = record.known.last() else {
         return Ok(None);
     };
     if record.known.judge(found) != Standing::StoreBehind {
@@ -187,27 +194,27 @@ async fn put_fence_back(
     }
     let key = keys.fence(record.instance);
     match found {
-        Some(found) => drop(store.replace(&key, &gate::text(found), &gate::text(last)).await?),
+        Some(found) => store.replace(&key, &gate::text(found), &gate::text(last)).await?,
         None => store.create(&[(key, gate::text(last))]).await?,
-    }
+    };
     match Known::at(Some(last)).judge(gate::read(store, keys, record).await?) {
         Standing::Current => Ok(Some(last.step)),
         _ => Err(super::Lost::Stale.into()),
     }
 }
 
-/// Creates an entry, which must be what stands there already if something does.
+/// Creates an entry, or checks that an existing one is the same. Returns the entry in the store.
 async fn agree<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq>(
     store: &Store,
     key: String,
     ours: &T,
     space: &str,
-) -> Result<(), FleetError> {
+) -> Result<String, FleetError> {
     let text = serde_json::to_string(ours).expect("it has plain fields");
     store.create(&[(key.clone(), text)]).await?;
     let found = store.get(&key).await?.unwrap_or_default();
     match serde_json::from_str::<T>(&found) {
-        Ok(theirs) if theirs == *ours => Ok(()),
+        Ok(theirs) if theirs == *ours => Ok(found),
         Ok(_) => Err(FleetError::BegunAnew { key }),
         Err(_) => Err(FleetError::Foreign { space: space.to_owned(), found }),
     }

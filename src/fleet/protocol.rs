@@ -1,45 +1,45 @@
-//! What a fence proves, without the store that holds it. Pure.
+//! The rules of the fence, apart from the store that holds it. Pure.
 //!
-//! An instance hands out what it leased only after a step of its fence, which it alone can make: from
-//! the fence that it knows, to a token that it has just drawn. A restored or cloned folder knows a fence
-//! that others have moved on, so that its next step fails before anything is handed out.
+//! An instance hands out what it leased only after a step of its fence. Only this instance can make the step,
+//! from the fence that it knows to a token that it has just drawn. A restored or cloned folder knows an
+//! outdated fence, because another copy has stepped it, so its next step fails before it hands out anything.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Where an instance's fence stands: after so many steps, the last of which bears this token.
+/// The state of an instance's fence: how many steps were made, and the token of the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fence {
     /// Steps since the instance joined, from 1.
     pub step: u64,
-    /// Drawn anew for each step, so that two copies of a folder can't take the same one.
+    /// Drawn at random for each step, so that two copies of a folder can't make the same step.
     pub token: Uuid,
 }
 
-/// What a folder knows of its fence.
+/// A folder's knowledge of its fence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Known {
-    /// The last step that is known to have been made; none before the first.
+    /// The last step that is known to have been made, or `None` before the first.
     pub fence: Option<Fence>,
-    /// The step that was begun after it: the store may have it or not.
+    /// The step that was begun after it. The store may have it or not.
     pub intent: Option<Fence>,
 }
 
-/// What the store's fence says of a folder.
+/// The standing of a folder, judged by the store's fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The folder is the instance's own, and the step that it began was made, if it began one.
     Current,
     /// The folder is the instance's own, and the step that it began was not made, so far.
     Pending,
-    /// Another copy of this folder has gone on since: what is in this one may be handed out already.
+    /// Another copy of this folder has made further steps, and may have handed out the content of this one.
     Stale,
     /// The store has forgotten a step that was made: it was restored from a copy, or is another one.
     StoreBehind,
 }
 
 impl Fence {
-    /// The one after `fence`, with this token.
+    /// Returns the fence after `fence`, with this token.
     #[must_use]
     pub fn after(fence: Option<Self>, token: Uuid) -> Self {
         Self { step: fence.map_or(0, |fence| fence.step) + 1, token }
@@ -47,20 +47,26 @@ impl Fence {
 }
 
 impl Known {
-    /// Where the fence stands when nothing is under way.
+    /// Returns the knowledge of a folder that has no step in progress.
     #[must_use]
     pub fn at(fence: Option<Fence>) -> Self {
         Self { fence, intent: None }
     }
 
-    /// Begins a step. The one that was begun before was made.
+    /// Returns the last step that was begun.
+    #[must_use]
+    pub fn last(self) -> Option<Fence> {
+        self.intent.or(self.fence)
+    }
+
+    /// Begins a step. The step that was begun before it must have been made.
     #[must_use]
     pub fn begin(self, token: Uuid) -> Self {
-        let fence = self.intent.or(self.fence);
+        let fence = self.last();
         Self { fence, intent: Some(Fence::after(fence, token)) }
     }
 
-    /// What it says of this folder that the store has this fence.
+    /// Judges this folder by the fence that the store has.
     #[must_use]
     pub fn judge(self, found: Option<Fence>) -> Standing {
         let steps = |fence: Option<Fence>| fence.map_or(0, |fence| fence.step);
@@ -70,6 +76,20 @@ impl Known {
             None if found == self.fence => Standing::Current,
             _ if steps(found) < steps(self.fence) => Standing::StoreBehind,
             _ => Standing::Stale,
+        }
+    }
+
+    /// Judges this folder after the store refused its step, by the fence that the store had then.
+    ///
+    /// `untried` means that the step was not tried before. Only another copy of the folder can then have made
+    /// it, even with the same token, because clones of a machine may share its random state.
+    #[must_use]
+    pub fn judge_refusal(self, found: Option<Fence>, untried: bool) -> Standing {
+        match self.judge(found) {
+            Standing::Current if untried => Standing::Stale,
+            // The store refused because it had another fence, which has gone back since.
+            Standing::Pending if untried => Standing::StoreBehind,
+            standing => standing,
         }
     }
 }
@@ -96,10 +116,27 @@ mod tests {
         check(again, fence(1, 1), Standing::Pending);
         check(again, fence(2, 2), Standing::Current);
         check(again, None, Standing::StoreBehind);
-        // As many steps, but others: a copy went another way.
+        // The same number of steps, but other ones: a copy has made its own.
         check(again, fence(1, 9), Standing::Stale);
         check(again, fence(2, 9), Standing::Stale);
         check(again, fence(7, 9), Standing::Stale);
         check(Known::at(fence(3, 3)), fence(2, 2), Standing::StoreBehind);
+    }
+
+    /// Story: clones of a running machine drew the same token from the same random state, and each took the
+    /// step for its own.
+    #[test]
+    fn a_first_try_that_is_refused_was_not_this_copy() {
+        let fence = |step, token| Some(Fence { step, token: Uuid::from_u128(token) });
+        let begun = Known::at(fence(1, 1)).begin(Uuid::from_u128(2));
+        for (found, untried, tried) in [
+            (fence(2, 2), Standing::Stale, Standing::Current),
+            (fence(1, 1), Standing::StoreBehind, Standing::Pending),
+            (fence(2, 9), Standing::Stale, Standing::Stale),
+            (None, Standing::StoreBehind, Standing::StoreBehind),
+        ] {
+            assert_eq!(begun.judge_refusal(found, true), untried, "{found:?}");
+            assert_eq!(begun.judge_refusal(found, false), tried, "{found:?}");
+        }
     }
 }

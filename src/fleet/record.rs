@@ -1,5 +1,5 @@
-//! `fleet.json`: what a data folder knows of its place in the fleet. Replaced as a whole at each change,
-//! so that any copy of it is of one moment.
+//! `fleet.json`: a data folder's knowledge of its place in the fleet. Each change replaces the whole file, so
+//! that any copy of it is from one moment.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,20 +16,20 @@ use crate::folder::FLEET_RECORD;
 /// The version of the content below.
 const FORMAT: &str = "tombola fleet 1";
 
-/// How far a shard's file had come when a step of the fence covered it.
+/// The progress of a shard's file when a step of the fence covered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Whose shard.
+    /// The pool.
     pub pool: PoolName,
-    /// Which one.
+    /// The shard.
     pub shard: ShardIndex,
-    /// Which filling of it.
+    /// The shard's generation.
     pub generation: Generation,
-    /// Leases of that filling.
+    /// Leases of that generation.
     pub leases: u64,
 }
 
-/// What a folder knows of its place.
+/// A folder's knowledge of its place in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) instance: Uuid,
@@ -37,15 +37,15 @@ pub(super) struct Record {
     pub(super) space: String,
     pub(super) space_uuid: Uuid,
     pub(super) known: Known,
-    /// It was found to be an old copy, and is being set aside.
+    /// Whether the folder was found to be an old copy, and is being set aside.
     pub(super) is_stale: bool,
-    /// Pools whose strata are claimed: their ledgers draw from nothing else.
+    /// Pools whose ledgers draw only from claimed partitions.
     pub(super) pools: Vec<String>,
-    /// By the names of pools and the numbers of shards, the last generation and lease that were covered.
+    /// The last generation and lease that a step covered, by the pool's name and the shard's number.
     shards: BTreeMap<String, BTreeMap<u16, (i64, u64)>>,
 }
 
-/// As it stands in the file.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -61,7 +61,7 @@ struct Written {
 }
 
 impl Record {
-    /// Of an instance that never was before.
+    /// Creates the record of a new instance.
     pub(super) fn new(space: &str, space_uuid: Uuid) -> Self {
         Self {
             instance: Uuid::new_v4(),
@@ -74,7 +74,7 @@ impl Record {
         }
     }
 
-    /// That of a folder, if it has one; or (inside) what is wrong with it.
+    /// Reads the record of a folder, if it has one. The inner error is the problem with its content.
     ///
     /// # Errors
     /// [`FileError`].
@@ -96,17 +96,17 @@ impl Record {
                 shards,
             } = written;
             if format != FORMAT {
-                return Err(format!("its format is {format:?}, this program knows {FORMAT:?}"));
+                return Err(format!("its format is {format:?}, but this program knows {FORMAT:?}"));
             }
             let known = Known { fence, intent };
             Ok(Self { instance, space, space_uuid, known, is_stale, pools, shards })
         })))
     }
 
-    /// Puts it into a folder, durably.
+    /// Saves it in a folder, durably.
     ///
     /// # Errors
-    /// [`FileError`]; which of the two contents a crash leaves is then not known.
+    /// [`FileError`]; a crash may then leave either the old or the new content.
     pub(super) fn save(&self, folder: &Path) -> Result<(), FileError> {
         let Self { instance, space, space_uuid, known, is_stale, pools, shards } = self.clone();
         let Known { fence, intent } = known;
@@ -117,13 +117,13 @@ impl Record {
         files::replace(&path(folder), &text)
     }
 
-    /// Notes how far a shard's file has come.
+    /// Notes the progress of a shard's file.
     pub(super) fn cover(&mut self, lease: &Lease) {
         let shards = self.shards.entry(lease.pool.as_str().to_owned()).or_default();
         shards.insert(lease.shard.0, (lease.generation.0, lease.leases));
     }
 
-    /// How far the file of each shard had come at the last step that covered it.
+    /// Returns the progress of each shard's file at the last step that covered it.
     pub(super) fn covered(&self) -> impl Iterator<Item = Lease> {
         self.shards
             .iter()

@@ -1,9 +1,9 @@
-//! The store that a fleet agrees in: what is asked of any engine. Keys and values are text; what they
-//! mean is said elsewhere.
+//! The store through which a fleet agrees, for any engine. Keys and values are text. Knows nothing of their
+//! meaning.
 //!
-//! Three promises are asked for, and no others: what was read is the newest (linearizable), what is
-//! there is never created twice, and a value is replaced only by who knows it. After an error nobody
-//! knows whether a change was made: who must know reads.
+//! An engine has to keep three promises: a read returns the newest value (linearizable), a key is created
+//! only once, and a value is replaced only if it is the expected one. After an error it is unknown whether a
+//! change was made. A change is sent only once, so that `true` and `false` are the outcome of this very try.
 
 #[cfg(feature = "etcd")]
 mod etcd;
@@ -19,13 +19,13 @@ use std::collections::BTreeMap;
 
 use crate::config::{StoreAddress, StoreConfig};
 
-/// Why the store could not be asked. A change may have been made or not.
+/// Why a request to the store failed. A change may have been made or not.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the store {address} can't be asked: {problem}")]
+#[error("the store {address} can't be used: {problem}")]
 pub struct StoreError {
-    /// Where it is, as in the settings.
+    /// Its address, as in the settings.
     pub address: String,
-    /// What the engine or the network said.
+    /// The error of the engine or the network.
     pub problem: String,
 }
 
@@ -40,19 +40,32 @@ pub enum Store {
     /// See [`StoreAddress::Postgres`].
     #[cfg(feature = "postgres")]
     Postgres(postgres::PostgresStore),
-    /// In memory, with faults.
+    /// A store in memory, with faults, for tests.
     #[cfg(test)]
     Memory(memory::MemoryStore),
 }
 
 impl Store {
-    /// The store of these settings. Reads what it needs of files, and connects when it is first asked.
+    /// Opens the store of these settings. Reads passwords and certificates now, and connects at the first
+    /// request.
     ///
     /// # Errors
-    /// [`StoreError`] when a password or certificate can't be read or used.
+    /// [`StoreError`] if a password or certificate can't be read or used.
     pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
+        Self::open_for(config, file::Access::Change)
+    }
+
+    /// Opens the store of these settings for reading: a file is neither created nor changed.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_to_look(config: &StoreConfig) -> Result<Self, StoreError> {
+        Self::open_for(config, file::Access::Look)
+    }
+
+    fn open_for(config: &StoreConfig, access: file::Access) -> Result<Self, StoreError> {
         match &config.address {
-            StoreAddress::File(path) => Ok(Self::File(file::FileStore::new(path))),
+            StoreAddress::File(path) => Ok(Self::File(file::FileStore::new(path, access))),
             #[cfg(feature = "etcd")]
             StoreAddress::Etcd { .. } => Ok(Self::Etcd(etcd::EtcdStore::new(config)?)),
             #[cfg(feature = "postgres")]
@@ -64,7 +77,7 @@ impl Store {
         }
     }
 
-    /// What is wrong with what it has.
+    /// Returns an error of this store with this problem.
     pub(super) fn error(&self, problem: &str) -> StoreError {
         let address = match self {
             Self::File(store) => store.address(),
@@ -78,7 +91,7 @@ impl Store {
         StoreError { address, problem: problem.to_owned() }
     }
 
-    /// The newest value of a key.
+    /// Returns the newest value of a key.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -94,7 +107,7 @@ impl Store {
         }
     }
 
-    /// The newest values of all keys that begin so.
+    /// Returns the newest values of all keys with this prefix.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -110,26 +123,39 @@ impl Store {
         }
     }
 
-    /// Creates each of these keys that is not there yet. Whose value stands then, reading tells.
+    /// Creates each of these keys that does not exist yet. Returns whether all were created.
     ///
     /// # Errors
-    /// [`StoreError`]; some, all or none may be there then.
-    pub async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
+    /// [`StoreError`]; some, all or none of the keys may then exist.
+    pub async fn create(&self, entries: &[(String, String)]) -> Result<bool, StoreError> {
+        self.create_where(&[], entries).await
+    }
+
+    /// Creates each of these keys that does not exist yet, if each key of `given` has its value at the same
+    /// moment. Returns whether all were created.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub async fn create_where(
+        &self,
+        given: &[(String, String)],
+        entries: &[(String, String)],
+    ) -> Result<bool, StoreError> {
         match self {
-            Self::File(store) => store.create(entries).await,
+            Self::File(store) => store.create(given, entries).await,
             #[cfg(feature = "etcd")]
-            Self::Etcd(store) => store.create(entries).await,
+            Self::Etcd(store) => store.create(given, entries).await,
             #[cfg(feature = "postgres")]
-            Self::Postgres(store) => store.create(entries).await,
+            Self::Postgres(store) => store.create(given, entries).await,
             #[cfg(test)]
-            Self::Memory(store) => store.create(entries).await,
+            Self::Memory(store) => store.create(given, entries).await,
         }
     }
 
-    /// Replaces the value of a key if it is `from`. Answers whether it was.
+    /// Replaces the value of a key if it is `from`. Returns whether it did.
     ///
     /// # Errors
-    /// [`StoreError`]; it may be replaced or not, or will be when the error is long past.
+    /// [`StoreError`]; the value may be replaced or not, or may be replaced long after the error.
     pub async fn replace(&self, key: &str, from: &str, to: &str) -> Result<bool, StoreError> {
         match self {
             Self::File(store) => store.replace(key, from, to).await,

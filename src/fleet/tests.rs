@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -10,7 +11,7 @@ use crate::batch::ShardIndex;
 use crate::config::{LeaseConfig, Mode, PoolName, SpaceName, StoreAddress, StoreConfig};
 use crate::space::Space;
 
-/// One data folder and what became of it.
+/// An instance with its data folder, and its store.
 struct Instance {
     folder: tempfile::TempDir,
     store: MemoryStore,
@@ -60,7 +61,7 @@ impl Instance {
         &self,
         pools: &[PoolConfig],
     ) -> Result<(Fleet, Vec<Share>, Folder), FleetError> {
-        let folder = Folder::open(self.folder.path(), Mode::Sharded, true).unwrap();
+        let folder = Folder::open(self.folder.path(), Mode::Sharded, true, Duration::ZERO).unwrap();
         let store = Arc::new(Store::Memory(self.store.clone()));
         let (fleet, shares) = Fleet::join_at(store, &config(), pools, &folder).await?;
         Ok((fleet, shares, folder))
@@ -71,13 +72,18 @@ impl Instance {
     }
 
     async fn serve(&self) -> Serving {
+        self.serve_looking_every(Duration::from_secs(3600)).await
+    }
+
+    async fn serve_looking_every(&self, interval: Duration) -> Serving {
         let (fleet, folder) = self.join().await.unwrap();
-        let (gate, keeper) = fleet.into_gate();
+        let (gate, mut keeper) = fleet.into_gate();
+        keeper.look_every(interval);
         let (stop, stopped) = watch::channel(false);
         Serving { gate, stop, keeper: tokio::spawn(keeper.run(stopped)), _folder: folder }
     }
 
-    /// Steps the fence so often, and stops.
+    /// Steps the fence `times` times, and stops.
     async fn step(&self, times: u64) {
         let serving = self.serve().await;
         for leases in 1..=times {
@@ -176,6 +182,106 @@ async fn of_two_copies_one_goes_on() {
     original.step(1).await;
 }
 
+/// Short, so that a test need not wait.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+#[tokio::test]
+async fn a_store_that_is_away_is_noticed_without_a_lease() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let serving = instance.serve_looking_every(LOOK_INTERVAL).await;
+    serving.gate.pass(lease(1)).await;
+    for away in [true, false, true] {
+        store.set_away(away);
+        while serving.gate.trouble().is_some() != away {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+    serving.stop().await;
+}
+
+#[tokio::test]
+async fn a_clone_is_found_without_a_lease() {
+    let store = MemoryStore::default();
+    let original = Instance::new(&store);
+    original.step(1).await;
+    let copy = original.copy();
+    let (first, idle) = (original.serve().await, copy.serve_looking_every(LOOK_INTERVAL).await);
+    first.gate.pass(lease(2)).await;
+    assert_eq!(idle.gate.lost().await, Lost::Stale);
+    // The instance's own steps don't end it.
+    first.gate.pass(lease(3)).await;
+    first.stop().await;
+    idle.stop().await;
+    let record = Record::read(copy.folder.path()).unwrap().unwrap().unwrap();
+    assert!(record.is_stale, "the next start knows, whatever the store says then");
+}
+
+#[tokio::test]
+async fn nothing_is_claimed_in_a_space_that_was_begun_again() {
+    let store = MemoryStore::default();
+    let (joined, other) = (Instance::new(&store), Instance::new(&store));
+    let pools = [pool("9007199254740991")];
+    let (fleet, _, _folder) = joined.join_with(&pools).await.unwrap();
+    let mut claims = fleet.claims(&pools[0]);
+    let (gate, keeper) = fleet.into_gate();
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(keeper.run(stopped));
+    store.restore(Default::default());
+    other.join_with(&pools).await.unwrap();
+    let begun_again = store.entries();
+    claims.claim(1).await.unwrap_err();
+    assert_eq!(gate.lost().await, Lost::StoreBehind);
+    assert_eq!(store.entries(), begun_again);
+    // If the store changes at the moment of the claim, nothing is created in it either.
+    claims.create(&[7]).await.unwrap();
+    assert_eq!(store.entries(), begun_again);
+}
+
+/// As above, but the claim exists already: the check after the step notices it.
+#[tokio::test]
+async fn a_lease_does_not_pass_in_a_space_that_was_begun_again() {
+    let store = MemoryStore::default();
+    let (joined, other) = (Instance::new(&store), Instance::new(&store));
+    let pools = [pool("9007199254740991")];
+    let (fleet, _, _folder) = joined.join_with(&pools).await.unwrap();
+    let mut claims = fleet.claims(&pools[0]);
+    claims.claim(1).await.unwrap();
+    let (gate, keeper) = fleet.into_gate();
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(keeper.run(stopped));
+    let mut entries = store.entries();
+    store.restore(Default::default());
+    other.join_with(&pools).await.unwrap();
+    entries.extend(store.entries());
+    store.restore(entries);
+    tokio::select! {
+        () = gate.pass(lease(1)) => panic!("handed out by a secret that is not the space's"),
+        lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
+    }
+}
+
+/// Story: clones of a running machine drew the same token from the same random state, the one that was
+/// refused read its own token, and both handed out the same leases.
+#[tokio::test]
+async fn of_clones_that_draw_one_token_the_refused_one_ends() {
+    for steps in [0, 2] {
+        let store = MemoryStore::default();
+        let instance = Instance::new(&store);
+        instance.step(steps).await;
+        let (fleet, _folder) = instance.join().await.unwrap();
+        let mut record = fleet.record.clone();
+        record.known = record.known.begin(Uuid::new_v4());
+        let store = Store::Memory(store);
+        let make =
+            async |untried| gate::try_to_make(&store, &fleet.keys, &record, untried).await.unwrap();
+        assert_eq!(make(true).await, Standing::Current);
+        assert_eq!(make(true).await, Standing::Stale, "the clone, after {steps} steps");
+        // If the reply to an earlier try may have been lost, the step counts as made.
+        assert_eq!(make(false).await, Standing::Current);
+    }
+}
+
 #[tokio::test]
 async fn a_step_that_a_crash_left_open_is_finished_by_the_next_start() {
     let store = MemoryStore::default();
@@ -219,8 +325,24 @@ async fn a_store_that_forgot_is_found_out_and_reseeded() {
     }
 }
 
+/// In the earlier format, a value's stratum was a hash of the value: instances of both formats would draw the
+/// same values.
 #[tokio::test]
-async fn no_stratum_is_held_twice() {
+async fn a_space_of_the_format_before_is_refused() {
+    let store = MemoryStore::default();
+    Instance::new(&store).join().await.unwrap();
+    let (key, record) =
+        store.entries().into_iter().find(|(key, _)| key.ends_with("/space")).unwrap();
+    let before = record.replace("\"format\":2", "\"format\":1");
+    assert_ne!(before, record);
+    store.restore([(key, before)].into());
+    let refused = Instance::new(&store).join().await.map(drop).unwrap_err();
+    assert!(matches!(refused, FleetError::Foreign { .. }), "{refused}");
+    assert!(refused.to_string().contains("set fleet.space to another name"), "{refused}");
+}
+
+#[tokio::test]
+async fn no_partition_is_held_twice() {
     let store = MemoryStore::default();
     let instances = [Instance::new(&store), Instance::new(&store), Instance::new(&store)];
     let pool = pool("9007199254740991");
@@ -232,22 +354,22 @@ async fn no_stratum_is_held_twice() {
             instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
         keys.push(shares[0].key.to_bytes());
         all_claims.push(fleet.claims(&pool));
-        held.extend(shares.into_iter().map(|share| share.strata));
+        held.extend(shares.into_iter().map(|share| share.partitions));
     }
     assert!(keys.iter().all(|key| *key == keys[0]), "all sort alike");
-    // Until nobody gets any more, with replies lost on the way.
+    // Claims until no partition is left, while replies are lost.
     while !all_claims.iter().all(Claims::none_left) {
         for (claims, held) in all_claims.iter_mut().zip(&mut held) {
             store.fail(&[Fault::ReplyLost]);
-            if let Ok(strata) = claims.claim(200).await {
-                *held = strata;
+            if let Ok(partitions) = claims.claim(200).await {
+                *held = partitions;
             }
             store.fail(&[]);
         }
     }
-    let mut strata: Vec<u16> = held.concat();
-    strata.sort_unstable();
-    assert_eq!(strata, (0..4096).collect::<Vec<u16>>());
+    let mut partitions: Vec<u16> = held.concat();
+    partitions.sort_unstable();
+    assert_eq!(partitions, (0..4096).collect::<Vec<u16>>());
 }
 
 #[tokio::test]
@@ -260,7 +382,7 @@ async fn all_must_have_the_same_ranges() {
     second.join_with(&[pool("1000")]).await.unwrap();
 }
 
-/// A ledger that has served alone brings its key and its strata; a copy of it finds them taken.
+/// A ledger that has served alone brings its key and its partitions; a copy of it finds them taken.
 #[tokio::test]
 async fn a_ledger_that_has_served_alone_joins_once() {
     let store = MemoryStore::default();
@@ -276,12 +398,12 @@ async fn a_ledger_that_has_served_alone_joins_once() {
     let copy = original.copy();
     let pools = [pool];
     let (_fleet, shares, _folder) = original.join_with(&pools).await.unwrap();
-    assert_eq!(shares[0].strata.len(), 512);
+    assert_eq!(shares[0].partitions.len(), 1);
     let refused = copy.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::Taken { .. }), "{refused}");
     let refused = other.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::OtherKey { .. }), "{refused}");
-    // Who is refused can go on alone.
+    // A refused folder has not joined, and can serve alone.
     assert!(original.has_joined() && !copy.has_joined() && !other.has_joined());
 }
 
@@ -301,13 +423,14 @@ async fn a_store_that_forgot_a_claim_only_is_found_out() {
     claims.claim(1).await.unwrap();
     store.restore(old);
     tokio::select! {
-        () = gate.pass(lease(2)) => panic!("handed out from strata that are anyone's now"),
+        () = gate.pass(lease(2)) => panic!("handed out from partitions that are anyone's now"),
         lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
     }
     keeper.await.unwrap();
 }
 
-/// What a store has forgotten to be somebody's is not claimed by who can know.
+/// An instance that knows of a step which the store has forgotten claims no partitions there: others may hold
+/// them.
 #[tokio::test]
 async fn nothing_is_claimed_in_a_store_that_forgot_a_step() {
     let store = MemoryStore::default();
@@ -326,7 +449,7 @@ async fn nothing_is_claimed_in_a_store_that_forgot_a_step() {
     assert_eq!(store.entries(), old);
 }
 
-/// It can be read, and its disk is full: that is no store that forgot.
+/// The store can be read, but its disk is full. It has not forgotten anything.
 #[tokio::test]
 async fn a_store_that_takes_nothing_is_waited_for() {
     let store = MemoryStore::default();
@@ -340,16 +463,16 @@ async fn a_store_that_takes_nothing_is_waited_for() {
     }
     serving.stop().await;
     pass.abort();
-    // Nor is the folder's step one that was taken back.
+    // The folder's step does not count as forgotten either.
     assert!(matches!(instance.join().await, Err(FleetError::Store(_))));
     store.fail(&[]);
     instance.step(1).await;
     assert_eq!(instance.fence(), 2);
 }
 
-/// Story: all but `fleet.json` was deleted, and a blank ledger drew what the old one had.
+/// Story: everything except `fleet.json` was deleted, and a new ledger drew the values of the old one again.
 #[tokio::test]
-async fn strata_without_their_ledger_are_not_drawn_from() {
+async fn partitions_without_their_ledger_are_not_drawn_from() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let pools = [pool("9007199254740991")];
@@ -360,8 +483,8 @@ async fn strata_without_their_ledger_are_not_drawn_from() {
     assert!(matches!(refused, FleetError::LedgerGone { .. }), "{refused}");
 }
 
-/// Story: a copy that was taken file by file had a generation as the standby, before it was put in place,
-/// and again as the live file, after: it would have been handed out twice.
+/// Story: a copy that was taken file by file had a generation twice, as the standby before the swap and as
+/// the live file after it. Its numbers would have been handed out twice.
 #[tokio::test]
 async fn a_standby_that_was_leased_from_is_an_old_copy() {
     let store = MemoryStore::default();

@@ -1,28 +1,37 @@
-//! How answers look: JSON, unless it is a page, a page's file or the metrics; never cached, unless a
-//! file says so; never taken for what they are not. The one table of status codes.
+//! Responses: their headers, their bodies, and the one table of status codes. A response is JSON unless it is
+//! a page, a file of a page, or the metrics. It is not cached unless it is a file of `/docs`, and a browser
+//! must not guess its type.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::LazyLock;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
     RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A request's body, in bytes. No route looks at it: room for what a client sends out of habit.
+/// The largest request body, in bytes. No route reads a body, but some clients send one out of habit.
 pub(crate) const BODY_MAX: usize = 16 * 1024;
 
-/// When to ask again, in seconds: a refill that callers wait for takes less.
+/// Bytes of a static body that are copied for a connection at a time: as many as a connection buffers before
+/// it writes.
+const SLICE_BYTES: usize = 16 * 1024;
+
+/// The seconds in `Retry-After`: a refill that callers wait for takes less than one.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// An answer, whichever server sends it.
+/// A response with its whole body.
 pub(crate) type Answer = axum::http::Response<Vec<u8>>;
 
-/// What every answer says about itself; those that are not JSON have other words for some.
+/// The headers of every response. Responses that are not JSON replace some of the values.
 pub(super) const HEADERS: [(HeaderName, &str); 6] = [
     (CONTENT_TYPE, "application/json"),
     (CACHE_CONTROL, "no-store"),
@@ -32,65 +41,71 @@ pub(super) const HEADERS: [(HeaderName, &str); 6] = [
     (X_FRAME_OPTIONS, "DENY"),
 ];
 
-/// [`HEADERS`], made once: a copy of the whole map costs less than as many inserts.
+/// [`HEADERS`] as a map: cloning it costs less than inserting each header.
 static HEADER_MAP: LazyLock<HeaderMap> = LazyLock::new(|| {
     HEADERS.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect()
 });
 
-/// Why a request is not answered with what it asked for.
+/// Why a request gets an error response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("No available numbers. Shard is being refilled. Please retry shortly.")]
     Refilling,
     #[error("{}", exhausted(*.asked, *.left, *.shared))]
     Exhausted { asked: u32, left: u64, shared: bool },
-    #[error("Unknown type {given:?}. Allowed are: {allowed}.")]
+    #[error("Unknown type {given:?}. Allowed: {allowed}.")]
     UnknownType { given: String, allowed: String },
-    #[error("Bad count {given:?}. Allowed are whole numbers from 1 to {limit}.")]
+    #[error("Bad count {given:?}. Allowed: whole numbers from 1 to {limit}.")]
     BadCount { given: String, limit: u32 },
-    #[error("Unknown parameter {given:?}. Allowed are: {allowed}.")]
+    #[error("Unknown parameter {given:?}. Allowed: {allowed}.")]
     UnknownParameter { given: String, allowed: &'static str },
-    #[error("The parameter {given:?} is given more than once. Allowed are: {allowed}, each once.")]
+    #[error("The parameter {given:?} is given more than once. Allowed: {allowed}, each once.")]
     RepeatedParameter { given: String, allowed: &'static str },
-    #[error("No free number was found in {tries} tries. Few of this range are left, or none.")]
+    #[error("No free number was found in {tries} tries. Few or none of this range are left.")]
     OutOfTries { tries: u32 },
     #[error("The number could not be saved, so it is not handed out. Please retry shortly.")]
     NotSaved,
-    #[error("The server is stopping.")]
-    Stopping,
-    #[error("A valid token is needed.")]
+    #[error("A valid token is required.")]
     Unauthorized,
-    #[error("The token is not for this.")]
+    #[error("The token lacks the scope that this path requires.")]
     Forbidden,
-    #[error("The quota is used up for now. Please retry in {seconds} s.")]
+    #[error("Web pages of other sites may not use this server.")]
+    CrossSite,
+    #[error(
+        "The host name in the header Host is not one of this server's. Use an IP address or localhost, or \
+         add the name to server.hosts."
+    )]
+    OtherHost,
+    #[error("The quota is used up at the moment. Please retry in {seconds} s.")]
     OverQuota { seconds: u64 },
     #[error(
-        "A count of {asked} is more than the quota ever grants at once. Allowed are up to {burst}."
+        "A count of {asked} is more than the quota grants at once. Allowed: whole numbers up to {burst}."
     )]
     AboveBurst { asked: u32, burst: u32 },
     #[error("There is nothing at this path. Try /random or /health.")]
     UnknownPath,
-    #[error("This path does not answer to that method. Allowed are: {allowed}.")]
+    #[error("This path does not support that method. Allowed: {allowed}.")]
     WrongMethod { allowed: &'static str },
-    #[error("The body is larger than {limit} bytes. None is needed: parameters go into the URL.")]
+    #[error(
+        "The body is larger than {limit} bytes. Send the parameters in the URL, without a body."
+    )]
     BodyTooLarge { limit: usize },
 }
 
-/// What is wrong, in a word for programs. `out_of_tries`, `not_saved` and `stopping` are of the modes
-/// below sharded.
+/// A machine-readable word for the error. `out_of_tries` and `not_saved` occur only in the modes below sharded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Code {
     Refilling,
     OutOfTries,
     NotSaved,
-    Stopping,
     Exhausted,
     UnknownType,
     BadCount,
     UnknownParameter,
     Unauthorized,
     Forbidden,
+    CrossSite,
     OverQuota,
     AboveBurst,
     NotFound,
@@ -99,20 +114,19 @@ pub(super) enum Code {
 }
 
 impl Refusal {
-    /// The status, the code, and what a caller does about it.
+    /// Returns the status, the code, and advice for the caller.
     pub(super) fn row(&self) -> (StatusCode, Code, &'static str) {
-        const LATER: &str = "Ask again after the seconds in `Retry-After`.";
-        const NAMED: &str = "The message names what is allowed.";
+        const LATER: &str = "Retry after the number of seconds in `Retry-After`.";
+        const NAMED: &str = "The message says what is allowed.";
         match self {
             Self::Refilling => (StatusCode::SERVICE_UNAVAILABLE, Code::Refilling, LATER),
             Self::OutOfTries { .. } => (StatusCode::SERVICE_UNAVAILABLE, Code::OutOfTries, LATER),
             Self::NotSaved => (StatusCode::SERVICE_UNAVAILABLE, Code::NotSaved, LATER),
-            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, Code::Stopping, LATER),
             Self::Exhausted { .. } => (
                 StatusCode::GONE,
                 Code::Exhausted,
-                "The range is used up, for good; the message says how many are left if more were \
-                 asked for. In a fleet, what this instance may draw of it: ask another.",
+                "The range is used up for good, or fewer numbers are left than were requested; the \
+                 message says how many. In a fleet, another instance may have numbers left.",
             ),
             Self::UnknownType { .. } => (StatusCode::BAD_REQUEST, Code::UnknownType, NAMED),
             Self::BadCount { .. } => (StatusCode::BAD_REQUEST, Code::BadCount, NAMED),
@@ -121,23 +135,31 @@ impl Refusal {
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, Code::Unauthorized, "Send a token."),
             Self::Forbidden => {
-                (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token that is for this.")
+                (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token of the required scope.")
             }
+            Self::CrossSite | Self::OtherHost => (
+                StatusCode::FORBIDDEN,
+                Code::CrossSite,
+                "Send the request from a page of this server, or from a program, to a host name that the \
+                 server knows.",
+            ),
             Self::OverQuota { .. } => (StatusCode::TOO_MANY_REQUESTS, Code::OverQuota, LATER),
             Self::AboveBurst { .. } => (
                 StatusCode::BAD_REQUEST,
                 Code::AboveBurst,
-                "Ask for less at once: this much is never granted.",
+                "Request fewer numbers at once: the quota never grants this many.",
             ),
-            Self::UnknownPath => (StatusCode::NOT_FOUND, Code::NotFound, "Look at the path."),
+            Self::UnknownPath => (StatusCode::NOT_FOUND, Code::NotFound, "Check the path."),
             Self::WrongMethod { .. } => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 Code::MethodNotAllowed,
-                "Of other methods at this path; `Allow` names those that it answers to.",
+                "Use one of the methods that `Allow` lists.",
             ),
-            Self::BodyTooLarge { .. } => {
-                (StatusCode::PAYLOAD_TOO_LARGE, Code::BodyTooLarge, "Send no body: none is needed.")
-            }
+            Self::BodyTooLarge { .. } => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Code::BodyTooLarge,
+                "Send no body: no path needs one.",
+            ),
         }
     }
 }
@@ -145,18 +167,18 @@ impl Refusal {
 fn exhausted(asked: u32, left: u64, shared: bool) -> String {
     match left {
         _ if shared => format!(
-            "This instance has {left} numbers of this range left and can draw no more. Others of its \
-             fleet may."
+            "This instance has {left} numbers of this range left and can't draw more. Other instances \
+             of its fleet may have some."
         ),
         0 => "All numbers of this range have been handed out.".to_owned(),
         _ => format!("Fewer than {asked} numbers of this range are left: {left}."),
     }
 }
 
-/// The body of a refusal.
+/// The body of an error response.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Problem {
-    /// What is wrong, in a sentence for people.
+    /// A human-readable message.
     error: String,
     code: Code,
 }
@@ -166,10 +188,7 @@ impl From<Refusal> for Answer {
         let (status, code, _) = refusal.row();
         let mut answer = json(status, &Problem { error: refusal.to_string(), code });
         match refusal {
-            Refusal::Refilling
-            | Refusal::OutOfTries { .. }
-            | Refusal::NotSaved
-            | Refusal::Stopping => {
+            Refusal::Refilling | Refusal::OutOfTries { .. } | Refusal::NotSaved => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
                 answer.headers_mut().insert(RETRY_AFTER, seconds);
             }
@@ -179,7 +198,7 @@ impl From<Refusal> for Answer {
             Refusal::Unauthorized => {
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            // The rest of the body would be taken for the next request.
+            // The rest of the body would be read as the next request.
             Refusal::BodyTooLarge { .. } => {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -198,13 +217,13 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// An answer with this body.
+/// Returns a response with this body as JSON.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_string(body).expect("the wire types have no maps with odd keys");
     json_text(status, body)
 }
 
-/// An answer with a body that is not JSON, and with a policy of its own if it is a page.
+/// Returns a response of this content type. A page has a content security policy of its own.
 pub(super) fn typed<B>(
     content_type: HeaderValue,
     policy: Option<&'static str>,
@@ -220,10 +239,41 @@ pub(super) fn typed<B>(
     answer
 }
 
-/// An answer with this body, which is JSON.
+/// Returns a response with this body, which is JSON already.
 pub(super) fn json_text(status: StatusCode, body: String) -> Answer {
     let mut answer = Answer::new(body.into_bytes());
     *answer.status_mut() = status;
     answer.headers_mut().clone_from(&HEADER_MAP);
     answer
+}
+
+/// Returns a body that all connections share. Each connection copies one slice at a time, so that a client
+/// that does not read costs no more memory than a slice.
+pub(super) fn shared(bytes: Bytes) -> Body {
+    Body::new(Slices(bytes))
+}
+
+/// The rest of a shared body.
+struct Slices(Bytes);
+
+impl HttpBody for Slices {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.0.len().min(SLICE_BYTES);
+        let slice = self.0.split_to(length);
+        Poll::Ready((length > 0).then_some(Ok(Frame::data(slice))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
 }

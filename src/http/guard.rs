@@ -1,12 +1,13 @@
-//! Who may ask for what. Looks at a request's head before any route does, so that none can be
-//! forgotten; does nothing itself, so that a server with a runtime and one without can use it.
+//! Decides whether a request is admitted, by its token, or by its host name and the web page that sent it.
+//! Checks the head of every request before it reaches a route, so that no route can skip the check. Charges
+//! no quota.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use governor::clock::MonotonicClock;
 use ipnet::IpNet;
 
@@ -16,43 +17,56 @@ use super::page;
 use super::quota::{Account, Key, Quotas};
 use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY};
 use crate::auth::{self, Denied};
-use crate::config::{AuthConfig, QuotaConfig, Scope, TokenConfig};
+use crate::config::{AuthConfig, Config, Scope, TokenConfig};
 
-/// Stands before the routes where there are tokens or a quota.
+/// The header in which a browser says where a request comes from. A page can neither set nor omit it.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The checks that a request has to pass.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    /// Empty where anyone may ask.
+    /// The tokens of the settings. If there are none, requests need no token.
     tokens: Vec<TokenConfig>,
+    /// The host names of this server, besides IP addresses and `localhost`.
+    hosts: Vec<String>,
+    /// Whether `Host` has to be one of these.
+    checks_host: bool,
     quotas: Option<Arc<Quotas>>,
     proxies: Vec<IpNet>,
 }
 
 impl Guard {
-    /// Nothing where anyone may ask for any number of numbers.
-    pub(crate) fn new(auth: &AuthConfig, quota: Option<&QuotaConfig>) -> Option<Arc<Self>> {
-        let tokens = match auth {
+    /// Creates the guard that the settings describe.
+    pub(crate) fn new(config: &Config) -> Arc<Self> {
+        let tokens = match &config.auth {
             AuthConfig::Unsaid | AuthConfig::Anyone => Vec::new(),
             AuthConfig::Tokens(tokens) => tokens.clone(),
         };
-        if tokens.is_empty() && quota.is_none() {
-            return None;
-        }
+        let quota = config.quota.as_ref();
         let quotas = quota.map(|quota| Arc::new(Quotas::new(quota, MonotonicClock)));
         let proxies = quota.map(|quota| quota.trusted_proxies.clone()).unwrap_or_default();
-        Some(Arc::new(Self { tokens, quotas, proxies }))
+        let hosts = config.server.hosts.clone();
+        let is_loopback = config.server.listen.ip().to_canonical().is_loopback();
+        let checks_host = is_loopback || !hosts.is_empty();
+        Arc::new(Self { tokens, hosts, checks_host, quotas, proxies })
     }
 
-    /// Whether it asks for tokens.
+    /// Returns whether requests to other host names are refused.
+    pub(super) fn checks_host(&self) -> bool {
+        self.checks_host && self.tokens.is_empty()
+    }
+
+    /// Returns whether requests need a token.
     pub(super) fn asks_for_tokens(&self) -> bool {
         !self.tokens.is_empty()
     }
 
-    /// The most numbers that it ever lets go at once, where that is limited.
+    /// Returns the most numbers that the quota grants at once, if there is a quota.
     pub(super) fn burst(&self) -> Option<NonZeroU32> {
         self.quotas.as_ref().map(|quotas| quotas.burst())
     }
 
-    /// Lets a request in, with what its numbers are counted against, if they are.
+    /// Admits a request, and returns the account to charge its numbers to, if a quota applies.
     pub(crate) fn admit(
         &self,
         path: &str,
@@ -63,7 +77,10 @@ impl Guard {
             return Ok(None);
         };
         let token = match &*self.tokens {
-            [] => None,
+            [] => {
+                self.check_origin(headers)?;
+                None
+            }
             tokens => {
                 let token = bearer(headers).ok_or(Refusal::Unauthorized)?;
                 Some(auth::recognise(tokens, token, scope).map_err(|denied| match denied {
@@ -83,22 +100,83 @@ impl Guard {
     }
 }
 
-/// What a token is to be for at this path, where there are tokens; nothing at a path that is open. In
-/// the modes below sharded there is nothing at `/`, `/page.*`, `/docs*` and `/openapi.json`: there these
-/// are 404s that are open too, which tells only the mode.
+impl Guard {
+    /// Refuses requests from web pages of other origins, which could otherwise take numbers through the
+    /// browser of a user who has access. With tokens this check is not needed, because such a page can't add
+    /// a token to a request.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let text = |name| headers.get(name).map(HeaderValue::to_str);
+        // HTTP/1.0 may omit it, but no browser speaks HTTP/1.0.
+        let host = match text(HOST) {
+            None => None,
+            Some(Ok(host)) => Some(host),
+            Some(Err(_)) => return Err(Refusal::OtherHost),
+        };
+        // DNS rebinding: if the owner of a name points it at this server, their page has the same origin.
+        if self.checks_host
+            && let Some(host) = host
+            && !self.is_known(name_of(host))
+        {
+            return Err(Refusal::OtherHost);
+        }
+        // The browser knows the origin better than this server, which may be behind a proxy. "same-site"
+        // includes other ports of this machine: a page there can load an image without an Origin.
+        let is_own = match (text(SEC_FETCH_SITE), text(ORIGIN)) {
+            (Some(site), _) => matches!(site, Ok("same-origin" | "none")),
+            (None, Some(origin)) => origin.is_ok_and(|origin| self.is_own(origin, host)),
+            (None, None) => true,
+        };
+        if is_own { Ok(()) } else { Err(Refusal::CrossSite) }
+    }
+
+    /// Returns whether a name is an IP address, `localhost`, or one of the settings. Only these are safe from
+    /// DNS rebinding.
+    fn is_known(&self, name: &str) -> bool {
+        let v6 = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        v6.map_or(name.parse::<Ipv4Addr>().is_ok(), |v6| v6.parse::<Ipv6Addr>().is_ok())
+            || name.eq_ignore_ascii_case("localhost")
+            || self.is_of_settings(name)
+    }
+
+    fn is_of_settings(&self, name: &str) -> bool {
+        self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
+    }
+
+    /// Returns whether an origin is the host that the request was sent to, or a host of the settings. Schemes
+    /// are not compared, because a proxy may speak TLS with the browser.
+    fn is_own(&self, origin: &str, host: Option<&str>) -> bool {
+        let Some((_, authority)) = origin.split_once("://") else {
+            return false;
+        };
+        host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
+            || self.is_of_settings(name_of(authority))
+    }
+}
+
+/// Returns `HOST` or `HOST:PORT` without the port.
+fn name_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => authority,
+    }
+}
+
+/// Returns the scope that a token needs at this path, or `None` if the path needs no token. In the modes
+/// below sharded `/`, `/page.*`, `/docs*` and `/openapi.json` are 404s that need no token either, which
+/// reveals only the mode.
 pub(super) fn scope(path: &str) -> Option<Scope> {
     match path {
         RANDOM => Some(Scope::Draw),
         HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,
-        // A path that is not known is not open: nobody learns without a token what there is.
+        // Unknown paths need a token too, so that a caller without one can't find out which paths exist.
         _ => Some(Scope::Observe),
     }
 }
 
-/// `Authorization: Bearer TOKEN`, once (RFC 6750, section 2.1; the scheme in any case, RFC 9110,
-/// section 11.1).
+/// Returns the token of `Authorization: Bearer TOKEN`, if the header occurs once (RFC 6750, section 2.1). The
+/// case of the scheme is ignored (RFC 9110, section 11.1).
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {

@@ -1,4 +1,4 @@
-//! How `/health` looks. Pure; finds out nothing itself.
+//! Builds the response of `/health` from the health of the pools. Pure.
 
 use std::collections::BTreeMap;
 
@@ -8,17 +8,20 @@ use utoipa::ToSchema;
 
 use super::answer::{Answer, json};
 use crate::config::PoolName;
-use crate::pool::Health;
+use crate::pool::{Cause, Health};
 
-/// The reason when a task that serves is gone.
+/// The reason if a mode below sharded can't save numbers.
+pub(super) const NOT_SAVED: &str = "numbers can't be saved; see the log";
+
+/// The reason if a task of the server has died.
 pub(super) const DIED: &str = "a background task died; see the log";
 
-/// How fit the process, or a pool, is to serve.
+/// Whether the server, or a pool, can hand out numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
     Ok,
-    /// It serves, and something needs looking after.
+    /// It serves, but needs attention.
     Degraded,
     Down,
 }
@@ -26,11 +29,11 @@ pub(super) enum Status {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct PoolHealth {
     pub(super) status: Status,
-    /// Of a pool that has shards.
+    /// Only in the mode sharded.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) shards: Option<usize>,
-    /// Those that requests may draw from.
+    /// The shards that requests can take numbers from. Only in the mode sharded.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) shards_in_rotation: Option<usize>,
@@ -40,7 +43,7 @@ pub(super) struct PoolHealth {
     pub(super) reason: Option<String>,
 }
 
-/// How fit the server is: as fit as the least fit of its pools.
+/// The health of the server. Its status is the worst status of its pools.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(super) struct HealthAnswer<'p> {
@@ -48,7 +51,7 @@ pub(super) struct HealthAnswer<'p> {
     pools: BTreeMap<&'p str, PoolHealth>,
 }
 
-/// The whole answer: as fit as the least fit pool.
+/// Returns the response. Its status is the worst status of the pools.
 pub(super) fn answer<'p>(pools: impl Iterator<Item = (&'p PoolName, PoolHealth)>) -> Answer {
     let pools: BTreeMap<_, _> = pools.map(|(name, health)| (name.as_str(), health)).collect();
     let status = pools.values().map(|pool| pool.status).max().unwrap_or(Status::Ok);
@@ -57,22 +60,37 @@ pub(super) fn answer<'p>(pools: impl Iterator<Item = (&'p PoolName, PoolHealth)>
     json(code, &HealthAnswer { status, pools })
 }
 
-/// A pool's part of the answer.
-pub(super) fn of_pool(health: Health) -> PoolHealth {
-    let Health { in_rotation, shards, .. } = health;
-    let (status, reason) = fitness(health);
-    PoolHealth { status, shards: Some(shards), shards_in_rotation: Some(in_rotation), reason }
+/// Returns a pool's part of the response. The path needs no token, so the reason has no details.
+pub(super) fn of_pool(health: &Health) -> PoolHealth {
+    let reason = health.trouble.as_ref().map(|trouble| words(trouble.cause).to_owned());
+    let (status, reason) = fitness(health, reason);
+    let (shards, in_rotation) = (Some(health.shards), Some(health.in_rotation));
+    PoolHealth { status, shards, shards_in_rotation: in_rotation, reason }
 }
 
-/// How fit a pool is, and why it is not fitter.
-pub(super) fn fitness(health: Health) -> (Status, Option<String>) {
-    let Health { serves, exhausted, shared, alive, trouble, .. } = health;
+fn words(cause: Cause) -> &'static str {
+    match cause {
+        Cause::DiskFull => "the disk is full",
+        Cause::Shard => "a shard can't be used",
+        Cause::Refill => "a shard can't be refilled",
+        Cause::Fence => {
+            "the fleet's fence can't be stepped: its store does not respond, or the disk fails"
+        }
+        Cause::Copy => {
+            "the data folder was an old copy; this instance began again with new partitions"
+        }
+    }
+}
+
+/// Returns a pool's status, and the reason if it is not `ok`. `trouble` describes the pool's trouble.
+pub(super) fn fitness(health: &Health, trouble: Option<String>) -> (Status, Option<String>) {
+    let &Health { serves, exhausted, shared, alive, .. } = health;
     match (alive, serves, trouble) {
         (false, ..) => (Status::Down, Some(DIED.to_owned())),
         (true, false, _) if exhausted && shared => (
             Status::Down,
             Some(
-                "what this instance may draw is used up, and no strata are left to claim"
+                "what this instance may draw is used up, and no partitions are left to claim"
                     .to_owned(),
             ),
         ),

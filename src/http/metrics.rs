@@ -1,5 +1,5 @@
-//! How `/metrics` looks: all that the monitor knows, in the text format of Prometheus, with names and
-//! units as its conventions have them. Counts nothing itself.
+//! Builds the response of `/metrics`: all figures of the monitor, in the text format of Prometheus, with
+//! names and units that follow its conventions. Counts nothing itself.
 
 use axum::http::HeaderValue;
 use prometheus::TextEncoder;
@@ -8,23 +8,25 @@ use prometheus::proto::{
 };
 
 use super::answer::{Answer, typed};
+use crate::fleet::Partitions;
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
 use crate::pool::{Figures, ShardFigures, ShardState};
 use crate::traffic::{Route, STATUSES, Traffic, status_name};
 
-/// As the format demands.
+/// The content type of the text format.
 const TEXT_FORMAT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Statuses of `/random` that are told of before there is any: a rate from nothing is none.
+/// Statuses of `/random` that are reported as 0 before they occur, because Prometheus computes no rate from
+/// the first sample of a series.
 const AWAITED_STATUSES: [u16; 2] = [200, 503];
 
 pub(super) fn answer(monitor: &Monitor) -> Answer {
     let mut families = Families::default();
     families.gauge(
         "tombola_build_info",
-        "Which version this is; always 1.",
+        "The version of the server; always 1.",
         [(labels([("version", env!("CARGO_PKG_VERSION"))]), 1.0)],
     );
     tell_traffic(&mut families, monitor.traffic());
@@ -39,7 +41,7 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
     in_format(text.expect("each family has a name and a metric"))
 }
 
-/// The answer with this text.
+/// Returns the response with this text.
 pub(super) fn in_format(text: String) -> Answer {
     typed(TEXT_FORMAT, None, text.into_bytes())
 }
@@ -60,15 +62,15 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
             durations.push((labels([("route", name)]), took));
         }
     }
-    families.counter("tombola_http_requests_total", "Requests that were answered.", requests);
+    families.counter("tombola_http_requests_total", "Requests that got a response.", requests);
     families.histogram(
         "tombola_http_request_duration_seconds",
-        "How long answers took, from the end of the request.",
+        "Time from the end of a request to its response.",
         durations,
     );
     families.gauge(
         "tombola_http_open_connections",
-        "Connections that are open.",
+        "Open connections.",
         [(Vec::new(), traffic.connections() as f64)],
     );
 }
@@ -80,12 +82,12 @@ fn tell_fence(families: &mut Families, monitor: &Monitor) {
     };
     families.counter(
         "tombola_fleet_steps_total",
-        "Steps of the fence that were made since the start.",
+        "Steps of the fence since the start.",
         [(Vec::new(), steps as f64)],
     );
     families.gauge(
         "tombola_fleet_store_answers",
-        "1, or 0 while the fence can't be stepped: what is leased is served, and then nothing.",
+        "1, or 0 while the fence can't be stepped: leased numbers are served, and then none.",
         [(Vec::new(), f64::from(u8::from(can_step)))],
     );
 }
@@ -96,7 +98,6 @@ fn tell_pools(families: &mut Families, monitor: &Monitor) {
         .iter()
         .map(|pool| PoolFigures {
             name: pool.name().as_str(),
-            size: pool.space().size(),
             shard_size: pool.shard_size(),
             figures: pool.figures(),
         })
@@ -108,7 +109,7 @@ fn tell_pools(families: &mut Families, monitor: &Monitor) {
     );
     families.gauge(
         "tombola_shard_numbers_left",
-        "Numbers of the live generation that are not handed out.",
+        "Numbers of the live generation that have not been handed out.",
         by_shard(&pools, |_, shard| shard.left as f64),
     );
     families.gauge(
@@ -118,17 +119,17 @@ fn tell_pools(families: &mut Families, monitor: &Monitor) {
     );
     families.gauge(
         "tombola_shard_in_rotation",
-        "Whether requests draw from the shard: 1 or 0.",
+        "Whether requests take numbers from the shard: 1 or 0.",
         by_shard(&pools, |_, shard| one_if(shard.state == ShardState::InRotation)),
     );
     families.gauge(
         "tombola_standby_ready",
-        "Whether the next generation lies ready: 1 or 0.",
+        "Whether the next generation is ready: 1 or 0.",
         by_shard(&pools, |_, shard| one_if(shard.standby.is_some())),
     );
     families.histogram(
         "tombola_lease_duration_seconds",
-        "How long it took to mark numbers as used and sync them to the disk.",
+        "Time to mark numbers as used and sync them to the disk.",
         by_pool(&pools, |pool| {
             let shards = pool.figures.shards.iter();
             shards.fold(Durations::default(), |all, shard| all.with(&shard.leases))
@@ -141,29 +142,12 @@ fn tell_pools(families: &mut Families, monitor: &Monitor) {
     });
     families.histogram(
         "tombola_refill_duration_seconds",
-        "How long it took to build the next generation of a shard, or to fail at it.",
+        "Time to build the next generation of a shard, or to fail at it.",
         refills,
     );
     families.counter(
-        "tombola_ledger_draws_total",
-        "Values drawn to fill shards with.",
-        by_pool(&pools, |pool| pool.figures.draws.drawn as f64),
-    );
-    let rejected = pools.iter().flat_map(|pool| {
-        let draws = pool.figures.draws;
-        [("elsewhere", draws.elsewhere), ("used", draws.used)].map(|(reason, count)| {
-            (labels([("pool", pool.name), ("reason", reason)]), count as f64)
-        })
-    });
-    families.counter(
-        "tombola_ledger_draws_rejected_total",
-        "Values drawn and not kept: elsewhere, outside the part of the range that was drawn from; or \
-         used already.",
-        rejected,
-    );
-    families.counter(
         "tombola_numbers_burned_total",
-        "Numbers lost to crashes and damage, ever: they never come.",
+        "Numbers ever lost to crashes and damage; they are never handed out.",
         by_pool(&pools, |pool| pool.figures.burned as f64),
     );
     families.gauge(
@@ -173,24 +157,33 @@ fn tell_pools(families: &mut Families, monitor: &Monitor) {
     );
     families.gauge(
         "tombola_ledger_size_bytes",
-        "The ledger and its log on the disk.",
+        "Size of the ledger and its log on the disk.",
         by_pool(&pools, |pool| pool.figures.ledger.bytes as f64),
     );
     families.gauge(
         "tombola_range_numbers",
-        "Numbers in the range.",
-        by_pool(&pools, |pool| pool.size as f64),
+        "Numbers in the range; in a fleet, in the partitions that this instance holds or may claim.",
+        by_pool(&pools, |pool| pool.figures.drawable as f64),
     );
     families.gauge(
         "tombola_range_numbers_left",
-        "Numbers of the range that can still be handed out.",
+        "Numbers of tombola_range_numbers that can still be handed out.",
         by_pool(&pools, |pool| (pool.figures.pooled + pool.figures.free) as f64),
+    );
+    families.gauge(
+        "tombola_fleet_partitions_held",
+        "Partitions that this instance holds, of 4096.",
+        by_partitions(&pools, |partitions| partitions.held),
+    );
+    families.gauge(
+        "tombola_fleet_partitions_unclaimed",
+        "Partitions that no instance held when the store was last asked.",
+        by_partitions(&pools, |partitions| partitions.unclaimed),
     );
 }
 
 struct PoolFigures<'p> {
     name: &'p str,
-    size: u64,
     shard_size: u64,
     figures: Figures,
 }
@@ -200,6 +193,17 @@ fn by_pool<'p, T>(
     value: impl Fn(&PoolFigures<'p>) -> T + 'p,
 ) -> impl Iterator<Item = (Vec<LabelPair>, T)> {
     pools.iter().map(move |pool| (labels([("pool", pool.name)]), value(pool)))
+}
+
+/// Yields a value for each pool of a fleet, and none without a fleet.
+fn by_partitions<'p>(
+    pools: &'p [PoolFigures<'p>],
+    count: impl Fn(Partitions) -> usize + 'p,
+) -> impl Iterator<Item = (Vec<LabelPair>, f64)> {
+    pools.iter().filter_map(move |pool| {
+        let partitions = pool.figures.partitions?;
+        Some((labels([("pool", pool.name)]), count(partitions) as f64))
+    })
 }
 
 fn by_shard<'p>(
@@ -230,7 +234,8 @@ fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Vec<LabelPair> {
     pairs.into_iter().map(pair).collect()
 }
 
-/// The library's own counters count by themselves; what others counted is put into what it encodes.
+/// The metrics to encode. The library's own counters can't be set to a value that was counted elsewhere, so
+/// this builds the messages that the library encodes.
 #[derive(Default)]
 struct Families(Vec<MetricFamily>);
 
@@ -282,7 +287,7 @@ impl Families {
         });
     }
 
-    /// Nothing where there are no values: a server without pools.
+    /// Adds a metric, unless it has no values, as on a server without pools.
     fn add<T>(
         &mut self,
         name: &str,

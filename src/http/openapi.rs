@@ -1,5 +1,5 @@
-//! What the server answers, for programs: OpenAPI 3.1, of this very server. Written from its routes,
-//! its settings, its wire types and the one table of status codes; knows nothing of requests.
+//! The OpenAPI 3.1 description of this server, generated from its routes, its settings, its wire types and
+//! the table of status codes. Knows nothing of requests.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -34,45 +34,45 @@ use crate::pool::{Health, Pool};
 use crate::space::{Number, Space, Value};
 use crate::traffic::Traffic;
 
-/// What holds for every route.
+/// The description of the whole API.
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
-    Errors are JSON: `error` is a sentence for people, `code` a word for programs. Answers are JSON, \
-    but for `/metrics` and the pages, and never cached, but for the files of `/docs`, which are kept \
-    for an hour. What `GET` answers to, `HEAD` answers to as well. A request needs no body; up to 16 KiB of \
-    one are read and ignored.";
+    Errors are JSON: `error` is a sentence for people, `code` a word for programs. All other responses \
+    are JSON too, except `/metrics` and the pages. Responses are not cached, except the files of `/docs`, \
+    which are cached for an hour. A path that supports `GET` supports `HEAD` too. A request needs no body; \
+    up to 16 KiB of a body are read and ignored.";
 
-/// Not of this server, as its status is not.
-const METRICS_EXAMPLE: &str = "# HELP tombola_shard_numbers_left Numbers of the live generation that are not handed out.\n\
+/// A static example, because the figures of this server need a token.
+const METRICS_EXAMPLE: &str = "# HELP tombola_shard_numbers_left Numbers of the live generation that have not been handed out.\n\
     # TYPE tombola_shard_numbers_left gauge\n\
     tombola_shard_numbers_left{pool=\"int\",shard=\"int_shard_0.db\"} 2500000\n";
 
 /// The name of the security scheme.
 const TOKEN: &str = "token";
 
-/// What routes are for, in the order in which they are shown.
+/// The groups of routes, in the order in which they are shown.
 const TAGS: [&str; 3] = ["numbers", "operations", "pages"];
 
-/// What a server offers.
+/// The parts of a server that the description depends on.
 pub(super) struct Offer<'a> {
     pub(super) pools: &'a [Arc<Pool>],
     pub(super) count_limit: NonZeroU32,
-    pub(super) guard: Option<&'a Guard>,
+    pub(super) guard: &'a Guard,
 }
 
-/// A route's answers, in words. One that nobody described is without any, which a test finds.
+/// The description of a route. It is empty for a route that has none yet, which a test detects.
 #[derive(Default)]
 struct Route {
     summary: &'static str,
     description: String,
     parameters: Vec<Parameter>,
-    /// By status.
+    /// The responses, by status.
     answers: Vec<(StatusCode, Response)>,
-    /// When each comes: what to send, as it stands behind the path, or in words.
+    /// The error responses, each with the query that causes it, or the cause in words.
     refusals: Vec<(String, Refusal)>,
 }
 
 impl Offer<'_> {
-    /// The whole description of routes that answer to these methods.
+    /// Returns the description of these routes, given as paths and their methods.
     pub(super) fn describe(
         &self,
         routes: impl Iterator<Item = (&'static str, &'static str)>,
@@ -102,8 +102,8 @@ impl Offer<'_> {
         let mut components = ComponentsBuilder::new().schemas_from_iter(schemas);
         if self.asks_for_tokens() {
             let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
-                "`Authorization: Bearer TOKEN`. A token is for one scope, `draw` for numbers or \
-                 `observe` for all else; `tombola token new` makes one.",
+                "`Authorization: Bearer TOKEN`. A token has the scope `draw` for numbers or `observe` \
+                 for everything else. `tombola token new` creates one.",
             ));
             components = components.security_scheme(TOKEN, SecurityScheme::Http(scheme.build()));
         }
@@ -118,11 +118,11 @@ impl Offer<'_> {
     }
 
     fn asks_for_tokens(&self) -> bool {
-        self.guard.is_some_and(Guard::asks_for_tokens)
+        self.guard.asks_for_tokens()
     }
 
     fn burst(&self) -> Option<NonZeroU32> {
-        self.guard.and_then(Guard::burst)
+        self.guard.burst()
     }
 
     fn path_item(&self, path: &str, methods: &'static str) -> PathItem {
@@ -131,7 +131,7 @@ impl Offer<'_> {
             match method {
                 "POST" => item.post = operation,
                 "HEAD" if path == RANDOM => item.head = operation,
-                // Elsewhere it is GET without a body, as ever.
+                // On other paths, HEAD is GET without a body.
                 "HEAD" => {}
                 _ => item.get = operation,
             }
@@ -151,9 +151,16 @@ impl Offer<'_> {
             docs::FILE => docs_file(),
             _ => page_part(path).unwrap_or_default(),
         };
-        let scope = guard::scope(path).filter(|_| self.asks_for_tokens());
+        let scope = guard::scope(path);
+        if scope.is_some() && !self.asks_for_tokens() {
+            refusals.push(("a web page of another site".to_owned(), Refusal::CrossSite));
+            if self.guard.checks_host() {
+                refusals.push(("another name in `Host`".to_owned(), Refusal::OtherHost));
+            }
+        }
+        let scope = scope.filter(|_| self.asks_for_tokens());
         if scope.is_some() {
-            refusals.push(("no token, or one that is not known".to_owned(), Refusal::Unauthorized));
+            refusals.push(("no token, or an unknown one".to_owned(), Refusal::Unauthorized));
             refusals.push(("a token of another scope".to_owned(), Refusal::Forbidden));
         }
         refusals.push(("DELETE".to_owned(), Refusal::WrongMethod { allowed: methods }));
@@ -162,7 +169,7 @@ impl Offer<'_> {
             Refusal::BodyTooLarge { limit: BODY_MAX },
         ));
         let head_too_large = ResponseBuilder::new()
-            .description("The request's head is above 16 KiB or 100 lines. There is no body.");
+            .description("The request's head has more than 16 KiB or 100 lines. There is no body.");
         let operation_id = format!("{}{}", method.to_lowercase(), path)
             .replace(['/', '.'], "_")
             .replace(['{', '}'], "");
@@ -193,9 +200,9 @@ impl Offer<'_> {
         let schema = utoipa::openapi::OneOfBuilder::new()
             .item(Ref::from_schema_name(One::name()))
             .item(Ref::from_schema_name(Many::name()));
-        let answers = answered("The numbers, never handed out before.", schema, answers);
+        let answers = answered("Numbers that were never handed out before.", schema, answers);
 
-        // As the parser refuses them.
+        // The errors come from the parser itself.
         let mut refusals: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
             .into_iter()
             .filter_map(|query| {
@@ -212,7 +219,7 @@ impl Offer<'_> {
                     Refusal::AboveBurst { asked, burst: burst.get() },
                 ));
             }
-            // What takes no number is not counted.
+            // HEAD takes no number, so nothing is charged.
             if method != "HEAD" {
                 refusals
                     .push(("the quota is used up".to_owned(), Refusal::OverQuota { seconds: 1 }));
@@ -228,18 +235,20 @@ impl Offer<'_> {
                 Refusal::Exhausted { asked: 5, left: 3, shared: false },
             ),
             (
-                "others of the fleet may have some".to_owned(),
+                "other instances of the fleet may have some".to_owned(),
                 Refusal::Exhausted { asked: 1, left: 0, shared: true },
             ),
-            ("demand outran the disk".to_owned(), Refusal::Refilling),
+            ("demand exceeds the refill rate".to_owned(), Refusal::Refilling),
         ]);
         let (summary, description) = match method {
             "HEAD" => (
-                "The status that GET would have, without taking a number",
-                "Whoever asks only whether there are numbers need not spend one.",
+                "Get the status of GET without taking a number",
+                "Checks whether there are numbers, without using one up.",
             ),
-            "POST" => ("Take numbers", "The same as GET, for those to whom GET changes nothing."),
-            _ => ("Take numbers", "One number, or with `count` so many, all or none."),
+            "POST" => {
+                ("Take numbers", "The same as GET, for clients whose GET must not change anything.")
+            }
+            _ => ("Take numbers", "Returns one number; with `count`, that many or none."),
         };
         Route {
             summary,
@@ -262,7 +271,7 @@ impl Offer<'_> {
             .name("type")
             .parameter_in(ParameterIn::Query)
             .required(if default.is_some() { Required::False } else { Required::True })
-            .description(Some(format!("The pool to take from.\n\n{}", ranges.join("\n"))))
+            .description(Some(format!("The pool to take numbers from.\n\n{}", ranges.join("\n"))))
             .schema(Some(
                 ObjectBuilder::new()
                     .schema_type(Type::String)
@@ -278,7 +287,7 @@ impl Offer<'_> {
             .name("count")
             .parameter_in(ParameterIn::Query)
             .required(Required::False)
-            .description(Some("How many; without it one, in the short form."))
+            .description(Some("How many numbers. Without it, one in the short form."))
             .schema(Some(
                 ObjectBuilder::new()
                     .schema_type(Type::Integer)
@@ -292,7 +301,7 @@ impl Offer<'_> {
         let example = |of: fn(usize) -> Health| {
             health::answer(self.pools.iter().map(|pool| {
                 let shards = pool.health().shards;
-                (pool.name(), health::of_pool(of(shards)))
+                (pool.name(), health::of_pool(&of(shards)))
             }))
         };
         let sound = |shards| Health {
@@ -329,52 +338,61 @@ impl Offer<'_> {
             vec![("every shard serves".to_owned(), example(sound))],
         );
         answers.extend(answered(
-            "A pool does not serve, or none does; `reason` says why.",
+            "At least one pool does not serve; `reason` says why, and /status has the details.",
             schema(),
             vec![
                 ("the ranges are used up".to_owned(), example(exhausted)),
-                ("demand outran the disk".to_owned(), example(refilling)),
+                ("demand exceeds the refill rate".to_owned(), example(refilling)),
             ],
         ));
         Route {
             summary: "Whether the server can hand out numbers",
-            description: "As fit as its least fit pool. `degraded` serves, and something needs \
-                          looking after. Open to all."
-                .to_owned(),
+            description:
+                "The status is the worst one of the pools. `degraded` means that the server \
+                          serves but needs attention. Needs no token."
+                    .to_owned(),
             answers,
             ..Route::default()
         }
     }
 
     fn ready(&self) -> Route {
-        let example = |ready| ready::answer(self.pools.iter().map(|pool| (pool.name(), ready)));
+        let example = |ready, serves| {
+            ready::answer(ready, self.pools.iter().map(|pool| (pool.name(), serves)))
+        };
         let schema = || Ref::from_schema_name(ReadyAnswer::name());
         let mut answers = answered(
-            "Numbers can be had from every pool.",
+            "A pool serves, or the ranges of all pools are used up.",
             schema(),
-            vec![("every pool has a shard in rotation".to_owned(), example(true))],
+            vec![
+                ("every pool serves".to_owned(), example(true, true)),
+                ("all ranges are used up".to_owned(), example(true, false)),
+            ],
         );
         answers.extend(answered(
-            "From a pool, or from all, no numbers can be had for now.",
+            "No pool serves at the moment, or one could not serve yet since the start.",
             schema(),
-            vec![("no pool has a shard in rotation".to_owned(), example(false))],
+            vec![("no pool serves".to_owned(), example(false, false))],
         ));
         Route {
-            summary: "Whether to send requests here",
-            description: "For load balancers. Open to all.".to_owned(),
+            summary: "Whether to send requests to this server",
+            description: "For load balancers. The server is ready once each pool that is not used up \
+                          could serve, as long as any pool serves, and when all are used up. Needs no \
+                          token."
+                .to_owned(),
             answers,
             ..Route::default()
         }
     }
 
     fn status(&self) -> Route {
-        // Not of this server: what it has issued is for those who may observe it.
+        // A static example, because the figures of this server need a token.
         let nobody = Monitor::new(Traffic::new(1), Vec::new(), Arc::default());
         Route {
-            summary: "All that is known of the pools",
+            summary: "All figures of the pools",
             description:
-                "For pages and consoles. Durations are in seconds, times in UTC, and what is \
-                          not there is null."
+                "For the page and the console. Durations are in seconds, times are in UTC, \
+                          and missing values are null."
                     .to_owned(),
             answers: answered(
                 "The state of the server.",
@@ -387,12 +405,12 @@ impl Offer<'_> {
 
     fn metrics(&self) -> Route {
         Route {
-            summary: "The same for Prometheus",
-            description: "In its text format, with a line of help for each metric.".to_owned(),
+            summary: "The same figures for Prometheus",
+            description: "In the text format, with a help line for each metric.".to_owned(),
             answers: answered(
                 "The metrics.",
                 Object::with_type(Type::String),
-                vec![("in short".to_owned(), metrics::in_format(METRICS_EXAMPLE.to_owned()))],
+                vec![("shortened".to_owned(), metrics::in_format(METRICS_EXAMPLE.to_owned()))],
             ),
             ..Route::default()
         }
@@ -404,16 +422,16 @@ fn description() -> Route {
     let example = json(StatusCode::OK, &json_value!({ "openapi": "3.1.0", "paths": {} }));
     Route {
         summary: "This description",
-        description: "OpenAPI 3.1, of this server as it is configured. Open to all.".to_owned(),
-        answers: answered("The description.", text, vec![("in short".to_owned(), example)]),
+        description: "OpenAPI 3.1, for this server as it is configured. Needs no token.".to_owned(),
+        answers: answered("The description.", text, vec![("shortened".to_owned(), example)]),
         ..Route::default()
     }
 }
 
 fn docs_page() -> Route {
     Route {
-        summary: "This description, to read and to try",
-        description: "A page that needs nothing from other hosts. Open to all.".to_owned(),
+        summary: "This description as an interactive page",
+        description: "Loads nothing from other hosts. Needs no token.".to_owned(),
         answers: vec![(StatusCode::OK, media("The page.", "text/html; charset=utf-8"))],
         ..Route::default()
     }
@@ -428,31 +446,30 @@ fn docs_file() -> Route {
             ObjectBuilder::new().schema_type(Type::String).enum_values(Some(docs::FILES)),
         ));
     Route {
-        summary: "What the page is made of",
-        description: "Styles and scripts, compressed with gzip where that saves something."
-            .to_owned(),
+        summary: "The files of the page",
+        description: "Styles and scripts, compressed with gzip where that saves space.".to_owned(),
         parameters: vec![file.build()],
         answers: vec![(StatusCode::OK, media("The file.", "*/*"))],
         refusals: vec![("/docs/nothing".to_owned(), Refusal::UnknownPath)],
     }
 }
 
-/// A part of the page at `/`.
+/// Describes a part of the page at `/`.
 fn page_part(path: &str) -> Option<Route> {
     let (_, content_type, _) = page::PARTS.into_iter().find(|(part, ..)| *part == path)?;
     let (summary, description) = match path {
-        "/" => ("The pools, to look at", "A page that shows what /status says. Open to all."),
-        _ => ("What the page at / is made of", "Open to all."),
+        "/" => ("The page that shows the pools", "Shows the figures of /status. Needs no token."),
+        _ => ("A file of the page at /", "Needs no token."),
     };
     Some(Route {
         summary,
         description: description.to_owned(),
-        answers: vec![(StatusCode::OK, media("It is in the body.", content_type))],
+        answers: vec![(StatusCode::OK, media("The file.", content_type))],
         ..Route::default()
     })
 }
 
-/// One of [`TAGS`].
+/// Returns the route's group, one of [`TAGS`].
 fn tag(path: &str) -> &'static str {
     match path {
         RANDOM => "numbers",
@@ -477,8 +494,8 @@ fn shard(pool: &PoolName) -> String {
     format!("{pool}_shard_0.db")
 }
 
-/// A value that looks like one of many: odd, so that a reader of JSON keeps all its decimals, at the
-/// golden section of the range.
+/// Returns a value that looks typical: at the golden section of the range, and odd, so that its last decimal
+/// is not 0 and a JSON parser keeps all decimals.
 fn sample(space: Space) -> Value {
     let far = (u128::from(space.size()) * 618 / 1_000) as i64;
     Value(((space.min().0 + far) | 1).min(space.max().0))
@@ -489,7 +506,7 @@ fn schemas_of<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
     T::schemas(schemas);
 }
 
-/// The answer of a status, with one example or more.
+/// Returns the response of a status, with one example or more.
 fn answered(
     description: &str,
     schema: impl Into<RefOr<Schema>>,
@@ -514,7 +531,7 @@ fn answered(
     vec![(status, response.content(content_type, content.build()).build())]
 }
 
-/// The refusals of each status.
+/// Returns the error responses, one for each status.
 fn refused(refusals: Vec<(String, Refusal)>) -> Vec<(StatusCode, Response)> {
     let mut by_status: BTreeMap<_, (BTreeMap<Code, &str>, Vec<_>)> = BTreeMap::new();
     for (when, refusal) in refusals {
@@ -541,7 +558,7 @@ fn refused(refusals: Vec<(String, Refusal)>) -> Vec<(StatusCode, Response)> {
     described.collect()
 }
 
-/// Those that not every answer has.
+/// Returns the headers that are not common to all responses.
 fn headers(headers: &HeaderMap) -> impl Iterator<Item = (String, Header)> {
     let own = headers.iter().filter(|(name, _)| HEADERS.iter().all(|(common, _)| common != name));
     own.map(|(name, value)| {
@@ -556,7 +573,7 @@ fn headers(headers: &HeaderMap) -> impl Iterator<Item = (String, Header)> {
     })
 }
 
-/// What is not JSON: there is no example of a page.
+/// Describes a response that is not JSON, without an example.
 fn media(description: &str, content_type: &str) -> Response {
     let content = ContentBuilder::new().schema(Some(Object::with_type(Type::String)));
     ResponseBuilder::new().description(description).content(content_type, content.build()).build()

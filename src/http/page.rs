@@ -1,14 +1,14 @@
-//! The page at `/` and its parts. They are compiled in, load nothing from other hosts and hold no
-//! figures: those the page asks `/status` for, with the token that it is given.
+//! The page at `/` and its parts. They are compiled in, load nothing from other hosts and contain no figures:
+//! the page gets these from `/status`, with the token that the user enters.
 
-use axum::body::Body;
+use axum::body::Bytes;
 use axum::http::HeaderValue;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 
-use super::answer::typed;
+use super::answer::{shared, typed};
 
-/// Path, type and text.
+/// The path, content type and text of each part.
 pub(super) const PARTS: [(&str, &str, &str); 4] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
@@ -16,16 +16,16 @@ pub(super) const PARTS: [(&str, &str, &str); 4] = [
     ("/page.svg", "image/svg+xml", include_str!("page/page.svg")),
 ];
 
-/// No script, style or form but the page's own: it knows tokens.
+/// Allows the page's own scripts and styles only, because the page handles tokens.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Whether this is one of the parts.
+/// Returns whether this is the path of a part.
 pub(super) fn has(path: &str) -> bool {
     PARTS.iter().any(|(part, ..)| *part == path)
 }
 
-/// The routes of the parts.
+/// Returns the routes of the parts.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>()
 -> impl Iterator<Item = (&'static str, MethodRouter<S>)> {
     PARTS
@@ -34,5 +34,9 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>()
 }
 
 fn answer(content_type: &'static str, text: &'static str) -> Response {
-    typed(HeaderValue::from_static(content_type), Some(POLICY), Body::from(text))
+    typed(
+        HeaderValue::from_static(content_type),
+        Some(POLICY),
+        shared(Bytes::from_static(text.as_bytes())),
+    )
 }

@@ -1,26 +1,26 @@
-//! `?type=…&count=…`: parsed at the edge, so that what follows has a pool and a count. Pure.
+//! Parses `?type=…&count=…` into a pool and a count. Pure.
 
 use std::num::NonZeroU32;
 
 use super::answer::Refusal;
 use crate::config::PoolName;
 
-/// The pool of a request that names none.
+/// The pool of a request without `type`.
 pub(super) const TYPE_DEFAULT: &str = "int";
 
-/// What a request asks for.
+/// The parameters of a request.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// The pool's place among the names.
+    /// The pool's position among the names.
     pub(super) pool: usize,
     /// `None` for a single number in the short form.
     pub(super) count: Option<NonZeroU32>,
 }
 
-/// Reads a query string. Without a `count_limit` there is no parameter `count`.
+/// Parses a query string. Without a `count_limit`, the parameter `count` is not allowed.
 ///
 /// # Errors
-/// A [`Refusal`] that names what is allowed.
+/// A [`Refusal`] that says what is allowed.
 pub(super) fn parse<'p>(
     pools: impl Iterator<Item = &'p PoolName> + Clone,
     count_limit: Option<NonZeroU32>,

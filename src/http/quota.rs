@@ -1,5 +1,6 @@
-//! How many numbers each caller may take: a bucket that holds `burst` and fills at a steady rate, of
-//! which a request takes its `count`. Knows nothing of tokens and addresses but that they differ.
+//! Limits the numbers that each caller may take. A caller has a bucket that holds up to `burst` numbers and
+//! fills at a steady rate, and a request takes its `count` from it. Knows nothing of tokens and addresses
+//! except whether they differ.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
@@ -17,27 +18,28 @@ use super::answer::Refusal;
 use crate::auth::TokenIndex;
 use crate::config::QuotaConfig;
 
-/// Callers that are told apart, about 40 bytes each. A bucket is forgotten once it is full again.
+/// The most callers with a bucket of their own, about 40 bytes each. A bucket is dropped once it is full
+/// again.
 const KEYS_MAX: usize = 100_000;
 
-/// Requests between two looks for full buckets: a look goes through all of them, up to [`KEYS_MAX`],
-/// while others wait, so that a request pays for ten.
+/// Requests between two sweeps for full buckets. A sweep visits all buckets, up to [`KEYS_MAX`], while other
+/// requests wait: ten buckets for each request.
 const SWEEP_EVERY: u64 = 10_000;
 
-/// Whose bucket it is.
+/// The owner of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// A token's.
+    /// A token.
     Token(TokenIndex),
-    /// An address's, see [`Key::of_peer`].
+    /// An address or a network, see [`Key::of_peer`].
     Network(IpAddr),
-    /// All theirs who came when [`KEYS_MAX`] others had taken numbers of late.
+    /// All callers that arrived while [`KEYS_MAX`] others had a bucket of their own.
     Crowd,
 }
 
 impl Key {
-    /// An IPv4 address, or the first 64 bits of an IPv6 address: that much of it a single customer
-    /// has, and can change the rest at will.
+    /// Returns the key of an IPv4 address, or of the first 64 bits of an IPv6 address, because a single
+    /// customer can change the other bits at will.
     pub(super) fn of_peer(peer: IpAddr) -> Self {
         Self::Network(match peer.to_canonical() {
             IpAddr::V6(address) => {
@@ -48,7 +50,7 @@ impl Key {
     }
 }
 
-/// Everyone's buckets.
+/// The buckets of all callers.
 #[derive(Debug)]
 pub(super) struct Quotas<C: Clock = MonotonicClock> {
     limiter: RateLimiter<Key, Buckets, C, NoOpMiddleware<C::Instant>>,
@@ -65,12 +67,12 @@ impl<C: Clock> Quotas<C> {
         Self { limiter, burst: config.burst, charges: AtomicU64::new(0) }
     }
 
-    /// The most that a bucket holds.
+    /// Returns how many numbers a full bucket holds.
     pub(super) fn burst(&self) -> NonZeroU32 {
         self.burst
     }
 
-    /// Takes `count` from a bucket, or nothing.
+    /// Takes `count` from a bucket, or nothing if it holds less.
     pub(super) fn charge(&self, key: Key, count: NonZeroU32) -> Result<(), Refusal> {
         if self.charges.fetch_add(1, Ordering::Relaxed) % SWEEP_EVERY == SWEEP_EVERY - 1 {
             self.limiter.retain_recent();
@@ -122,22 +124,23 @@ impl ShrinkableKeyedStateStore<Key> for Buckets {
     }
 }
 
-/// The bucket of a caller who was let in.
+/// The bucket to charge an admitted request to.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     pub(super) quotas: Arc<Quotas>,
     pub(super) key: Key,
 }
 
-/// Takes what is asked for from the bucket, where there is one. It is not put back when there are no
-/// numbers after all: asking costs the server the same, and whoever asks in a loop is slowed down.
+/// Charges the requested numbers to the account, if there is one. They are not put back if the pool turns out
+/// to have no numbers: such a request costs the server the same, and a client that retries in a loop is
+/// slowed down.
 pub(super) fn charge(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), Refusal> {
     account.map_or(Ok(()), |Account { quotas, key }| {
         quotas.charge(*key, count.unwrap_or(NonZeroU32::MIN))
     })
 }
 
-/// Refuses what is never granted, and takes nothing.
+/// Refuses a count that the quota never grants, and takes nothing.
 pub(super) fn probe(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), Refusal> {
     match (account.map(|account| account.quotas.burst()), count) {
         (Some(burst), Some(count)) if count > burst => {
@@ -157,7 +160,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Quotas of one number in so many milliseconds, and the clock that they go by.
+    /// Returns quotas of one number in `period_ms` milliseconds, and their clock.
     fn quotas(period_ms: u32, burst: u32) -> (Quotas<FakeRelativeClock>, FakeRelativeClock) {
         let clock = FakeRelativeClock::default();
         let config = QuotaConfig {
@@ -176,7 +179,7 @@ mod tests {
         quotas.charge(key, NonZeroU32::new(count).unwrap())
     }
 
-    /// The seconds that a refusal promises.
+    /// Returns the wait that a refusal asks for.
     fn wait(outcome: Result<(), Refusal>) -> Duration {
         match outcome {
             Err(Refusal::OverQuota { seconds }) => Duration::from_secs(seconds),
@@ -200,7 +203,7 @@ mod tests {
         wait(charge(&quotas, caller, 1));
     }
 
-    /// Whoever waits as long as they were told to gets what they asked for, and a second less is not
+    /// A caller that waits as long as the refusal says gets its numbers, and waiting a second less is not
     /// enough.
     #[test]
     fn the_wait_is_true_to_the_second() {
@@ -230,7 +233,7 @@ mod tests {
         charge(&quotas, peer("192.0.2.1"), 10).unwrap();
     }
 
-    /// Story: each of the 2^64 addresses that every home has was a caller of its own.
+    /// Story: each of the 2^64 addresses of a home network was a caller of its own.
     #[test]
     fn an_ipv6_network_is_one_caller() {
         assert_eq!(peer("2001:db8:1:2::1"), peer("2001:db8:1:2:ffff:ffff:ffff:ffff"));
@@ -239,7 +242,7 @@ mod tests {
         assert_ne!(peer("::ffff:192.0.2.1"), peer("::ffff:192.0.2.2"));
     }
 
-    /// Story: whoever has many addresses filled the memory, one bucket each.
+    /// Story: a client with many addresses filled the memory, with a bucket for each.
     #[test]
     fn full_buckets_are_forgotten_and_newcomers_share_one_when_there_are_too_many() {
         let (quotas, clock) = quotas(1_000, 2);
@@ -253,8 +256,8 @@ mod tests {
         };
         let many = u32::try_from(KEYS_MAX).unwrap();
         assert_eq!(visit(0..many), KEYS_MAX);
-        assert_eq!(visit(many..many + 100), 2, "what one bucket holds");
-        assert_eq!(visit(0..100), 100, "who is known keeps a bucket");
+        assert_eq!(visit(many..many + 100), 2, "the numbers that one bucket holds");
+        assert_eq!(visit(0..100), 100, "known callers keep their buckets");
         assert!(quotas.limiter.len() <= KEYS_MAX + 1);
 
         clock.advance(Duration::from_secs(3));

@@ -1,4 +1,5 @@
-//! How `/status` looks: all that the monitor knows, for pages and consoles. Pure; counts nothing itself.
+//! Builds the response of `/status`: all figures of the monitor, for the page and the console. Counts nothing
+//! itself.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -12,12 +13,13 @@ use super::answer::{Answer, json};
 
 use super::health::{Status as Fitness, fitness};
 use crate::events::{Event, Kind};
+use crate::fleet::Partitions;
 use crate::monitor::{Monitor, Pace, STEP};
 use crate::pool::{Figures, LastRefill, Outcome, Pool, ShardFigures, ShardState};
 use crate::space::Number;
 use crate::traffic::{Route, STATUSES, status_name};
 
-/// Durations are seconds, times RFC 3339 in UTC, and what is not there is null.
+/// Durations are in seconds, times are RFC 3339 in UTC, and missing values are null.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ServerStatus)]
 pub(super) struct Status {
@@ -25,17 +27,18 @@ pub(super) struct Status {
     time: String,
     started_at: String,
     uptime_seconds: f64,
-    /// As fit as the least fit pool.
+    /// The worst status of the pools.
     status: Fitness,
     connections: u64,
     requests: Requests,
     history: History,
     pools: BTreeMap<String, PoolStatus>,
-    /// The last 100, newest first.
+    /// The last 100 events, newest first.
     events: Vec<EventStatus>,
 }
 
-/// Requests for numbers, all since the start; rates and times are of the last 10 seconds.
+/// Requests for numbers. The counts are since the start; the rate and the response times are of the last 10
+/// seconds.
 #[derive(Serialize, ToSchema)]
 struct Requests {
     total: u64,
@@ -63,14 +66,28 @@ struct PoolStatus {
     range: Range,
     issued: u64,
     pooled: u64,
+    /// Numbers that never entered a shard. In a fleet, those of the partitions that this instance holds or
+    /// may claim.
     free: u64,
     burned: u64,
     issued_per_second: f64,
-    /// At this rate; of a pool that nobody asks, never.
+    /// At the current rate; null if no numbers are issued.
     seconds_until_used_up: Option<f64>,
-    /// That one guess hits an issued number.
+    /// The probability that one guess from the whole range hits a number that this server issued. For a
+    /// fleet, add those of its instances.
     guess_chance: f64,
+    /// Only in a fleet.
+    partitions: Option<PartitionsStatus>,
     shards: Vec<ShardStatus>,
+}
+
+/// Some of the 4096 partitions of a pool.
+#[derive(Serialize, ToSchema)]
+struct PartitionsStatus {
+    /// Partitions that this instance holds.
+    held: usize,
+    /// Partitions that no instance held when the store was last read.
+    unclaimed: usize,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -89,7 +106,7 @@ struct ShardStatus {
     #[schema(schema_with = shard_states)]
     state: &'static str,
     left: u64,
-    /// Of a full generation.
+    /// Numbers in a full generation.
     size: u64,
     generation: Option<i64>,
     standby: bool,
@@ -167,8 +184,10 @@ fn history(steps: &[Pace]) -> History {
 }
 
 fn pool_status(pool: &Pool, issued_per_second: f64) -> PoolStatus {
-    let (status, reason) = fitness(pool.health());
-    let Figures { issued, pooled, burned, free, shards, .. } = pool.figures();
+    let health = pool.health();
+    let details = health.trouble.as_ref().map(|trouble| trouble.details.clone());
+    let (status, reason) = fitness(&health, details);
+    let Figures { issued, pooled, burned, free, partitions, shards, .. } = pool.figures();
     let space = pool.space();
     let size = space.size();
     let left = (pooled + free) as f64;
@@ -188,6 +207,8 @@ fn pool_status(pool: &Pool, issued_per_second: f64) -> PoolStatus {
         issued_per_second,
         seconds_until_used_up: (issued_per_second > 0.0).then(|| left / issued_per_second),
         guess_chance: issued as f64 / size as f64,
+        partitions: partitions
+            .map(|Partitions { held, unclaimed }| PartitionsStatus { held, unclaimed }),
         shards: shards.into_iter().map(|shard| shard_status(shard, pool.shard_size())).collect(),
     }
 }
@@ -231,7 +252,7 @@ fn event_kinds() -> Object {
     word_of(Kind::ALL.map(Kind::as_str))
 }
 
-/// How a field with one of these words is described.
+/// Returns the schema of a field that has one of these values.
 fn word_of<const N: usize>(words: [&'static str; N]) -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
 }

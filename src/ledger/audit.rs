@@ -1,10 +1,10 @@
-//! Reading all of a ledger, to see whether it is what it should be. Changes nothing.
+//! Reads a whole ledger and checks it. Changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, params};
 
-use super::strata::{STRATA, stratum_of};
+use super::strata::Tallies;
 use super::{Ledger, LedgerError};
 use crate::batch::{Batch, BatchId, Generation, Report, ShardIndex, Tally};
 use crate::space::Value;
@@ -14,45 +14,47 @@ const SELECT_ALL: &str = "SELECT stratum, value, batch FROM used_numbers ORDER B
 const SELECT_BATCHES: &str = "SELECT id, shard, generation, count FROM batches ORDER BY id";
 const SELECT_BATCH_OF: &str = "SELECT batch FROM used_numbers WHERE stratum = ?1 AND value = ?2";
 
-/// SQLite's own sentences about a file, at most.
+/// The maximum number of SQLite's own messages about a file.
 const PROBLEMS_MAX: usize = 10;
 
-/// A batch, and what the ledger has of it.
+/// A batch and the tally of its values in the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawn {
-    /// As it was noted.
+    /// The batch as recorded.
     pub batch: Batch,
-    /// Its values.
+    /// The tally of its rows.
     pub tally: Tally,
 }
 
 impl Ledger {
-    /// The value's hash under the ledger's key, for a [`Tally`].
+    /// Returns the value's hash under the ledger's key, for a [`Tally`].
     #[must_use]
     pub fn hash(&self, value: Value) -> u64 {
-        self.state.key.hash(value)
+        self.state.strata.key().hash(value)
     }
 
-    /// Which batch the value entered a shard with, if it did.
+    /// Returns the batch that the value belongs to, or `None` if the value is not in the ledger.
     ///
     /// # Errors
-    /// [`LedgerError`].
+    /// Returns [`LedgerError`].
     pub fn batch_of(&self, value: Value) -> Result<Option<BatchId>, LedgerError> {
-        let stratum = self.state.key.stratum(value);
+        let Some(stratum) = self.state.strata.stratum(value) else {
+            return Ok(None);
+        };
         self.connection
             .prepare_cached(SELECT_BATCH_OF)
             .and_then(|mut select| {
                 select
-                    .query_row([stratum.into(), value.0], |row| row.get(0).map(BatchId))
+                    .query_row(params![stratum, value.0], |row| row.get(0).map(BatchId))
                     .optional()
             })
             .map_err(|source| self.state.failed(source))
     }
 
-    /// Reads every row, reports what is not as it should be, and answers with the batches in order.
+    /// Reads every row and reports each violation. Returns the batches in the order of their ids.
     ///
     /// # Errors
-    /// [`LedgerError`] when it can't be read to its end.
+    /// Returns [`LedgerError`] if the ledger can't be read to its end.
     pub fn audit(&self, report: Report<'_>) -> Result<Vec<Drawn>, LedgerError> {
         self.read_all(report).map_err(|source| self.state.failed(source))
     }
@@ -62,40 +64,43 @@ impl Ledger {
             report("SQLite finds it damaged", problem);
         }
         let mut batches = self.read_batches()?;
-        let mut found = vec![Tally::default(); STRATA];
+        let mut found = Tallies::default();
         let mut last = None;
         let mut select = self.connection.prepare(SELECT_ALL)?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            let (stratum, value, batch): (u64, _, i64) =
+            let (stratum, value, batch): (i64, _, i64) =
                 (row.get(0)?, Value(row.get(1)?), row.get(2)?);
             let hash = self.hash(value);
-            let number = self.state.space.number(value);
-            if stratum != u64::from(stratum_of(hash)) {
+            let number = self.state.space().number(value);
+            let belongs = self.state.strata.stratum(value);
+            if belongs.is_some_and(|belongs| belongs != stratum.cast_unsigned()) {
                 report("a number in another stratum", format!("{number} is in stratum {stratum}"));
             }
             if last >= Some((stratum, value)) {
                 report("a number out of order", format!("{number} is out of order"));
             }
-            if !self.state.space.contains(value) {
+            if belongs.is_none() {
                 report("a number out of range", format!("{number} is not in its range"));
             }
             last = Some((stratum, value));
-            if let Some(tally) = found.get_mut(stratum as usize) {
-                tally.add(hash);
-            }
+            found.add(stratum.cast_unsigned(), hash);
             match batches.get_mut(&batch) {
                 Some(drawn) => drawn.tally.add(hash),
                 None => {
                     report(
-                        "a number of no batch",
-                        format!("{number} is of batch {batch}, unknown"),
+                        "a number of an unknown batch",
+                        format!("{number} is of the unknown batch {batch}"),
                     );
                 }
             }
         }
-        for (stratum, found) in (0..).zip(found) {
-            let drawn = self.state.open.tally(stratum);
+        let drawn_from = self.state.tallies.iter().map(|(stratum, _)| stratum);
+        let strata: BTreeSet<u64> =
+            found.iter().map(|(stratum, _)| stratum).chain(drawn_from).collect();
+        for stratum in strata {
+            let found = found.get(stratum).unwrap_or_default();
+            let drawn = self.state.tallies.get(stratum).unwrap_or_default();
             if found != drawn {
                 let what = format!(
                     "stratum {stratum} has {} values, not those {} that were drawn",
@@ -107,7 +112,7 @@ impl Ledger {
         for Drawn { batch, tally } in batches.values() {
             if batch.count != tally.count {
                 let (id, count) = (batch.id.0, batch.count);
-                let what = format!("batch {id} has {} values, and {count} were drawn", tally.count);
+                let what = format!("batch {id} has {} values, but {count} were drawn", tally.count);
                 report("a batch that is not what was drawn", what);
             }
         }

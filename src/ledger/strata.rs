@@ -1,58 +1,58 @@
-//! The 4096 classes of values, the sets of them that a ledger draws from, and what each holds.
+//! The strata of a range, and the tally of each. Knows nothing of drawing.
+//!
+//! A keyed [permutation](super::permutation) gives each value of the range an index. A stratum is an interval
+//! of indexes. A partition is a run of 1/4096 of all strata, and the unit that an instance of a fleet claims.
 
-use rand::seq::SliceRandom;
-use rand::{Rng, RngExt};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use rusqlite::{Connection, params};
 use siphasher::sip::SipHasher13;
 
-use crate::batch::Tally;
-use crate::space::Value;
+use super::permutation::Permutation;
+use crate::batch::{BatchId, Tally};
+use crate::space::{Space, Value};
 use crate::sqlite::rusqlite;
 
-/// How many strata there are. A power of two, so that a stratum is some bits of a hash.
-pub const STRATA: usize = 4096;
+/// The number of partitions in every range. In a range with fewer values, some partitions have none.
+pub const PARTITIONS: usize = 4096;
+
+/// Strata per partition, if each stratum then has at least 256 values. In a smaller range, each partition has
+/// one stratum.
+const STRATA_PER_PARTITION: u64 = 16;
 
 const SELECT: &str = "SELECT stratum, count, digest FROM strata";
-const INSERT: &str = "INSERT INTO strata VALUES (?1, strftime('%FT%TZ', 'now'), 0, 0)";
-const UPDATE: &str = "UPDATE strata SET count = ?2, digest = ?3 WHERE stratum = ?1";
+const SELECT_ROWS: &str = "SELECT value, batch FROM used_numbers WHERE stratum = ?1 ORDER BY value";
+const UPSERT: &str = "INSERT INTO strata VALUES (?1, ?2, ?3)
+    ON CONFLICT (stratum) DO UPDATE SET count = excluded.count, digest = excluded.digest";
 
-/// The secret that sorts values into strata.
+/// The secret key of the permutation.
 #[derive(Clone, Copy)]
 pub struct StratumKey(SipHasher13);
 
 impl StratumKey {
-    /// A fresh key from the operating system.
+    /// Draws a fresh key from the operating system.
     #[must_use]
     pub fn random() -> Self {
         Self::from_bytes(rand::random())
     }
 
-    /// The key of these secret bytes.
+    /// Returns the key with these secret bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(SipHasher13::new_with_key(&bytes))
     }
 
-    /// Its secret bytes.
+    /// Returns the secret bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.key()
     }
 
-    /// SipHash-1-3 of the value under the key (Aumasson and Bernstein, 2012).
+    /// Returns SipHash-1-3 of the value under the key (Aumasson and Bernstein, 2012), for a [`Tally`].
     pub(super) fn hash(self, value: Value) -> u64 {
         self.0.hash(&value.0.to_le_bytes())
     }
-
-    /// The value's hash modulo 4096.
-    pub(super) fn stratum(self, value: Value) -> u16 {
-        stratum_of(self.hash(value))
-    }
-}
-
-/// The stratum of the value with this hash.
-pub(super) fn stratum_of(hash: u64) -> u16 {
-    (hash % STRATA as u64) as u16
 }
 
 impl std::fmt::Debug for StratumKey {
@@ -61,168 +61,217 @@ impl std::fmt::Debug for StratumKey {
     }
 }
 
-/// A set of strata.
+/// The strata of a range under a key.
 #[derive(Clone, Debug)]
 pub(super) struct Strata {
-    members: Vec<u16>,
-    /// Of each stratum its place among the members, or [`NOT_A_MEMBER`].
-    places: Box<[u16; STRATA]>,
+    space: Space,
+    key: StratumKey,
+    permutation: Permutation,
+    per_partition: u64,
 }
-
-const NOT_A_MEMBER: u16 = u16::MAX;
 
 impl Strata {
-    pub(super) fn new(members: Vec<u16>) -> Self {
-        let mut places = Box::new([NOT_A_MEMBER; STRATA]);
-        for (&stratum, place) in members.iter().zip(0..) {
-            places[usize::from(stratum)] = place;
-        }
-        Self { members, places }
+    pub(super) fn new(space: Space, key: StratumKey) -> Self {
+        let is_large = space.size() >= PARTITIONS as u64 * STRATA_PER_PARTITION * 256;
+        let per_partition = if is_large { STRATA_PER_PARTITION } else { 1 };
+        Self { space, key, permutation: Permutation::new(space.size(), key.0), per_partition }
     }
 
-    pub(super) fn contains(&self, stratum: u16) -> bool {
-        self.place(stratum).is_some()
+    pub(super) fn space(&self) -> &Space {
+        &self.space
     }
 
-    /// Where it is among the members.
-    pub(super) fn place(&self, stratum: u16) -> Option<usize> {
-        let place = self.places[usize::from(stratum)];
-        (place != NOT_A_MEMBER).then_some(place.into())
+    pub(super) fn key(&self) -> StratumKey {
+        self.key
     }
 
-    pub(super) fn members(&self) -> &[u16] {
-        &self.members
+    /// Returns the number of strata in a partition.
+    pub(super) fn per_partition(&self) -> u64 {
+        self.per_partition
     }
 
-    pub(super) fn into_members(self) -> Vec<u16> {
-        self.members
+    /// Returns the number of strata.
+    pub(super) fn count(&self) -> u64 {
+        PARTITIONS as u64 * self.per_partition
     }
 
-    fn insert(&mut self, stratum: u16) {
-        self.places[usize::from(stratum)] = self.members.len() as u16;
-        self.members.push(stratum);
+    /// Returns the strata of a partition.
+    pub(super) fn of_partition(&self, partition: u16) -> Range<u64> {
+        let first = u64::from(partition) * self.per_partition;
+        first..first + self.per_partition
     }
-}
 
-/// The strata that a ledger has opened, what each should hold, and which were seen to hold just that.
-#[derive(Clone, Debug)]
-pub(super) struct OpenStrata {
-    strata: Strata,
-    tallies: Box<[Tally; STRATA]>,
-    checked: Box<[bool; STRATA]>,
-}
+    /// Returns the partition that a stratum is in.
+    pub(super) fn partition_of(&self, stratum: u64) -> u16 {
+        (stratum / self.per_partition) as u16
+    }
 
-impl OpenStrata {
-    /// Those of the file.
+    /// Returns the indexes of these strata.
+    pub(super) fn indexes(&self, strata: Range<u64>) -> Range<u64> {
+        let first = |stratum: u64| {
+            let values = u128::from(stratum) * u128::from(self.space.size());
+            values.div_ceil(self.count().into()) as u64
+        };
+        first(strata.start)..first(strata.end)
+    }
+
+    /// Returns the stratum of a value, or `None` if the value is not in the range.
+    pub(super) fn stratum(&self, value: Value) -> Option<u64> {
+        let index = u128::from(self.index(value)?);
+        Some((index * u128::from(self.count()) / u128::from(self.space.size())) as u64)
+    }
+
+    /// Returns the index of a value, or `None` if the value is not in the range.
+    pub(super) fn index(&self, value: Value) -> Option<u64> {
+        let offset = value.0.abs_diff(self.space.min().0);
+        self.space.contains(value).then(|| self.permutation.backward(offset))
+    }
+
+    /// Returns the value with this index.
+    pub(super) fn value(&self, index: u64) -> Value {
+        Value(self.space.min().0.wrapping_add_unsigned(self.permutation.forward(index)))
+    }
+
+    /// Calls `each` with the index, value and batch of every row of a stratum, and compares the rows with the
+    /// stratum's tally.
     ///
     /// # Errors
-    /// SQLite's, or (inside) a row that can't be one.
-    pub(super) fn read(connection: &Connection) -> Result<Result<Self, String>, rusqlite::Error> {
-        let mut tallies = Box::new([Tally::default(); STRATA]);
-        let mut members: Vec<u16> = Vec::new();
+    /// Returns SQLite's error and those of `each`, or an inner error if the rows differ from what was drawn.
+    pub(super) fn read(
+        &self,
+        connection: &Connection,
+        stratum: u64,
+        tally: Tally,
+        mut each: impl FnMut(u64, Value, BatchId) -> Result<(), rusqlite::Error>,
+    ) -> Result<Result<(), String>, rusqlite::Error> {
+        let indexes = self.indexes(stratum..stratum + 1);
+        let mut last = None;
+        let mut found = Tally::default();
+        let mut select = connection.prepare_cached(SELECT_ROWS)?;
+        let mut rows = select.query([stratum])?;
+        while let Some(row) = rows.next()? {
+            let value = Value(row.get(0)?);
+            let index = self.index(value).filter(|index| indexes.contains(index));
+            let Some(index) = index.filter(|_| last < Some(value)) else {
+                let number = self.space.number(value);
+                return Ok(Err(format!("{number} is not where it belongs")));
+            };
+            last = Some(value);
+            found.add(self.key.hash(value));
+            each(index, value, BatchId(row.get(1)?))?;
+        }
+        if found != tally {
+            return Ok(Err(format!(
+                "{} values were drawn from stratum {stratum}, but its {} rows are not all of them",
+                tally.count, found.count
+            )));
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// The tallies of all strata that have values.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tallies(BTreeMap<u64, Tally>);
+
+impl Tallies {
+    /// Reads the tallies from the file.
+    ///
+    /// # Errors
+    /// Returns SQLite's error, or an inner error if a row is impossible.
+    pub(super) fn read(
+        connection: &Connection,
+        strata: &Strata,
+    ) -> Result<Result<Self, String>, rusqlite::Error> {
+        let mut tallies = Self::default();
         let mut select = connection.prepare(SELECT)?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            let stratum: u16 = row.get(0)?;
-            let Some(tally) = tallies.get_mut(usize::from(stratum)) else {
-                return Ok(Err(format!("it has a stratum {stratum} of {STRATA}")));
-            };
-            *tally = Tally { count: row.get(1)?, digest: row.get::<_, i64>(2)?.cast_unsigned() };
-            members.push(stratum);
+            let stratum: u64 = row.get(0)?;
+            if stratum >= strata.count() {
+                return Ok(Err(format!("it has a stratum {stratum} of {}", strata.count())));
+            }
+            let tally = Tally { count: row.get(1)?, digest: row.get::<_, i64>(2)?.cast_unsigned() };
+            let indexes = strata.indexes(stratum..stratum + 1);
+            if tally.count > indexes.end - indexes.start {
+                return Ok(Err(format!("stratum {stratum} has more values than there can be")));
+            }
+            tallies.0.insert(stratum, tally);
         }
-        let checked = Box::new([false; STRATA]);
-        Ok(Ok(Self { strata: Strata::new(members), tallies, checked }))
+        Ok(Ok(tallies))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.strata.members.len()
+    /// Returns a stratum's tally, or `None` if it has no values.
+    pub(super) fn get(&self, stratum: u64) -> Option<Tally> {
+        self.0.get(&stratum).copied()
     }
 
-    pub(super) fn contains(&self, stratum: u16) -> bool {
-        self.strata.contains(stratum)
+    /// Sets a stratum's tally.
+    pub(super) fn set(&mut self, stratum: u64, tally: Tally) {
+        self.0.insert(stratum, tally);
     }
 
-    /// What the stratum should hold.
-    pub(super) fn tally(&self, stratum: u16) -> Tally {
-        self.tallies[usize::from(stratum)]
+    /// Adds a value with this hash to a stratum's tally.
+    pub(super) fn add(&mut self, stratum: u64, hash: u64) {
+        self.0.entry(stratum).or_default().add(hash);
     }
 
-    /// How many values all of them should hold.
+    /// Sets the tallies of all strata in `changed`.
+    pub(super) fn update(&mut self, changed: Self) {
+        self.0.extend(changed.0);
+    }
+
+    /// Returns the number of values in all strata.
     pub(super) fn count(&self) -> u64 {
-        self.tallies.iter().map(|tally| tally.count).sum()
+        // This can't overflow: `read` checks that no stratum exceeds its size.
+        self.0.values().map(|tally| tally.count).sum()
     }
 
-    /// Counts a value of this hash that entered the ledger.
-    pub(super) fn add(&mut self, hash: u64) {
-        self.tallies[usize::from(stratum_of(hash))].add(hash);
+    /// Yields the strata that have values and their tallies, in ascending order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Tally)> {
+        self.0.iter().map(|(&stratum, &tally)| (stratum, tally))
     }
 
-    pub(super) fn is_checked(&self, stratum: u16) -> bool {
-        self.checked[usize::from(stratum)]
-    }
-
-    pub(super) fn set_checked(&mut self, stratum: u16) {
-        self.checked[usize::from(stratum)] = true;
-    }
-
-    /// Some of them, at random, those not yet checked first; in ascending order.
-    pub(super) fn part(&self, count: usize, rng: &mut impl Rng) -> Strata {
-        let mut members = self.strata.members.clone();
-        members.shuffle(rng);
-        members.sort_by_key(|&stratum| self.is_checked(stratum));
-        members.truncate(count);
-        members.sort_unstable();
-        Strata::new(members)
-    }
-
-    /// Opens more strata, at random, up to `target` in all; durable when the caller's transaction
-    /// commits.
-    pub(super) fn open_up_to(
-        &mut self,
-        target: usize,
-        connection: &Connection,
-        rng: &mut impl RngExt,
-    ) -> Result<(), rusqlite::Error> {
-        let mut closed: Vec<u16> =
-            (0..STRATA as u16).filter(|&stratum| !self.contains(stratum)).collect();
-        let more = target.saturating_sub(self.len());
-        let (opened, _) = closed.partial_shuffle(rng, more);
-        self.open_these(opened, connection)
-    }
-
-    /// Opens these strata, as far as they are not open; durable when the caller's transaction commits.
-    pub(super) fn open_these(
-        &mut self,
-        strata: &[u16],
-        connection: &Connection,
-    ) -> Result<(), rusqlite::Error> {
-        let mut insert = connection.prepare_cached(INSERT)?;
-        for &stratum in strata {
-            if !self.contains(stratum) {
-                insert.execute([stratum])?;
-                self.strata.insert(stratum);
-            }
+    /// Writes the tallies. They are durable when the caller's transaction commits.
+    ///
+    /// # Errors
+    /// Returns SQLite's error.
+    pub(super) fn save(&self, connection: &Connection) -> Result<(), rusqlite::Error> {
+        let mut upsert = connection.prepare_cached(UPSERT)?;
+        for (stratum, tally) in &self.0 {
+            upsert.execute(params![stratum, tally.count, tally.digest.cast_signed()])?;
         }
         Ok(())
     }
+}
 
-    pub(super) fn members(&self) -> &[u16] {
-        self.strata.members()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Writes the tallies that are not as they were `before`.
-    pub(super) fn save(
-        &self,
-        before: &Self,
-        connection: &Connection,
-    ) -> Result<(), rusqlite::Error> {
-        let mut update = connection.prepare_cached(UPDATE)?;
-        for &stratum in self.strata.members() {
-            let tally = self.tally(stratum);
-            if tally != before.tally(stratum) {
-                update.execute(params![stratum, tally.count, tally.digest.cast_signed()])?;
+    /// Every index is in exactly one stratum, and the strata of a partition form one interval.
+    #[test]
+    fn strata_share_out_every_range() {
+        for size in [1_u64, 2, 4095, 4096, 4097, 1_000_000, 1 << 24, (1 << 53) - 1, 1 << 53] {
+            let space = Space::new("0", &(size - 1).to_string(), 0).unwrap();
+            let strata = Strata::new(space, StratumKey::from_bytes([7; 16]));
+            let mut end = 0;
+            for partition in 0..PARTITIONS as u16 {
+                let indexes = strata.indexes(strata.of_partition(partition));
+                assert_eq!(indexes.start, end, "partition {partition} of {size}");
+                for stratum in strata.of_partition(partition) {
+                    let indexes = strata.indexes(stratum..stratum + 1);
+                    assert_eq!((indexes.start, strata.partition_of(stratum)), (end, partition));
+                    end = indexes.end;
+                    for index in [indexes.start, indexes.end - 1] {
+                        if indexes.contains(&index) {
+                            assert_eq!(strata.stratum(strata.value(index)), Some(stratum));
+                        }
+                    }
+                }
             }
+            assert_eq!(end, size);
+            assert_eq!(strata.stratum(Value(-1)), None);
         }
-        Ok(())
     }
 }

@@ -25,7 +25,19 @@ fn draw(ledger: &mut Ledger, shard: u16, count: u64) -> Vec<Value> {
 
 #[test]
 fn a_range_is_drawn_to_its_last_value_each_once() {
-    for (size, batch) in [(1, 1), (2, 3), (1000, 1), (1000, 7), (100_000, 30_000)] {
+    let ranges = [
+        (1, 1),
+        (2, 3),
+        (10, 4),
+        (1000, 1),
+        (1000, 7),
+        (1024, 1000),
+        (100_000, 30_000),
+        (1_000_000, 90_000),
+        (1 << 20, 400_000),
+        ((1 << 20) + 1, 99_999),
+    ];
+    for (size, batch) in ranges {
         let folder = tempfile::tempdir().unwrap();
         let space = space("1", &size.to_string());
         let mut ledger = new_ledger(folder.path(), &space);
@@ -111,52 +123,85 @@ fn a_range_grows_and_does_not_shrink() {
     assert_eq!(fresh, [11, 12, 13, 14, 15].map(Value));
 }
 
-/// The strata of a ledger that has used little stay closed: they may be someone else's.
+/// In a larger range every value has another index, so all rows move.
 #[test]
-fn a_large_range_is_drawn_from_an_eighth_of_its_strata_at_first() {
+fn a_ledger_of_a_range_that_grew_is_whole() {
     let folder = tempfile::tempdir().unwrap();
-    let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
-    let values = draw(&mut ledger, 0, 20_000);
-    let strata: BTreeSet<_> = values.iter().map(|&value| ledger.state.key.stratum(value)).collect();
-    assert_eq!(strata.len(), 512);
-    assert_eq!(ledger.state.open.len(), 512);
+    let path = folder.path().join("used_numbers_int.db");
+    let mut ledger = new_ledger(folder.path(), &space("0", "9999"));
+    let mut known = draw(&mut ledger, 0, 3000);
+    known.extend(draw(&mut ledger, 1, 2000));
+    ledger.close().unwrap();
+
+    // The growth refuses a changed row instead of moving it.
+    let connection = Connection::open(&path).unwrap();
+    let change = |by: i64| {
+        let sql = format!(
+            "UPDATE strata SET digest = digest + {by} WHERE stratum = (SELECT min(stratum) FROM strata)"
+        );
+        assert_eq!(connection.execute(&sql, []).unwrap(), 1);
+    };
+    change(1);
+    let error = Ledger::open(&path, &space("-20000000", "20000000")).unwrap_err();
+    assert!(error.to_string().contains("not all of them"), "{error}");
+    change(-1);
+    drop(connection);
+
+    let mut ledger = Ledger::open(&path, &space("-20000000", "20000000")).unwrap();
+    let batch = |value| ledger.batch_of(value).unwrap();
+    assert!(known[..3000].iter().all(|&value| batch(value) == Some(BatchId(1))));
+    assert!(known[3000..].iter().all(|&value| batch(value) == Some(BatchId(2))));
+    known.extend(draw(&mut ledger, 2, 5000));
+    let mut problems = Vec::new();
+    ledger.audit(&mut |kind, problem| problems.push(format!("{kind}: {problem}"))).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    known.sort_unstable();
+    known.dedup();
+    assert_eq!((known.len(), ledger.count()), (10_000, 10_000));
 }
 
-/// A ledger that has outgrown its strata opens more, so that a draw touches a smaller share of it.
+/// The partitions that a ledger does not need yet are left to other instances.
 #[test]
-fn a_ledger_that_grows_opens_more_strata() {
+fn a_ledger_opens_partitions_as_it_needs_them() {
     let folder = tempfile::tempdir().unwrap();
     let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
-    draw(&mut ledger, 0, 100);
     let mut check = |count: u64, expected: usize| {
-        // As if it had drawn them.
-        ledger.state.count = count;
-        draw(&mut ledger, 0, 100);
+        ledger.state.open_for(count);
         assert_eq!(ledger.state.open.len(), expected, "{count} values");
     };
-    check(8_000_000, 512);
-    check(10_000_000, 1024);
-    check(50_000_000, 4096);
+    check(1, 1);
+    check(20_000, 2);
+    check(1_000_000, 62);
+    check(67_000_000, 4090);
+    check(1 << 40, 4096);
+    let mut ledger = new_ledger(folder.path(), &space("0", "999999"));
+    let mut check = |count: u64, expected: usize| {
+        ledger.state.open_for(count);
+        assert_eq!(ledger.state.open.len(), expected, "{count} values");
+    };
+    check(1000, 9);
+    check(250_000, 2048);
+    check(500_000, 4096);
 }
 
-/// A row that changed on the disk is not drawn again: the draw finds it before.
+/// A draw finds a row that changed on the disk before it could draw the value again.
 #[test]
 fn a_row_that_changed_ends_the_draws() {
-    const SIZE: i64 = 2000;
+    const SIZE: i64 = 200_000;
     let change = |sql: &str| {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("used_numbers_int.db");
         let space = space("1", &SIZE.to_string());
         let mut ledger = new_ledger(folder.path(), &space);
-        draw(&mut ledger, 0, 1000);
+        draw(&mut ledger, 0, 100_000);
         ledger.close().unwrap();
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         let mut ledger = match Ledger::open(&path, &space) {
             Ok(ledger) => ledger,
             Err(error) => return error.to_string(),
         };
-        // Of this many, some part has a stratum that is not as it was.
-        let draw = ledger.draw(ShardIndex(0), None, 1000, &mut |_| ControlFlow::Continue(()));
+        // This many values go into all strata.
+        let draw = ledger.draw(ShardIndex(0), None, 90_000, &mut |_| ControlFlow::Continue(()));
         draw.map(|_| ()).unwrap_err().to_string()
     };
     let check = |sql: &str, expected: &str| {
@@ -170,26 +215,27 @@ fn a_row_that_changed_ends_the_draws() {
         "is not where it belongs",
     );
     check(&format!("UPDATE used_numbers SET stratum = 4096 WHERE {one}"), "not all of them");
-    check("UPDATE strata SET count = count + 1 WHERE stratum = 7", "its strata have 1001");
+    check("UPDATE strata SET count = count + 1 WHERE stratum = 7", "its strata have 100001");
+    check("UPDATE strata SET count = 1000 WHERE stratum = 7", "more values than there can be");
     check("UPDATE strata SET digest = digest + 1 WHERE stratum = 7", "from stratum 7");
     check("UPDATE strata SET stratum = 4096 WHERE stratum = 7", "a stratum 4096 of 4096");
     check("DELETE FROM strata WHERE count > 0", "its strata have 0");
-    check("UPDATE ledger SET count = count - 1", "it has 999 values");
+    check("UPDATE ledger SET count = count - 1", "it has 99999 values");
     check("UPDATE ledger SET hash_key = zeroblob(16)", "is not what it was created with");
     check("UPDATE ledger SET max = max - 1", "is not what it was created with");
 }
 
-/// Story: a bit that flipped in a page of the ledger at rest made it forget a value, which was drawn
-/// again. `LEDGER_FLIPS=N` sets how many bits are tried, each in a copy of its own.
+/// Story: a bit that flipped at rest in a page of the ledger made it forget a value, which was drawn again.
+/// `LEDGER_FLIPS=N` sets the number of bits to try, each in its own copy.
 #[test]
 fn a_bit_that_flips_anywhere_is_noticed_or_harmless() {
     let flips = std::env::var("LEDGER_FLIPS").map_or(100, |value| value.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("used_numbers_int.db");
-    let space = space("1", "3000");
+    let space = space("1", "30000");
     let mut ledger = new_ledger(folder.path(), &space);
-    let mut known: BTreeSet<Value> = draw(&mut ledger, 0, 1500).into_iter().collect();
-    known.extend(draw(&mut ledger, 1, 700));
+    let mut known: BTreeSet<Value> = draw(&mut ledger, 0, 15_000).into_iter().collect();
+    known.extend(draw(&mut ledger, 1, 7000));
     ledger.close().unwrap();
     let whole = std::fs::read(&path).unwrap();
     let (mut noticed, mut harmless) = (0, 0);
@@ -210,13 +256,13 @@ fn a_bit_that_flips_anywhere_is_noticed_or_harmless() {
     println!("{flips} flips: {noticed} noticed, {harmless} harmless");
 }
 
-/// Draws all that is left in three parts, each in a process of its own as far as the ledger knows.
+/// Draws everything that is left in three parts, each from a newly opened ledger.
 fn drain(path: &Path, space: &Space, known: &BTreeSet<Value>) -> Result<Result<(), String>, Value> {
     let mut seen = known.clone();
     for part in 0..3 {
         let drawn = Ledger::open(path, space).and_then(|mut ledger| {
             let mut go_on = |_| ControlFlow::Continue(());
-            let draw = ledger.draw(ShardIndex(part), None, 400, &mut go_on)?;
+            let draw = ledger.draw(ShardIndex(part), None, 4000, &mut go_on)?;
             let values = draw.values().to_vec();
             draw.commit()?;
             Ok(values)
@@ -235,24 +281,19 @@ fn drain(path: &Path, space: &Space, known: &BTreeSet<Value>) -> Result<Result<(
     Ok(Ok(()))
 }
 
-/// Each stratum is read once in the life of a process, before any is drawn from again.
+/// All rows of a stratum are read every time before a draw, not only the first time.
 #[test]
-fn every_stratum_is_read_before_any_is_drawn_from_again() {
+fn a_row_that_changes_under_an_open_ledger_ends_the_next_draw() {
     let folder = tempfile::tempdir().unwrap();
-    let space = space("0", "9007199254740991");
-    let mut ledger = new_ledger(folder.path(), &space);
+    let mut ledger = new_ledger(folder.path(), &space("1", "200000"));
     draw(&mut ledger, 0, 100_000);
-    ledger.close().unwrap();
-    let mut ledger = Ledger::open(&folder.path().join("used_numbers_int.db"), &space).unwrap();
-    let checked = |ledger: &Ledger| {
-        let open = &ledger.state.open;
-        (0..strata::STRATA as u16).filter(|&stratum| open.is_checked(stratum)).count()
-    };
-    for read in 1..=8 {
-        // So few land in the smallest part, 64 of the 512 that are open.
-        draw(&mut ledger, 0, 100);
-        assert_eq!(checked(&ledger), 64 * read);
-    }
+    let other = Connection::open(folder.path().join("used_numbers_int.db")).unwrap();
+    other
+        .execute("DELETE FROM used_numbers WHERE value = (SELECT min(value) FROM used_numbers)", [])
+        .unwrap();
+    let error =
+        ledger.draw(ShardIndex(0), None, 90_000, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().contains("not all of them"), "{error}");
 }
 
 proptest! {
@@ -278,18 +319,19 @@ proptest! {
     }
 }
 
-/// Ledgers that share a space by its strata, each with some of them: what they draw is all of it, once.
+/// Ledgers that share a range, each with some of its partitions, draw every value once.
 #[test]
 fn shared_ledgers_draw_every_value_once_in_all() {
     let space = space("1", "5000");
     let key = StratumKey::random();
-    let all: Vec<u16> = (0..STRATA as u16).collect();
+    let all: Vec<u16> = (0..PARTITIONS as u16).collect();
     let mut values = Vec::new();
     for held in all.chunks(1500) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("used_numbers_int.db");
         let mut ledger = Ledger::create_with(&path, &space, key).unwrap();
-        ledger.hold(&held[..held.len() / 2]).unwrap();
+        ledger.hold(&held[..held.len() / 2]);
+        let mut holds_all = false;
         let mut generation = 0;
         loop {
             let live = (generation > 0).then_some(Generation(generation));
@@ -302,10 +344,10 @@ fn shared_ledgers_draw_every_value_once_in_all() {
             } else {
                 drop(draw);
                 assert!(ledger.is_exhausted());
-                if ledger.strata().len() == held.len() {
+                if std::mem::replace(&mut holds_all, true) {
                     break;
                 }
-                ledger.hold(held).unwrap();
+                ledger.hold(held);
                 assert!(!ledger.is_exhausted());
             }
         }
@@ -315,68 +357,200 @@ fn shared_ledgers_draw_every_value_once_in_all() {
 }
 
 #[test]
-fn strata_are_wanted_before_those_held_are_half_used() {
+fn partitions_are_wanted_before_those_held_are_half_used() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("used_numbers_int.db");
-    let space = space("1", "4096000");
-    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
-    ledger.hold(&[]).unwrap();
-    // 1000 values each: two draws of 1000 fill half of four strata.
-    assert_eq!(ledger.strata_wanted(1000), 4);
-    ledger.hold(&[7, 8, 9]).unwrap();
-    assert_eq!(ledger.strata_wanted(1000), 1);
-    ledger.hold(&[10]).unwrap();
-    assert_eq!(ledger.strata_wanted(1000), 0);
+    let mut ledger = new_ledger(folder.path(), &space("1", "4096000"));
+    ledger.hold(&[]);
+    // 1000 values in each partition: two draws of 1000 fill half of four partitions.
+    assert_eq!(ledger.partitions_wanted(1000), 4);
+    ledger.hold(&[7, 8, 9]);
+    assert_eq!(ledger.partitions_wanted(1000), 1);
+    ledger.hold(&[10, 7, 8, 9]);
+    assert_eq!(ledger.partitions_wanted(1000), 0);
 }
 
-/// Whatever the estimate says: strata may hold fewer values than their share.
+/// In a range with fewer values than partitions, most partitions have none.
 #[test]
-fn a_share_that_is_used_up_wants_more() {
+fn partitions_without_values_want_more() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("used_numbers_int.db");
-    let space = space("1", "4096000");
-    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
-    ledger.hold(&[0, 1, 2, 3]).unwrap();
-    assert_eq!(ledger.strata_wanted(0), 0);
-    while !ledger.is_exhausted() {
-        draw(&mut ledger, 0, 1000);
-    }
-    ledger.state.count = 0;
-    assert_eq!(ledger.strata_wanted(0), 1);
+    let mut ledger = new_ledger(folder.path(), &space("1", "10"));
+    let strata = &ledger.state.strata;
+    let (empty, not_empty): (Vec<u16>, Vec<u16>) = (0..PARTITIONS as u16)
+        .partition(|&partition| strata.indexes(strata.of_partition(partition)).is_empty());
+    assert_eq!(not_empty.len(), 10);
+    ledger.hold(&empty);
+    assert!(ledger.is_exhausted());
+    assert!(ledger.partitions_wanted(1) > 0);
+    ledger.hold(&not_empty);
+    assert!(!ledger.is_exhausted());
+    assert_eq!(draw(&mut ledger, 0, 100).len(), 10);
 }
 
-/// Story: all strata were others', and the refiller went through nine quadrillion values to make sure.
+/// Story: other instances held all partitions, and the refiller tried nine quadrillion values to find a free
+/// one.
 #[test]
-fn without_a_stratum_there_is_nothing_to_draw() {
+fn without_a_partition_there_is_nothing_to_draw() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("used_numbers_int.db");
-    let space = space("0", "9007199254740991");
-    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
-    ledger.hold(&[]).unwrap();
+    let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
+    ledger.hold(&[]);
     let draw = ledger.draw(ShardIndex(0), None, 10, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!(draw.values(), []);
     drop(draw);
     assert!(ledger.is_exhausted());
 }
 
-/// Story: of one stratum in 4096, one draw in twenty met no value by bad luck, and went through the range.
+/// Story: when few values were free, a draw looked at every value of the range, which would take three years
+/// for 2^53. Now a draw reads only the rows of the strata that it goes into.
 #[test]
-fn one_stratum_is_enough_for_one_value() {
-    const DRAWS: u64 = 200;
+fn the_end_of_a_huge_range_costs_no_more_than_its_middle() {
+    let folder = tempfile::tempdir().unwrap();
+    // 4096 values in a partition, 256 in a stratum: the smallest range with as many strata as the largest
+    // has.
+    let mut ledger = new_ledger(folder.path(), &space("0", "16777215"));
+    ledger.hold(&[7]);
+    let mut steps = 0;
+    let mut seen = BTreeSet::new();
+    for shard in 0.. {
+        let draw = ledger
+            .draw(ShardIndex(shard), None, 100, &mut |_| {
+                steps += 1;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        seen.extend(draw.values().iter().copied());
+        if draw.values().is_empty() {
+            break;
+        }
+        draw.commit().unwrap();
+    }
+    assert_eq!((seen.len(), ledger.count()), (4096, 4096));
+    assert!(ledger.is_exhausted());
+    // A step is a stratum that was read, or rows that were inserted: 41 draws, from 16 strata at most.
+    assert!(steps <= 42 * (16 + 1), "{steps} steps");
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
+    ledger.hold(&[4095]);
+    let mut steps = 0;
+    let step = &mut |_| {
+        steps += 1;
+        ControlFlow::Continue(())
+    };
+    let draw = ledger.draw(ShardIndex(0), None, 100, step).unwrap();
+    assert_eq!(draw.values().len(), 100);
+    drop(draw);
+    assert!(steps <= 17, "{steps} steps");
+}
+
+/// Compares the counts with equal ones by Pearson's chi-square test, on both sides. A random source passes
+/// with a probability of 1 - 10^-9.
+fn assert_uniform(what: &str, counts: &[u64], correction: f64) {
+    use statrs::distribution::{ChiSquared, ContinuousCDF};
+    let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+    let squares: f64 = counts.iter().map(|&count| (count as f64 - expected).powi(2)).sum();
+    let statistic = correction * squares / expected;
+    let distribution = ChiSquared::new((counts.len() - 1) as f64).unwrap();
+    let tail = distribution.sf(statistic).min(distribution.cdf(statistic));
+    assert!(tail > 5e-10, "{what}: chi-square {statistic:.1} of {} bins: {tail:e}", counts.len());
+}
+
+/// Every pair of values of a small range is equally often drawn first, as if the range was shuffled.
+#[test]
+fn a_small_range_is_drawn_as_if_it_were_shuffled() {
+    const LEDGERS: u64 = 1500;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("used_numbers_int.db");
-    let space = space("0", "9007199254740991");
-    let mut ledger = Ledger::create_with(&path, &space, StratumKey::random()).unwrap();
-    ledger.hold(&[7]).unwrap();
-    for generation in 0..DRAWS as i64 {
-        let live = (generation > 0).then_some(Generation(generation));
-        // A round is a few steps; the range is a billion.
-        let mut steps = 0;
-        let step = &mut |_| {
-            steps += 1;
-            if steps < 100 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        ledger.draw(ShardIndex(0), live, 1, step).unwrap().commit().unwrap();
+    let mut counts = [0; 30];
+    for _ in 0..LEDGERS {
+        let mut ledger = new_ledger(folder.path(), &space("0", "5"));
+        let first = draw(&mut ledger, 0, 2);
+        let (first, second) = (first[0].0, first[1].0);
+        counts[(first * 5 + second - i64::from(second > first)) as usize] += 1;
+        ledger.close().unwrap();
+        std::fs::remove_file(&path).unwrap();
     }
-    assert_eq!(ledger.count(), DRAWS);
+    assert_uniform("first pairs", &counts, 1.0);
+}
+
+/// With one value in a hundred left, each of them is equally likely to be drawn next.
+#[test]
+fn what_is_left_at_the_end_is_uniform() {
+    const LEFT: usize = 10_000;
+    let folder = tempfile::tempdir().unwrap();
+    // A draw goes into one stratum of 4096.
+    let mut ledger = new_ledger(folder.path(), &space("0", "1048576"));
+    let used: BTreeSet<Value> = draw(&mut ledger, 0, 1_048_577 - LEFT as u64).into_iter().collect();
+    let left: Vec<Value> =
+        (0..=1_048_576).map(Value).filter(|value| !used.contains(value)).collect();
+    assert_eq!(left.len(), LEFT);
+    let mut counts = [0; 50];
+    for _ in 0..2000 {
+        // The draw is not committed, so that each one finds the same state.
+        let draw = ledger.draw(ShardIndex(0), None, 1, &mut |_| ControlFlow::Continue(())).unwrap();
+        let place = left.binary_search(&draw.values()[0]).expect("it was free");
+        counts[place / (LEFT / 50)] += 1;
+    }
+    assert_uniform("the next of the last", &counts, 1.0);
+}
+
+/// The strata of values that are issued one after another are unrelated.
+#[test]
+fn neighbours_in_a_batch_are_of_unrelated_strata() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = new_ledger(folder.path(), &space("0", "9007199254740991"));
+    ledger.hold(&[3]);
+    let values = draw(&mut ledger, 0, 64_000);
+    let stratum = |value: &Value| ledger.state.strata.stratum(*value).unwrap() as usize % 16;
+    let mut counts = [0; 16 * 16];
+    for pair in values.chunks_exact(2) {
+        counts[stratum(&pair[0]) * 16 + stratum(&pair[1])] += 1;
+    }
+    assert_uniform("strata of neighbours", &counts, 1.0);
+}
+
+/// A batch comes from few strata, and an observer without the key must not be able to tell. A weak
+/// permutation could reveal it, because all values of a stratum come from indexes with the same upper bits.
+/// With two rounds, the upper halves of values from two partitions differ by the same pattern more often than
+/// by others.
+#[test]
+fn a_batch_of_few_strata_looks_like_one_of_all() {
+    const LEDGERS: usize = 24;
+    const HALF: usize = 1 << 12;
+    const BATCH: usize = 1 << 14;
+    let (mut halves, mut patterns) = (Vec::new(), Vec::new());
+    let mut gaps = [0; 64];
+    for _ in 0..LEDGERS {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = new_ledger(folder.path(), &space("0", "16777215"));
+        let mut values = draw(&mut ledger, 0, BATCH as u64);
+        // The values are half of those in 128 of the 65,536 strata.
+        assert_eq!(ledger.state.open.len(), 8);
+        let (mut upper, mut lower) = (vec![0_u64; HALF], vec![0_u64; HALF]);
+        for value in &values {
+            upper[value.0 as usize / HALF] += 1;
+            lower[value.0 as usize % HALF] += 1;
+        }
+        for counts in [upper, lower] {
+            // Pairs of values whose halves differ by each pattern.
+            let pairs = |pattern: usize| -> u64 {
+                let both = |at: usize| counts[at] * counts[at ^ pattern];
+                (0..HALF).map(both).sum::<u64>() / 2
+            };
+            patterns.extend((1..HALF).map(pairs));
+            halves.extend(counts);
+        }
+        // The gaps between values in ascending order are geometric.
+        values.sort_unstable();
+        for pair in values.windows(2) {
+            // Spread over the unit below it, a gap is exponential.
+            let gap = (pair[1].0 - pair[0].0) as f64 - ledger.state.rng.random::<f64>();
+            let below = 1.0 - (-gap * BATCH as f64 / (HALF * HALF) as f64).exp();
+            gaps[(below * 64.0) as usize] += 1;
+        }
+    }
+    // Without replacement, the counts vary a little less.
+    let correction = (HALF * HALF - 1) as f64 / (HALF * HALF - BATCH) as f64;
+    assert_uniform("halves", &halves, correction);
+    assert_uniform("patterns", &patterns, 1.0);
+    assert_uniform("gaps", &gaps, 1.0);
 }

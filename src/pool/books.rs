@@ -1,50 +1,50 @@
-//! A pool in figures, for those who watch. Changes nothing of what is handed out.
+//! A pool's figures, for display and metrics. Does not affect what is handed out.
 
 use std::time::{Duration, SystemTime};
 
 use super::Pool;
 use super::buffer::Buffer;
 use super::slot::Slot;
+use super::sync::Ordering;
 use crate::batch::{Generation, ShardIndex};
 use crate::events::Kind;
+use crate::fleet::Partitions;
 use crate::histogram::Durations;
-use crate::ledger::Draws;
 
-/// What the refiller, the only one who may look, says of the ledger.
+/// The ledger's figures, as reported by the refiller, the only task that may read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LedgerFigures {
-    /// Values in it: all that ever entered a shard.
+    /// Values in the ledger: all that ever entered a shard.
     pub values: u64,
-    /// Numbers that it has noted as burned.
+    /// Numbers that the ledger has recorded as burned.
     pub burned: u64,
-    /// Its file and its log on the disk.
+    /// The size of its file and its log.
     pub bytes: u64,
 }
 
-/// What is known of the ledger, and what was issued before this process.
+/// The ledger's figures, and the numbers that were issued before this process started.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     ledger: LedgerFigures,
-    draws: Draws,
-    /// Of the values in the ledger at the start.
+    /// Numbers issued before the start.
     issued_before: u64,
     burned_before: u64,
 }
 
-/// How a refill ended.
+/// The outcome of a refill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The next generation lies ready.
+    /// The next generation is ready.
     Filled,
-    /// It is tried again.
+    /// The refill failed and will be tried again.
     Failed,
 }
 
 impl Outcome {
-    /// All there are.
+    /// All outcomes.
     pub const ALL: [Self; 2] = [Self::Filled, Self::Failed];
 
-    /// A word for programs.
+    /// Returns the outcome's name for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,32 +57,32 @@ impl Outcome {
 /// The last refill of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastRefill {
-    /// When it ended.
+    /// The time at which it ended.
     pub at: SystemTime,
     /// How long it took.
     pub took: Duration,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
-/// Where a shard is in its life.
+/// The state of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardState {
-    /// Requests draw from it.
+    /// Requests take numbers from it.
     InRotation,
-    /// Used up, and its next generation is being built or put in place.
+    /// It is used up, and its next generation is being built or installed.
     Refilling,
-    /// Used up, and nothing is being built for it.
+    /// It is used up, and nothing is being built for it.
     Depleted,
-    /// Its file was set aside, and the next generation does not serve yet.
+    /// Its file was set aside, and the next generation is not serving yet.
     Damaged,
 }
 
 impl ShardState {
-    /// All there are.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::InRotation, Self::Refilling, Self::Depleted, Self::Damaged];
 
-    /// A word for programs.
+    /// Returns the state's name for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -94,58 +94,61 @@ impl ShardState {
     }
 }
 
-/// A shard in figures.
+/// The figures of one shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShardFigures {
     /// The name of its live file.
     pub name: String,
-    /// Where it is in its life.
+    /// Its state.
     pub state: ShardState,
     /// Rows of the live generation that are not handed out.
     pub left: u64,
-    /// The live generation, where there is one.
+    /// The live generation, if there is one.
     pub generation: Option<Generation>,
-    /// Rows of the next generation, where it lies ready.
+    /// The number of rows in the next generation, if it is ready.
     pub standby: Option<u64>,
-    /// The share of the next generation that is built, while a build runs.
+    /// The completed share of a running build.
     pub progress: Option<f64>,
-    /// The last refill in the life of the process.
+    /// The last refill since the process started.
     pub last_refill: Option<LastRefill>,
-    /// Numbers handed out in the life of the process.
+    /// Numbers handed out since the process started.
     pub issued: u64,
-    /// How long its leases took.
+    /// Durations of its leases.
     pub leases: Durations,
 }
 
-/// A pool in figures. Issued, pooled, burned and free are the whole range.
+/// The figures of a pool. Issued, pooled, burned and free add up to the numbers that this instance may draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
-    /// Numbers ever handed out; with them, of files that were damaged at a start, what nobody can tell.
+    /// Numbers ever handed out. All used rows of a file that was damaged at a start count as handed out.
     pub issued: u64,
-    /// Numbers that lie ready: in live shards, in leases and in standbys.
+    /// Numbers that are available: in live shards, in leases and in standbys.
     pub pooled: u64,
-    /// Numbers that were lost and never come, at most.
+    /// An upper bound of the numbers that are lost.
     pub burned: u64,
-    /// Numbers that never entered a shard.
+    /// Numbers that this instance may draw and that never entered a shard.
     pub free: u64,
-    /// The ledger.
+    /// Numbers that this instance has drawn or may draw: the whole range. In a fleet, the average number of
+    /// values in its partitions and in those that it may claim.
+    pub drawable: u64,
+    /// The partitions, in a fleet.
+    pub partitions: Option<Partitions>,
+    /// The ledger's figures.
     pub ledger: LedgerFigures,
-    /// The ledger's draws in the life of the process.
-    pub draws: Draws,
-    /// The shards.
+    /// The shards' figures.
     pub shards: Vec<ShardFigures>,
-    /// How long refills took, by their outcome.
+    /// Durations of refills, by outcome.
     pub refills: [(Outcome, Durations); 2],
 }
 
 impl Pool {
-    /// The pool in figures.
+    /// Returns the pool's figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        // First the ledger: what enters it meanwhile is not in any shard then.
-        let (ledger, draws, issued_before, burned_before) = {
-            let books = self.books.lock().expect("nothing panics with it");
-            (books.ledger, books.draws, books.issued_before, books.burned_before)
+        // The ledger comes first: values that enter it after this are not in any shard yet.
+        let (ledger, issued_before, burned_before) = {
+            let books = self.books.lock().expect("no holder of it panics");
+            (books.ledger, books.issued_before, books.burned_before)
         };
         let rotation = self.rotation.load();
         let mut in_rotation = vec![false; self.slots.len()];
@@ -157,61 +160,68 @@ impl Pool {
         let issued = (issued_before + handed_out).saturating_sub(self.leftovers());
         let burned_now: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
         let burned = burned_before + burned_now;
+        let partitions = self.partitions();
+        let drawable = match partitions {
+            None => self.space.size(),
+            // Its partitions may have slightly more or fewer values than average.
+            Some(_) if self.exhausted.load(Ordering::Acquire) => ledger.values,
+            Some(partitions) => partitions.share_of(self.space.size()).max(ledger.values),
+        };
         Figures {
             issued,
             pooled: ledger.values.saturating_sub(issued + burned),
             burned,
-            free: self.space.size().saturating_sub(ledger.values),
+            free: drawable.saturating_sub(ledger.values),
+            drawable,
+            partitions,
             ledger,
-            draws,
             shards,
             refills: Outcome::ALL
                 .map(|outcome| (outcome, self.refills[outcome as usize].durations())),
         }
     }
 
-    /// Numbers ever handed out, as in [`figures`](Self::figures).
+    /// Returns the numbers ever handed out, as in [`figures`](Self::figures).
     #[must_use]
     pub fn issued(&self) -> u64 {
-        let before = self.books.lock().expect("nothing panics with it").issued_before;
+        let before = self.books.lock().expect("no holder of it panics").issued_before;
         let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::issued)).sum::<u64>();
         (before + handed_out).saturating_sub(self.leftovers())
     }
 
-    /// Numbers that left their shard with a request whose caller went away: the next one's.
+    /// Returns how many numbers were collected for a request that is gone. The next request gets them.
     fn leftovers(&self) -> u64 {
-        self.leftovers.lock().expect("nothing panics with it").len() as u64
+        self.leftovers.lock().expect("no holder of it panics").len() as u64
     }
 
-    /// What the refiller finds in the ledger before anything is handed out.
+    /// Sets the ledger's figures before anything is handed out.
     pub(crate) fn open_books(&self, ledger: LedgerFigures) {
         let in_slot = |buffer: &Buffer<_>| buffer.left() + buffer.standby().unwrap_or(0);
         let pooled: u64 = self.slots.iter().map(|slot| slot.look(in_slot)).sum();
-        let mut books = self.books.lock().expect("nothing panics with it");
+        let mut books = self.books.lock().expect("no holder of it panics");
         books.ledger = ledger;
         books.burned_before = ledger.burned;
         books.issued_before = ledger.values.saturating_sub(pooled + ledger.burned);
     }
 
-    /// What the refiller finds in the ledger after a draw, and what was drawn for it.
-    pub(crate) fn note_ledger(&self, ledger: LedgerFigures, draws: Draws) {
-        let mut books = self.books.lock().expect("nothing panics with it");
+    /// Updates the ledger's figures after a draw.
+    pub(crate) fn note_ledger(&self, ledger: LedgerFigures) {
+        let mut books = self.books.lock().expect("no holder of it panics");
         books.ledger = ledger;
-        books.draws += draws;
     }
 
-    /// A build of so many rows began.
+    /// Notes that a build of `rows` rows began.
     pub(crate) fn refill_began(&self, shard: ShardIndex, rows: u64) {
-        // Each value is drawn, and then written.
+        // Each value is drawn and then written.
         self.on_slot(shard, |slot| slot.filling_began(2 * rows));
     }
 
-    /// So many values more were drawn or written.
+    /// Notes that `values` more values were drawn or written.
     pub(crate) fn refill_advanced(&self, shard: ShardIndex, values: u64) {
         self.on_slot(shard, |slot| slot.filling_advanced(values));
     }
 
-    /// The build is over; without an outcome it was given up, or had nothing to build from.
+    /// Notes that the build ended. Without an outcome it was cancelled, or had no values to build from.
     pub(crate) fn refill_ended(&self, shard: ShardIndex, outcome: Option<Outcome>, took: Duration) {
         self.on_slot(shard, |slot| slot.filling_ended(outcome, took));
         if let Some(outcome) = outcome {
@@ -219,7 +229,7 @@ impl Pool {
         }
     }
 
-    /// Tells those who watch.
+    /// Adds an event.
     pub(crate) fn tell(&self, kind: Kind, shard: Option<ShardIndex>, message: String) {
         let shard = shard.map(|shard| self.shard_name(shard));
         self.events.add(kind, Some(&self.name), shard, message);

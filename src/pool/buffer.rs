@@ -1,5 +1,5 @@
-//! The lease buffer of one shard: what is leased and not handed out, who waits, and what the shard's
-//! worker should do next. Pure: no file, no task, no lock; `Slot` adds these.
+//! The lease buffer of one shard: the leased rows, the waiting requests, and the worker's next task. Pure: no
+//! file, no task, no lock. `Slot` adds these.
 
 use std::collections::VecDeque;
 
@@ -8,28 +8,40 @@ use tokio::sync::oneshot;
 use crate::batch::Generation;
 use crate::shard::Row;
 
-/// Rows of one lease, whoever waits: 1 MB in memory, a few MB of write-ahead log.
+/// The number of rows above which a lease includes no further waiting requests: 1 MB in memory, a few MB of
+/// write-ahead log.
 const LEASE_ROWS_MAX: usize = 1 << 16;
 
-/// Where a shard is in its life.
+/// The phase of a shard.
+///
+/// ```text
+/// Empty -> Swapping -> Opening -> Serving -> Swapping, or Empty without a standby
+///                         ^----------'  a disk fault
+/// ```
+/// Damaged content leads from Opening or Serving to Empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Its file is open, or is about to be.
-    Serving,
-    /// Its file is used up, the standby takes its place.
+    /// The shard has no file, or a used-up one, and no standby.
+    Empty,
+    /// The file is used up, and the standby is replacing it.
     Swapping,
-    /// It has nothing, and no standby.
-    Depleted,
+    /// The file is to be opened: for the first time after a start or a swap, or again after a disk fault.
+    Opening {
+        /// Whether the file was the standby before.
+        swapped: bool,
+    },
+    /// The file is open.
+    Serving,
 }
 
-/// What a request gets at once.
+/// The immediate result of a request for rows.
 #[derive(Debug)]
 pub(super) enum Take<R> {
-    /// The rows, out on loan.
+    /// The rows, which are now on loan.
     Rows(Vec<Row>, Generation),
-    /// They come when the worker has leased them; a closed channel stands for [`Take::Short`].
+    /// The rows follow when the worker has leased them. A closed channel stands for [`Take::Short`].
     Wait(oneshot::Receiver<R>),
-    /// The shard has fewer than that, and no more will come of this generation.
+    /// The shard has fewer rows, and this generation will not get more.
     Short,
 }
 
@@ -41,7 +53,7 @@ struct Waiter<R> {
     reply: oneshot::Sender<R>,
 }
 
-/// Rows for one who waited.
+/// Rows for a request that waited.
 #[derive(Debug)]
 pub(super) struct Delivery<R> {
     pub(super) rows: Vec<Row>,
@@ -49,64 +61,74 @@ pub(super) struct Delivery<R> {
     pub(super) reply: oneshot::Sender<R>,
 }
 
-/// What the worker should do next.
+/// The worker's next task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
+    /// Open the file.
+    Open,
     /// Lease this many rows.
     Lease(usize),
-    /// The file is used up: put the standby in its place.
+    /// Put the standby in place of the used-up file.
     Swap,
-    /// The file is used up, and there is no standby.
+    /// Leave the rotation: the file is used up, and there is no standby.
     Retire,
-    /// Nothing to do until woken.
+    /// Wait until woken.
     Sleep,
-    /// Give back what is left and close.
+    /// Return the remaining rows to the file and close it.
     Stop,
 }
 
-/// See the [module](self). `R` is what those who wait are sent.
+/// See the [module](self). `R` is the type that waiting requests receive.
 #[derive(Debug)]
 pub(super) struct Buffer<R> {
-    /// `lease.rows`; 0 is strict.
+    /// `lease.rows`. 0 means strict.
     lease_rows: usize,
-    /// Rows below which the next generation is wanted.
+    /// The number of rows below which the next generation is wanted.
     low_water: u64,
     phase: Phase,
     generation: Generation,
-    /// Leased, not handed out.
+    /// Leased rows that are not handed out.
     ready: Vec<Row>,
     waiters: VecDeque<Waiter<R>>,
-    /// Rows given to requests that may still give them back, in how many parts.
+    /// The number of loans: groups of rows given to requests that may still return them.
     loans: usize,
-    /// Rows in all of these parts.
+    /// The number of rows in all loans.
     lent: usize,
-    /// Rows leased in the life of the process, but for those that were burned or go back into the file.
+    /// Rows leased since the process started, without those that were burned or went back into the file.
     leased: u64,
-    /// Rows that are lost for good: leased and not handed out, or in a file that was set aside.
+    /// Rows that are lost: leased but not handed out, or in a file that was set aside.
     burned: u64,
-    /// Its last file was set aside, and the next one does not serve yet.
+    /// Whether the last file was set aside and the next one is not serving yet.
     damaged: bool,
     /// Rows in the file that are not leased.
     in_file: u64,
-    /// Rows of the next generation, which lies ready.
+    /// The number of rows in the next generation, if it is ready.
     standby: Option<u64>,
-    /// Leasing fails for now: nobody should wait for it.
+    /// Whether leasing fails at the moment, so that requests should not wait.
     failing: bool,
     stopping: bool,
-    /// The worker was woken and has not looked yet.
+    is_given_back: bool,
+    /// Whether the worker was woken and has not yet looked at the buffer.
     worker_told: bool,
-    /// The refiller was told that this generation runs out.
+    /// Whether the refiller was told that this generation runs out.
     refiller_told: bool,
 }
 
 impl<R> Buffer<R> {
-    /// A shard without a file.
-    pub(super) fn new(lease_rows: usize, low_water: u64, standby: Option<u64>) -> Self {
+    /// Creates the buffer of a shard at a start: `live` is the live generation and its unused rows, `standby`
+    /// the number of rows in the standby.
+    pub(super) fn new(
+        lease_rows: usize,
+        low_water: u64,
+        live: Option<(Generation, u64)>,
+        standby: Option<u64>,
+    ) -> Self {
+        let (generation, in_file) = live.unwrap_or((Generation(0), 0));
         Self {
             lease_rows,
             low_water,
-            phase: Phase::Depleted,
-            generation: Generation(0),
+            phase: live.map_or(Phase::Empty, |_| Phase::Opening { swapped: false }),
+            generation,
             ready: Vec::new(),
             waiters: VecDeque::new(),
             loans: 0,
@@ -114,21 +136,22 @@ impl<R> Buffer<R> {
             leased: 0,
             burned: 0,
             damaged: false,
-            in_file: 0,
+            in_file,
             standby,
             failing: false,
             stopping: false,
+            is_given_back: false,
             worker_told: false,
             refiller_told: false,
         }
     }
 
-    /// Takes one row that is there already, if any.
+    /// Takes one ready row, if there is one.
     pub(super) fn pop(&mut self) -> Option<Row> {
         self.ready.pop()
     }
 
-    /// Whether the worker has something to do that it was not told of yet.
+    /// Returns whether the worker has something to do but was not told yet.
     pub(super) fn calls_worker(&mut self) -> bool {
         let used_up = self.phase == Phase::Serving && self.left() == 0;
         let all_back = self.stopping && self.loans == 0;
@@ -139,22 +162,23 @@ impl<R> Buffer<R> {
         calls
     }
 
-    /// Whether the next generation is wanted and the refiller was not told yet.
+    /// Returns whether the next generation is wanted but the refiller was not told yet.
     pub(super) fn calls_refiller(&mut self) -> bool {
         let calls = self.wants_refill();
         self.refiller_told |= calls;
         calls
     }
 
-    /// Takes `count` rows, or with `partial` up to that many, or queues for them.
+    /// Takes `count` rows, or up to that many if `partial` is set, or queues for them.
     pub(super) fn take(&mut self, count: usize, partial: bool) -> Take<R> {
-        if self.stopping || self.phase == Phase::Depleted {
+        if self.stopping || self.phase == Phase::Empty {
             return Take::Short;
         }
         if self.ready.len() >= count {
             return Take::Rows(self.lend(count), self.generation);
         }
-        let next_is_due = self.phase == Phase::Swapping || (self.has_standby() && self.left() == 0);
+        let next_is_due = matches!(self.phase, Phase::Swapping | Phase::Opening { .. })
+            || (self.has_standby() && self.left() == 0);
         if self.failing || (!next_is_due && self.is_short_of(count, partial)) {
             return Take::Short;
         }
@@ -163,28 +187,32 @@ impl<R> Buffer<R> {
         Take::Wait(receiver)
     }
 
-    /// Serves those who wait from what is there, turns away those who wait in vain, and says what
-    /// the worker should do.
+    /// Serves waiting requests from the ready rows, turns away those that wait in vain, and returns the
+    /// worker's next task.
     pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery<R>>) -> Task {
         self.worker_told = false;
         if self.stopping {
-            // Nobody waits any more, so that who has a loan soon hands it out or gives it back.
+            // No request waits any more, so every loan soon ends.
             return if self.loans == 0 { Task::Stop } else { Task::Sleep };
         }
         match self.phase {
             Phase::Serving => {}
+            Phase::Opening { .. } => {
+                self.serve(deliveries);
+                return Task::Open;
+            }
             Phase::Swapping => return Task::Swap,
-            Phase::Depleted if self.has_standby() => {
+            Phase::Empty if self.has_standby() => {
                 self.phase = Phase::Swapping;
                 return Task::Swap;
             }
-            Phase::Depleted => return Task::Sleep,
+            Phase::Empty => return Task::Sleep,
         }
         self.serve(deliveries);
         if self.in_file > 0 {
             let waiting = self.waiting();
             if waiting > 0 || self.is_low() {
-                // Group commit: one transaction for all who wait.
+                // Group commit: one transaction for all waiting requests.
                 return Task::Lease(self.lease_rows.max(waiting));
             }
             return Task::Sleep;
@@ -197,12 +225,12 @@ impl<R> Buffer<R> {
             Task::Swap
         } else {
             self.waiters.clear();
-            self.phase = Phase::Depleted;
+            self.phase = Phase::Empty;
             Task::Retire
         }
     }
 
-    /// A lease of `rows` is committed.
+    /// Adds the rows of a committed lease.
     pub(super) fn leased(&mut self, mut rows: Vec<Row>, in_file: u64) {
         self.leased += rows.len() as u64;
         self.ready.append(&mut rows);
@@ -210,58 +238,85 @@ impl<R> Buffer<R> {
         self.failing = false;
     }
 
-    /// The file can't be worked on just now: who waits goes elsewhere.
+    /// Turns waiting requests away, because the file can't be used at the moment.
     pub(super) fn pause(&mut self) {
         self.failing = true;
         self.waiters.clear();
     }
 
-    /// Trying again makes sense.
+    /// Allows requests to wait again.
     pub(super) fn retry(&mut self) {
         self.failing = false;
     }
 
-    /// A file is open and has these rows.
-    pub(super) fn opened(&mut self, generation: Generation, in_file: u64, standby: Option<u64>) {
+    /// Notes that the standby has replaced the used-up file.
+    pub(super) fn installed(&mut self) {
+        self.phase = Phase::Opening { swapped: true };
+    }
+
+    /// Notes that the file was closed after a disk fault. Rows leased from it earlier stay valid.
+    pub(super) fn closed(&mut self) {
+        if self.phase == Phase::Serving {
+            self.phase = Phase::Opening { swapped: false };
+        }
+    }
+
+    /// Returns whether a file with `in_file` unused rows still has all of the committed leases.
+    pub(super) fn remembers(&self, in_file: u64) -> bool {
+        self.phase == Phase::Opening { swapped: true } || in_file <= self.in_file
+    }
+
+    /// Notes that the file is open and has `in_file` unused rows. Returns the number of rows that a failed
+    /// lease marked as used, which are burned.
+    pub(super) fn opened(&mut self, generation: Generation, in_file: u64) -> u64 {
+        let burned = match self.phase {
+            Phase::Opening { swapped: true } => {
+                self.standby = None;
+                0
+            }
+            _ => self.in_file - in_file,
+        };
+        self.burned += burned;
         self.generation = generation;
         self.in_file = in_file;
-        self.standby = standby;
         self.phase = Phase::Serving;
         self.failing = false;
         self.refiller_told = false;
         self.damaged = false;
+        burned
     }
 
-    /// The file can't be trusted any more: what was not handed out of it is burned, or all of the
-    /// standby that was put in its place and is no standby any more. Says how much.
-    pub(super) fn lost(&mut self, standby: Option<u64>) -> u64 {
-        let rows = |standby: Option<u64>| standby.unwrap_or(0);
-        let burned = self.left() + rows(self.standby).saturating_sub(rows(standby));
+    /// Notes that the content of the file is damaged. Burns the rows that were not handed out, and returns
+    /// their number.
+    pub(super) fn lost(&mut self) -> u64 {
+        let mut burned = self.left();
+        if self.phase == (Phase::Opening { swapped: true }) {
+            burned += self.standby.take().unwrap_or(0);
+        }
         self.burned += burned;
         self.leased -= self.ready.len() as u64;
         self.damaged = true;
-        self.standby = standby;
         self.ready.clear();
         self.waiters.clear();
         self.in_file = 0;
         self.generation = Generation(0);
-        self.phase = Phase::Depleted;
+        self.phase = Phase::Empty;
         burned
     }
 
-    /// A standby generation lies ready.
+    /// Notes that a standby generation is ready.
     pub(super) fn standby_ready(&mut self, rows: u64) {
         self.standby = Some(rows);
     }
 
-    /// The rows of a loan, so many, were handed out.
+    /// Notes that the `rows` rows of a loan were handed out.
     pub(super) fn loan_settled(&mut self, rows: usize) {
         self.loans -= 1;
         self.lent -= rows;
     }
 
-    /// The rows of a loan were not handed out. Says how many of them are burned, because their file
-    /// was replaced meanwhile.
+    /// Takes back the rows of a loan. Returns how many of them are burned because their file is no longer the
+    /// live one.
     pub(super) fn loan_returned(&mut self, rows: &mut Vec<Row>, generation: Generation) -> u64 {
         self.loans -= 1;
         self.lent -= rows.len();
@@ -273,21 +328,31 @@ impl<R> Buffer<R> {
             return burned;
         }
         self.ready.append(rows);
-        // What was on loan made the generation look shorter than it is.
+        // The rows on loan made the generation look shorter than it is.
         self.refiller_told &= self.left() < self.low_water;
         0
     }
 
-    /// The server stops, or the worker is gone: nobody should wait any more.
+    /// Turns waiting requests away for good, because the server stops or the worker is gone.
     pub(super) fn stop(&mut self) {
         self.stopping = true;
         self.waiters.clear();
     }
 
-    /// What was not handed out, for the end.
+    /// Takes the rows that were not handed out, at the end.
     pub(super) fn take_unserved(&mut self) -> Vec<Row> {
         self.leased -= self.ready.len() as u64;
         std::mem::take(&mut self.ready)
+    }
+
+    /// Notes that the file was closed gracefully.
+    pub(super) fn given_back(&mut self) {
+        self.is_given_back = true;
+    }
+
+    /// Returns the generation whose file was closed gracefully, if it was.
+    pub(super) fn closed_generation(&self) -> Option<Generation> {
+        self.generation().filter(|_| self.is_given_back)
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -298,32 +363,32 @@ impl<R> Buffer<R> {
         self.standby.is_some()
     }
 
-    /// Rows of the next generation, where it lies ready.
+    /// Returns the number of rows in the next generation, if it is ready.
     pub(super) fn standby(&self) -> Option<u64> {
         self.standby
     }
 
-    /// Rows handed out in the life of the process.
+    /// Returns the number of rows handed out since the process started.
     pub(super) fn issued(&self) -> u64 {
         self.leased - self.ready.len() as u64 - self.lent as u64
     }
 
-    /// Whether who asks now gets numbers, or waits for some that come.
+    /// Returns whether a new request can be served, at once or after a wait.
     pub(super) fn can_serve(&self) -> bool {
         !self.failing || !self.ready.is_empty()
     }
 
-    /// Rows burned in the life of the process.
+    /// Returns the number of rows burned since the process started.
     pub(super) fn burned(&self) -> u64 {
         self.burned
     }
 
-    /// Whether its last file was set aside, and the next one does not serve yet.
+    /// Returns whether the last file was set aside and the next one is not serving yet.
     pub(super) fn is_damaged(&self) -> bool {
         self.damaged
     }
 
-    /// A start found that its file can't be trusted.
+    /// Notes that the start found the file damaged.
     pub(super) fn found_damaged(&mut self) {
         self.damaged = true;
     }
@@ -332,17 +397,23 @@ impl<R> Buffer<R> {
         (self.generation != Generation(0)).then_some(self.generation)
     }
 
-    /// Rows that can still be handed out.
+    /// Returns the number of rows that can still be handed out.
     pub(super) fn left(&self) -> u64 {
         self.in_file + self.ready.len() as u64
     }
 
-    /// Rows leased and not handed out, for the next lease to note.
+    /// Returns the number of rows that may still be handed out, including those on loan, which may come back,
+    /// and those of the next generation.
+    pub(super) fn not_issued(&self) -> u64 {
+        self.left() + self.lent as u64 + self.standby.unwrap_or(0)
+    }
+
+    /// Returns the number of leased rows that are not handed out, which the next lease records in the file.
     pub(super) fn unserved(&self) -> Option<usize> {
         (self.lease_rows > 0).then_some(self.ready.len())
     }
 
-    /// Below half a lease the next one is taken ahead of need.
+    /// Returns whether at most half a lease is ready, so that the worker should lease ahead of need.
     fn is_low(&self) -> bool {
         self.lease_rows > 0
             && self.in_file > 0
@@ -354,7 +425,7 @@ impl<R> Buffer<R> {
         !self.refiller_told && !self.has_standby() && self.left() < self.low_water
     }
 
-    /// Whether this generation can't give `count` any more, whatever comes back.
+    /// Returns whether this generation can't give `count` more rows, even if loans come back.
     fn is_short_of(&self, count: usize, partial: bool) -> bool {
         let enough = if partial { 1 } else { count as u64 };
         self.loans == 0 && self.left() < enough
@@ -362,18 +433,18 @@ impl<R> Buffer<R> {
 
     fn serve(&mut self, deliveries: &mut Vec<Delivery<R>>) {
         while let Some(waiter) = self.waiters.front() {
-            // A loan may come back: those who wait for what it holds wait for its end.
+            // Rows on loan may come back, so requests that need them wait until the loans end.
             let no_more = self.in_file == 0 && self.loans == 0;
             let partial = waiter.partial && no_more;
             let count = if partial { waiter.count.min(self.ready.len()) } else { waiter.count };
             let vanished = waiter.reply.is_closed();
             let enough = count > 0 && self.ready.len() >= count;
-            // With nothing left at all, all may wait for the standby.
+            // If no rows are left at all, all requests may wait for the standby.
             let in_vain = no_more && !self.ready.is_empty();
             if !vanished && !enough && !in_vain {
                 break;
             }
-            let waiter = self.waiters.pop_front().expect("it was looked at above");
+            let waiter = self.waiters.pop_front().expect("it was at the front");
             if !vanished && enough {
                 let rows = self.lend(count);
                 deliveries.push(Delivery {
@@ -385,7 +456,7 @@ impl<R> Buffer<R> {
         }
     }
 
-    /// Rows that those who wait still need, as many as fit a lease.
+    /// Returns the number of rows that waiting requests still need, limited to about [`LEASE_ROWS_MAX`].
     fn waiting(&self) -> usize {
         let mut needed = 0;
         for waiter in &self.waiters {

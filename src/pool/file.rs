@@ -1,20 +1,21 @@
-//! A shard's live file, as its worker uses it: from async code, in one piece of work after the other.
-//! Knows nothing of who waits for what.
+//! A shard's live file, as its worker uses it from async code, one operation at a time. Knows nothing of
+//! requests.
 
 use std::path::PathBuf;
 
 use rand::SeedableRng;
 use rand::rngs::SysRng;
 use rand_chacha::ChaCha20Rng;
+use tokio::task::spawn_blocking;
 
 use crate::batch::{Generation, ShardIndex};
-use crate::files::{self, FileError};
+use crate::files::FileError;
 use crate::folder::PoolPaths;
 use crate::shard::{Row, Shard, ShardError};
 use crate::sqlite::rusqlite::Connection;
-use crate::sqlite::{self, Database, DatabaseError};
+use crate::sqlite::{self, Database, DatabaseError, Fault, Found};
 
-/// Why a shard's file could not be worked on.
+/// A failed operation on a shard's file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WorkError {
     #[error(transparent)]
@@ -26,18 +27,18 @@ pub(super) enum WorkError {
 }
 
 impl WorkError {
-    pub(super) fn is_transient(&self) -> bool {
+    /// Returns what the error means for the file.
+    pub(super) fn fault(&self) -> Fault {
         match self {
-            Self::Shard(error) => error.is_transient(),
-            Self::Database(DatabaseError::Sqlite(error)) => sqlite::is_transient(error),
-            Self::Database(DatabaseError::Aborted(_)) => false,
-            Self::File(_) => true,
+            Self::Shard(error) => error.fault(),
+            Self::Database(DatabaseError::Sqlite(error)) => sqlite::fault(error),
+            Self::Database(DatabaseError::Aborted(_)) | Self::File(_) => Fault::Io,
         }
     }
 }
 
-/// An open file: the connection, and what is left behind it. The rest travels to the blocking
-/// thread and back with each piece of work.
+/// An open file: the connection, and the state of the shard, which moves to the blocking thread and back with
+/// each operation.
 pub(super) struct OpenFile {
     database: Database,
     shard: Option<(Shard, ChaCha20Rng)>,
@@ -45,49 +46,47 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     pub(super) async fn open(paths: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
-        let database = Database::open(&paths.live(index)).await?;
-        let folder = paths.folder().to_owned();
-        let open = move |connection: &mut Connection| {
-            let shard = Shard::open(connection)?;
-            // SQLite syncs the name of a log that it creates, but ignores that this failed.
-            files::sync_folder(&folder)?;
-            Ok::<_, ShardError>(shard)
-        };
-        match database.call(open).await? {
-            Ok(shard) => {
+        let path = paths.live(index);
+        let found = Found::new(&path);
+        let log = spawn_blocking(move || found.secure()).await.expect("securing does not panic")?;
+        let had_log = log.had_log();
+        let database = Database::open(&log).await?;
+        let open = move |connection: &mut Connection| Shard::open(&path, connection, had_log);
+        let failed: WorkError = match database.call(open).await {
+            Ok(Ok(shard)) => {
                 let rng = ChaCha20Rng::try_from_rng(&mut SysRng)
                     .expect("the operating system has randomness");
-                Ok(Self { database, shard: Some((shard, rng)) })
+                return Ok(Self { database, shard: Some((shard, rng)) });
             }
-            Err(error) => {
-                // Now: dropped, it would be closed at some time when another file bears its name.
-                let _ = database.close().await;
-                Err(error.into())
-            }
-        }
+            Ok(Err(error)) => error.into(),
+            Err(error) => error.into(),
+        };
+        // Dropping the database would close the file at some later time, when another file may have its name.
+        let _ = database.close().await;
+        Err(failed)
     }
 
     pub(super) fn generation(&self) -> Generation {
         self.shard().label().generation
     }
 
-    /// From now on leases are counted in the file, so that an older copy of it is known as one.
+    /// Counts leases in the file from now on, so that an older copy of it is recognised.
     pub(super) fn count_leases(&mut self) {
-        let (shard, _) = self.shard.as_mut().expect("it came back from the last work");
+        let (shard, _) = self.shard.as_mut().expect("the last operation returned it");
         shard.count_leases();
     }
 
-    /// How many leases were counted.
+    /// Returns the number of counted leases.
     pub(super) fn leases(&self) -> u64 {
         self.shard().leases()
     }
 
-    /// Rows that are not leased.
+    /// Returns the number of rows that are not leased.
     pub(super) fn left(&self) -> u64 {
         self.shard().left()
     }
 
-    /// Pages in the write-ahead log.
+    /// Returns the approximate number of pages in the write-ahead log.
     pub(super) fn log_pages(&self) -> usize {
         self.shard().log_pages()
     }
@@ -104,9 +103,9 @@ impl OpenFile {
         self.work(|shard, connection, _| shard.checkpoint(connection)).await
     }
 
-    /// Marks rows as unused again, and closes.
+    /// Marks rows as unused again, and closes the file.
     pub(super) async fn give_back(self, rows: Vec<Row>) -> Result<(), WorkError> {
-        let (shard, _) = self.shard.expect("it came back from the last work");
+        let (shard, _) = self.shard.expect("the last operation returned it");
         self.database.call(move |connection| shard.give_back(connection, rows)).await??;
         Ok(self.database.close().await?)
     }
@@ -121,7 +120,7 @@ impl OpenFile {
         + Send
         + 'static,
     ) -> Result<R, WorkError> {
-        let (mut shard, mut rng) = self.shard.take().expect("it came back from the last work");
+        let (mut shard, mut rng) = self.shard.take().expect("the last operation returned it");
         let (shard, rng, result) = self
             .database
             .call(move |connection| {
@@ -134,21 +133,27 @@ impl OpenFile {
     }
 
     fn shard(&self) -> &Shard {
-        let (shard, _) = self.shard.as_ref().expect("it came back from the last work");
+        let (shard, _) = self.shard.as_ref().expect("the last operation returned it");
         shard
     }
 }
 
-/// Puts the standby generation in the place of the live file, which is closed.
+/// Moves the standby generation into the place of the live file, which must be closed.
 pub(super) async fn install_standby(paths: &PoolPaths, index: ShardIndex) -> Result<(), FileError> {
     let paths = paths.clone();
-    let installed = tokio::task::spawn_blocking(move || paths.install_standby(index)).await;
+    let installed = spawn_blocking(move || paths.install_standby(index)).await;
     installed.expect("renaming does not panic")
 }
 
-/// Sets the live file aside, as what can't be trusted any more. Answers with its new name.
+/// Reads the live file, which must be closed, to its end.
+pub(super) async fn read_through(paths: &PoolPaths, index: ShardIndex) -> Result<(), FileError> {
+    let path = paths.live(index);
+    spawn_blocking(move || sqlite::read_through(&path)).await.expect("reading does not panic")
+}
+
+/// Sets the live file aside, since it can't be trusted. Returns its new path.
 pub(super) async fn set_aside(paths: &PoolPaths, index: ShardIndex) -> Result<PathBuf, FileError> {
     let paths = paths.clone();
-    let aside = tokio::task::spawn_blocking(move || paths.set_aside(&paths.live(index))).await;
+    let aside = spawn_blocking(move || paths.set_aside(&paths.live(index))).await;
     aside.expect("renaming does not panic")
 }

@@ -1,8 +1,9 @@
-//! The pool under shuttle: real buffers, slots, workers and rotation, with callers that take, wait
-//! and vanish, in thousands of schedules. Only the files are [stand-ins](super::file), and the
-//! refiller, which follows the real plan.
+//! The pool under shuttle: real buffers, slots, workers and rotation, with callers that take, wait and
+//! disappear, in thousands of schedules. Only the files are [simulated](super::file), and so is the refiller,
+//! which follows the real plan.
 //!
-//! `SCHEDULES=N` sets how many, `SCHEDULES_SEED=N` which. A failure prints how to run its schedule again.
+//! `SCHEDULES=N` sets the number of schedules, and `SCHEDULES_SEED=N` selects them. A failure prints how to
+//! replay its schedule.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -22,7 +23,7 @@ use crate::shard::Row;
 
 const SHARDS: u16 = 2;
 const SHARD_SIZE: u32 = 5;
-/// Of each shard, so that each is swapped often.
+/// Generations per shard, so that each shard is swapped often.
 const GENERATIONS: u32 = 4;
 /// Rows of all generations of all shards.
 const RANGE: u32 = SHARDS as u32 * SHARD_SIZE * GENERATIONS;
@@ -33,7 +34,7 @@ const REFILL: RefillConfig = RefillConfig {
     retry_limit: Duration::from_millis(1),
 };
 
-/// A test's schedules. Those of one seed are always the same.
+/// Runs a test in many schedules. The same seed gives the same schedules.
 fn schedules(test: impl Fn() + Send + Sync + 'static) {
     let variable = |name, other| std::env::var(name).map_or(other, |value| value.parse().unwrap());
     let scheduler = RandomScheduler::new_from_seed(
@@ -42,19 +43,19 @@ fn schedules(test: impl Fn() + Send + Sync + 'static) {
     );
     let mut config = shuttle::Config::new();
     config.silence_warnings = true;
-    // A few thousand are usual. More, and somebody goes round in circles.
+    // A few thousand steps are usual. More mean that a task loops.
     config.max_steps = shuttle::MaxSteps::FailAfter(200_000);
     shuttle::Runner::new(scheduler, config).run(test);
 }
 
-/// The pool at work, and what came of it.
+/// The running pool and its results.
 struct Model {
     pool: Arc<Pool>,
     handed_out: Mutex<BTreeSet<i64>>,
-    /// Rows that were built.
+    /// The number of rows that were built.
     built: AtomicU32,
     stopping: AtomicBool,
-    /// Somebody was told that nothing is left.
+    /// Whether a request was told that nothing is left.
     ended: AtomicBool,
 }
 
@@ -65,7 +66,7 @@ impl Model {
     fn run<C: Future<Output = ()>>(callers: impl FnOnce(Arc<Self>) -> C) -> Arc<Self> {
         block_on(async {
             let (model, workers) = Self::start().await;
-            let workers: Vec<_> = workers.into_iter().map(|worker| spawn(worker.run())).collect();
+            let workers: Vec<_> = workers.into_iter().map(|worker| spawn(worker)).collect();
             let refiller = spawn(Arc::clone(&model).refill());
             callers(Arc::clone(&model)).await;
             model.stop();
@@ -77,7 +78,7 @@ impl Model {
         })
     }
 
-    async fn start() -> (Arc<Self>, Vec<Worker>) {
+    async fn start() -> (Arc<Self>, Vec<impl Future<Output = ()> + Send + use<>>) {
         let config = PoolConfig {
             name: PoolName::new("int").unwrap(),
             space: Space::new("0", &(RANGE - 1).to_string(), 0).unwrap(),
@@ -85,7 +86,7 @@ impl Model {
             shard_size: SHARD_SIZE,
         };
         let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
-        // Strict, or a few leases a generation.
+        // Strict, or a few leases per generation.
         let lease = LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } };
         let shards: Vec<_> = (0..SHARDS)
             .map(|index| ShardFiles {
@@ -96,7 +97,7 @@ impl Model {
             })
             .collect();
         let (pool, workers) =
-            Pool::with_workers(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
+            Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
         let model = Self {
             pool,
             handed_out: Mutex::default(),
@@ -113,7 +114,7 @@ impl Model {
         self.pool.refill_wanted.notify_one();
     }
 
-    /// Builds what the plan says, until the range is used up.
+    /// Builds what the plan says until the range is used up.
     async fn refill(self: Arc<Self>) {
         while !self.stopping.load(Ordering::SeqCst) {
             let low_water = match self.pool.take_starved() {
@@ -132,7 +133,7 @@ impl Model {
             let unused = rows.clone().map(Row::for_test).collect();
             self.built.store(first + SHARD_SIZE, Ordering::SeqCst);
             let generation = Generation(i64::from(first) + 1);
-            disk().standby.insert(next.shard, Content { generation, rows, unused });
+            disk().standby.insert(next.shard, Content { generation, rows, unused, in_use: false });
             yield_now().await;
             self.pool.standby_ready(next.shard, SHARD_SIZE.into());
         }
@@ -152,7 +153,7 @@ impl Model {
                 taken?.parts.into_iter().flat_map(|(_, values)| values).collect()
             }
         };
-        assert!(!ended, "there were more after the last");
+        assert!(!ended, "numbers came after the range was used up");
         assert_eq!(values.len(), count as usize);
         let mut handed_out = self.handed_out.lock().unwrap();
         for value in values {
@@ -161,7 +162,7 @@ impl Model {
         Ok(())
     }
 
-    /// Takes until there is no more, or the pool is stopped.
+    /// Takes numbers until there are no more or the pool is stopped.
     async fn take_all(self: Arc<Self>, count: u32) {
         loop {
             match self.take(count).await {
@@ -173,7 +174,7 @@ impl Model {
         }
     }
 
-    /// Asks now and then, and is soon gone.
+    /// Sends a few requests and drops each after a random time.
     async fn vanish(self: Arc<Self>, count: u32) {
         for _ in 0..6 {
             let patience = thread_rng().gen_range(0..6);
@@ -184,7 +185,7 @@ impl Model {
         }
     }
 
-    /// Callers of each kind, to their end.
+    /// Runs callers of each kind to their end.
     async fn callers(self: Arc<Self>) {
         let callers = [
             spawn(Arc::clone(&self).take_all(1)),
@@ -228,8 +229,9 @@ fn a_stop_ends_all_and_gives_back_what_nobody_got() {
         });
         let (handed_out, files) = (model.handed_out.lock().unwrap(), disk());
         for file in files.live.values().chain(files.standby.values()) {
+            assert!(!file.in_use || file.unused.is_empty(), "{file:?} is still in use");
             if file.unused.is_empty() {
-                // What a request that vanished had collected of a used-up shard is burned.
+                // Rows of a used-up shard that a dropped request had collected are burned.
                 continue;
             }
             let unused: BTreeSet<_> = file.unused.iter().map(|row| row.id_for_test()).collect();

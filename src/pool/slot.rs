@@ -1,5 +1,5 @@
-//! One shard's place in a pool: its lease buffer, shared between requests and the shard's worker.
-//! Knows nothing of the file.
+//! The slot of one shard in a pool: its lease buffer, shared by requests and the shard's worker. Knows
+//! nothing of the file.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::buffer::{Buffer, Delivery, Take, Task};
 use super::sync::{Mutex, MutexGuard};
-use super::{LastRefill, Outcome};
+use super::{LastRefill, Outcome, Trouble};
 use crate::batch::{Generation, ShardIndex};
 use crate::histogram::Histogram;
 use crate::shard::Row;
@@ -18,24 +18,24 @@ use crate::space::Value;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) index: ShardIndex,
-    /// The live file's name, which callers see.
+    /// The live file's name, which responses contain.
     pub(super) name: Arc<str>,
-    /// Filled again when it is used up. A shard that the configuration no longer has is not.
+    /// Whether the shard is refilled when it is used up. A shard beyond the configured number is not.
     pub(super) refilled: bool,
     buffer: Mutex<Buffer<Loan>>,
     /// Wakes the shard's worker.
     wake: Notify,
-    /// What keeps the shard from leasing, for `/health`.
-    trouble: Mutex<Option<String>>,
-    /// How long its leases took.
+    /// The problem that keeps the shard from leasing, for `/health`.
+    trouble: Mutex<Option<Trouble>>,
+    /// Durations of its leases.
     pub(super) leases: Histogram,
     filling: Mutex<Filling>,
 }
 
-/// How its next generation comes along.
+/// The progress of a shard's next generation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Filling {
-    /// Steps that are done and steps in all, of a build that runs.
+    /// The completed steps and all steps of a running build.
     pub(super) running: Option<(u64, u64)>,
     pub(super) last: Option<LastRefill>,
 }
@@ -54,7 +54,7 @@ impl Slot {
         }
     }
 
-    /// Takes one row that is there already.
+    /// Takes one ready row.
     pub(super) fn pop(&self) -> Option<Value> {
         let mut buffer = self.lock();
         let row = buffer.pop();
@@ -62,8 +62,8 @@ impl Slot {
         row.map(|row| row.value)
     }
 
-    /// Takes `count` rows, or with `partial` up to that many, waiting for the worker to lease them.
-    /// `None` when this generation has fewer.
+    /// Takes `count` rows, or up to that many if `partial` is set, and waits until the worker has leased
+    /// them. Returns `None` if this generation has too few.
     pub(super) async fn take(self: &Arc<Self>, count: usize, partial: bool) -> Option<Loan> {
         let taken = {
             let mut buffer = self.lock();
@@ -78,11 +78,11 @@ impl Slot {
         }
     }
 
-    /// The worker's next task, after those who wait were served.
+    /// Serves the waiting requests, and returns the worker's next task.
     pub(super) fn next(self: &Arc<Self>) -> Task {
         let mut deliveries = Vec::new();
         let task = self.lock().next(&mut deliveries);
-        // The lock is free again: a loan that nobody awaits any more comes back through it.
+        // The lock is free here, since a loan whose request is gone takes it to return its rows.
         for Delivery { rows, generation, reply } in deliveries {
             let _ = reply.send(self.loan(rows, generation));
         }
@@ -100,7 +100,7 @@ impl Slot {
         self.wake.notify_one();
     }
 
-    /// Looks at the buffer.
+    /// Reads the buffer.
     pub(super) fn look<R>(&self, look: impl FnOnce(&Buffer<Loan>) -> R) -> R {
         look(&self.lock())
     }
@@ -110,21 +110,21 @@ impl Slot {
         self.wake.notified().await;
     }
 
-    /// What keeps the shard from leasing.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// Returns the problem that keeps the shard from leasing.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
         self.trouble.lock().expect(NO_PANIC).clone()
     }
 
-    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+    pub(super) fn set_trouble(&self, trouble: Option<Trouble>) {
         *self.trouble.lock().expect(NO_PANIC) = trouble;
     }
 
-    /// How its next generation comes along.
+    /// Returns the progress of the next generation.
     pub(super) fn filling(&self) -> Filling {
         *self.filling.lock().expect(NO_PANIC)
     }
 
-    /// A build began; it will have this many steps.
+    /// Notes that a build of `steps` steps began.
     pub(super) fn filling_began(&self, steps: u64) {
         self.filling.lock().expect(NO_PANIC).running = Some((0, steps));
     }
@@ -135,7 +135,7 @@ impl Slot {
         }
     }
 
-    /// The build is over; without an outcome it was given up.
+    /// Notes that the build ended. Without an outcome it was cancelled.
     pub(super) fn filling_ended(&self, outcome: Option<Outcome>, took: Duration) {
         let mut filling = self.filling.lock().expect(NO_PANIC);
         filling.running = None;
@@ -148,7 +148,7 @@ impl Slot {
         self.buffer.lock().expect(NO_PANIC)
     }
 
-    /// Wakes the worker if the change that was just made calls for it.
+    /// Wakes the worker if the last change requires it.
     fn release(&self, mut buffer: MutexGuard<'_, Buffer<Loan>>) {
         let calls = buffer.calls_worker();
         drop(buffer);
@@ -165,8 +165,8 @@ impl Slot {
 /// A poisoned lock means that the buffer's own code panicked.
 const NO_PANIC: &str = "the buffer's code does not panic";
 
-/// Rows that a request holds but has not handed out. Dropped, they go back: a caller who vanished
-/// while waiting has taken nothing.
+/// Rows that a request holds but has not handed out. If it is dropped, the rows go back, so a request whose
+/// caller is gone takes nothing.
 #[derive(Debug)]
 pub(super) struct Loan {
     slot: Arc<Slot>,
@@ -184,12 +184,12 @@ impl Loan {
         Arc::ptr_eq(&self.slot, slot)
     }
 
-    /// Whether the shard goes on to its next generation once these rows are handed out.
+    /// Returns whether the shard can go on to its next generation once these rows are handed out.
     pub(super) fn can_end_generation(&self) -> bool {
         self.slot.look(|buffer| buffer.has_standby() && buffer.left() == 0)
     }
 
-    /// The rows are handed out.
+    /// Hands out the rows.
     pub(super) fn settle(mut self) -> (ShardIndex, Vec<Value>) {
         self.settled = true;
         (self.slot.index, self.rows.iter().map(|row| row.value).collect())
@@ -206,7 +206,7 @@ impl Drop for Loan {
             if burned > 0 {
                 tracing::warn!(
                     shard = %self.slot.name, burned,
-                    "numbers on loan are burned: their shard was lost meanwhile"
+                    "numbers on loan are burned: their shard file is no longer the live one"
                 );
             }
         }

@@ -1,6 +1,6 @@
-//! Where the pool's tasks meet: everything by which one can wait for another, or see what another
-//! did. Under the crate's own unit tests shuttle's stand in, so that `model` runs the pool through
-//! thousands of schedules; tokio's `Notify`, `oneshot` and `Mutex` are the same in both.
+//! The synchronisation primitives of the pool's tasks. The crate's unit tests use shuttle's instead, so that
+//! `model` can run the pool through thousands of schedules. Tokio's `Notify`, `oneshot` and `Mutex` are the
+//! same in both.
 
 pub(super) use self::system::*;
 
@@ -22,7 +22,7 @@ mod system {
     pub(in crate::pool) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     pub(in crate::pool) use shuttle::sync::{Mutex, MutexGuard};
 
-    /// Part of the schedule, so that a schedule can be replayed.
+    /// Randomness from the schedule, so that a schedule can be replayed.
     pub(in crate::pool) fn rng() -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(shuttle::rand::Rng::r#gen(&mut shuttle::rand::thread_rng()))
     }

@@ -1,5 +1,5 @@
-//! The task that owns one shard's file: leases, swaps in the next generation, gives back at the end.
-//! The only place where a lease is committed.
+//! The task that owns one shard's file: leases rows, installs the next generation, and returns rows at the
+//! end. The only place that commits a lease.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::Pool;
 use super::buffer::{Buffer, Task};
 use super::file::{self, OpenFile, WorkError};
 use super::slot::Slot;
 use super::sync::timeout;
+use super::{Cause, Pool, Trouble};
 use crate::config::RefillConfig;
 use crate::events::Kind;
 use crate::fleet::{Gate, Lease};
 use crate::folder::PoolPaths;
 use crate::shard::Row;
-use crate::sqlite::LOG_PAGES_MAX;
+use crate::sqlite::{Fault, LOG_PAGES_MAX};
 
-/// How long those who wait for a lease wait for the gate too: a step of the fence takes milliseconds,
-/// unless the store is away.
+/// How long waiting requests also wait for the gate. A step of the fence takes milliseconds, unless the store
+/// is unreachable.
 const GATE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
@@ -31,9 +31,14 @@ pub(super) struct Worker {
     paths: PoolPaths,
     refill: RefillConfig,
     file: Option<OpenFile>,
-    /// Rows that were leased and may not be handed out: the end came before the gate opened.
+    /// The last operation on the file found its content wrong.
+    suspects: bool,
+    /// Whether `run` has begun. Until then the worker does not pause, so that a failing shard does not delay
+    /// the start.
+    runs: bool,
+    /// Leased rows that may not be handed out, because the pool stopped before the gate opened.
     withheld: Vec<Row>,
-    /// How long to wait before trying again what failed for a passing cause.
+    /// The pause before a failed operation is tried again.
     pause: Duration,
 }
 
@@ -46,18 +51,21 @@ impl Worker {
     ) -> Self {
         let slot = Arc::clone(&pool.slots[position]);
         let withheld = Vec::new();
-        Self { pool, position, slot, paths, refill, file: None, withheld, pause: refill.retry }
+        let (file, suspects, runs, pause) = (None, false, false, refill.retry);
+        Self { pool, position, slot, paths, refill, file, suspects, runs, withheld, pause }
     }
 
     /// Works until the pool is stopped.
     pub(super) async fn run(mut self) {
         let watch = self.pool.watch_task();
+        self.runs = true;
         loop {
             let task = self.slot.next();
             if self.slot.update(Buffer::calls_refiller) {
                 self.pool.refill_wanted.notify_one();
             }
             match task {
+                Task::Open => self.open().await,
                 Task::Lease(_) if self.log_pages() >= 4 * LOG_PAGES_MAX => self.checkpoint().await,
                 Task::Lease(rows) => self.lease(rows).await,
                 Task::Swap => self.swap().await,
@@ -71,35 +79,30 @@ impl Worker {
         watch.end();
     }
 
-    /// Opens the live file and enters rotation; a damaged file is set aside.
-    pub(super) async fn open(&mut self, standby: Option<u64>) {
-        self.open_live(standby, false).await;
-    }
-
-    /// `swapped`: the file was just put in place, and can be again.
-    async fn open_live(&mut self, standby: Option<u64>, swapped: bool) {
-        match OpenFile::open(&self.paths, self.slot.index).await {
-            Ok(mut file) => {
-                if self.pool.gate.is_some() {
-                    file.count_leases();
-                }
-                let (generation, left) = (file.generation(), file.left());
-                self.file = Some(file);
-                self.slot.update(|buffer| buffer.opened(generation, left, standby));
-                self.recovered();
-                if left > 0 {
-                    self.pool.enter_rotation(self.position);
-                }
-                info!(
-                    pool = %self.pool.name, shard = %self.slot.name, generation = generation.0, left,
-                    "the shard is open"
-                );
-            }
-            Err(error) if swapped && error.is_transient() => {
-                self.pause("the next generation can't be opened", &error).await;
-            }
-            Err(error) => self.lost(&error, standby).await,
+    /// Opens the live file and enters the rotation.
+    pub(super) async fn open(&mut self) {
+        let mut file = match OpenFile::open(&self.paths, self.slot.index).await {
+            Ok(file) => file,
+            Err(error) => return self.failed("the shard can't be opened", &error).await,
+        };
+        let (generation, left) = (file.generation(), file.left());
+        if !self.slot.look(|buffer| buffer.remembers(left)) {
+            let _ = file.close().await;
+            return self.lost(&"it has lost leases that were committed").await;
         }
+        if self.pool.gate.is_some() {
+            file.count_leases();
+        }
+        self.file = Some(file);
+        let burned = self.slot.update(|buffer| buffer.opened(generation, left));
+        self.slot.set_trouble(None);
+        if left > 0 {
+            self.pool.enter_rotation(self.position);
+        }
+        info!(
+            pool = %self.pool.name, shard = %self.slot.name, generation = generation.0, left, burned,
+            "the shard is open"
+        );
     }
 
     async fn lease(&mut self, rows: usize) {
@@ -117,20 +120,18 @@ impl Worker {
                     self.withheld = rows;
                     return;
                 }
-                // Invariant: committed before handed out; in a fleet, fenced too.
+                // Invariant: committed before handed out, and in a fleet also fenced.
                 self.slot.update(|buffer| buffer.leased(rows, left));
-                self.recovered();
+                self.suspects = false;
+                self.pause = self.refill.retry;
+                self.slot.set_trouble(None);
             }
-            Err(error) if error.is_transient() => self.pause("leasing fails", &error).await,
-            Err(error) => {
-                let standby = self.slot.look(Buffer::standby);
-                self.lost(&error, standby).await;
-            }
+            Err(error) => self.failed("leasing fails", &error).await,
         }
     }
 
-    /// Waits for the gate to open for the lease that was just committed. Who waits for its rows meanwhile
-    /// is sent elsewhere when that takes long. Answers whether it opened before the end.
+    /// Waits until the gate opens for the lease that was just committed. If this takes long, waiting requests
+    /// go to another shard. Returns false if the pool stops first.
     async fn pass(&self, gate: &Gate) -> bool {
         let file = self.file.as_ref().expect(OPEN);
         let lease = Lease {
@@ -162,19 +163,15 @@ impl Worker {
         self.file.as_ref().map_or(0, OpenFile::log_pages)
     }
 
-    /// When nobody waits, as far as that can be: it takes as long as some leases.
+    /// Writes the log back into the file. This takes as long as several leases, so while the log is short it
+    /// waits until the worker is idle.
     async fn checkpoint(&mut self) {
-        match self.file.as_mut().expect(OPEN).checkpoint().await {
-            Ok(()) => {}
-            Err(error) if error.is_transient() => self.pause("a checkpoint fails", &error).await,
-            Err(error) => {
-                let standby = self.slot.look(Buffer::standby);
-                self.lost(&error, standby).await;
-            }
+        if let Err(error) = self.file.as_mut().expect(OPEN).checkpoint().await {
+            self.failed("a checkpoint fails", &error).await;
         }
     }
 
-    /// The file is used up and nothing stands by: the refiller's turn.
+    /// Leaves the rotation, because the file is used up and no standby is ready. The refiller builds one.
     fn retire(&mut self) {
         self.pool.leave_rotation(self.position);
         info!(pool = %self.pool.name, shard = %self.slot.name, "the shard is depleted");
@@ -184,43 +181,67 @@ impl Worker {
         self.pool.refill_wanted.notify_one();
     }
 
-    /// Puts the standby generation in the place of the used-up file.
+    /// Installs the standby generation in place of the used-up file.
     async fn swap(&mut self) {
         self.pool.leave_rotation(self.position);
         if let Some(file) = self.file.take()
             && let Err(error) = file.close().await
         {
-            // It is used up: whatever its log holds is not needed any more.
+            // The file is used up, so its log is no longer needed.
             warn!(shard = %self.slot.name, %error, "a used-up shard could not be closed cleanly");
         }
         match file::install_standby(&self.paths, self.slot.index).await {
-            Ok(()) => self.open_live(None, true).await,
+            Ok(()) => self.slot.update(Buffer::installed),
             Err(error) => self.pause("the next generation can't be put in place", &error).await,
         }
     }
 
-    /// The file can't be trusted any more. The ledger knows its values, so none comes again.
-    async fn lost(&mut self, error: &WorkError, standby: Option<u64>) {
+    /// Decides what to do with a file after a failed operation. A disk fault costs as much as a crash would:
+    /// at most the rows of the failed lease. A file is lost only if its content is found wrong twice in a
+    /// row, with a new connection, and all of it can be read.
+    async fn failed(&mut self, what: &str, error: &WorkError) {
+        let fault = error.fault();
+        if fault != Fault::Passing
+            && let Some(file) = self.file.take()
+        {
+            // This may well fail too. The log stays for the next opening.
+            let _ = file.close().await;
+            self.slot.update(Buffer::closed);
+        }
+        let suspected = std::mem::replace(&mut self.suspects, fault == Fault::Content);
+        if !self.suspects {
+            return self.pause(what, error).await;
+        }
+        if suspected {
+            match file::read_through(&self.paths, self.slot.index).await {
+                Ok(()) => self.lost(error).await,
+                Err(error) => self.pause(what, &error).await,
+            }
+        }
+    }
+
+    /// Sets the file aside. The ledger has its values, so none of them is drawn again.
+    async fn lost(&mut self, error: &impl std::fmt::Display) {
         self.pool.leave_rotation(self.position);
-        let burned = self.slot.update(|buffer| buffer.lost(standby));
+        let burned = self.slot.update(Buffer::lost);
         if let Some(file) = self.file.take() {
-            // Its state does not matter any more, and it may well fail.
+            // This may well fail, but the file is not used again.
             let _ = file.close().await;
         }
         match file::set_aside(&self.paths, self.slot.index).await {
             Ok(aside) => error!(
                 pool = %self.pool.name, shard = %self.slot.name, kept_as = %aside.display(), burned,
-                %error, "a shard failed and was set aside; a fresh generation will be built"
+                %error, "a shard is damaged and was set aside; a new generation will be built"
             ),
             Err(aside) => error!(
                 pool = %self.pool.name, shard = %self.slot.name, burned, %error, not_set_aside = %aside,
-                "a shard failed; a fresh generation will be built in its place"
+                "a shard is damaged but could not be set aside; a new generation will replace it"
             ),
         }
         let name = &self.slot.name;
         self.tell(
             Kind::Damaged,
-            format!("{name} failed and was set aside, {burned} numbers are burned: {error}"),
+            format!("{name} is damaged and was set aside; {burned} numbers are burned: {error}"),
         );
         self.pool.refill_wanted.notify_one();
     }
@@ -229,25 +250,24 @@ impl Worker {
         self.pool.events.add(kind, Some(&self.pool.name), Some(&self.slot.name), message);
     }
 
-    async fn pause(&mut self, what: &str, error: &(impl std::error::Error + Sync)) {
+    /// Waits before the next attempt.
+    async fn pause(&mut self, what: &str, error: &(impl std::error::Error + Sync + 'static)) {
         warn!(
             pool = %self.pool.name, shard = %self.slot.name, retry_in_ms = self.pause.as_millis(), %error,
             "{what}"
         );
-        self.slot.set_trouble(Some(format!("{}: {what}: {error}", self.slot.name)));
-        // Nobody waits for rows meanwhile, so that only a stop or a standby ends the pause early.
+        let details = format!("{}: {what}: {error}", self.slot.name);
+        self.slot.set_trouble(Some(Trouble::new(Cause::Shard, details, error)));
+        // No request waits for rows during a pause, so only a stop or a standby ends it early.
         self.slot.update(Buffer::pause);
-        let _ = timeout(self.pause, self.slot.woken()).await;
+        if self.runs {
+            let _ = timeout(self.pause, self.slot.woken()).await;
+        }
         self.slot.update(Buffer::retry);
         self.pause = (self.pause * 2).min(self.refill.retry_limit);
     }
 
-    fn recovered(&mut self) {
-        self.pause = self.refill.retry;
-        self.slot.set_trouble(None);
-    }
-
-    /// The end: what was leased and not handed out becomes unused again.
+    /// Returns the leased rows that were not handed out, and closes the file.
     async fn give_back(&mut self) {
         self.pool.leave_rotation(self.position);
         let mut rows: Vec<Row> = self.slot.update(Buffer::take_unserved);
@@ -257,10 +277,13 @@ impl Worker {
         };
         let returned = rows.len();
         match file.give_back(rows).await {
-            Ok(()) => info!(shard = %self.slot.name, returned, "the shard is closed"),
+            Ok(()) => {
+                self.slot.update(Buffer::given_back);
+                info!(shard = %self.slot.name, returned, "the shard is closed");
+            }
             Err(error) => error!(
                 shard = %self.slot.name, burned_at_most = returned, %error,
-                "the shard could not take its leased numbers back"
+                "the leased numbers could not be returned to the shard"
             ),
         }
     }
@@ -268,7 +291,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // However the task ends, nobody waits for it.
+        // However the task ends, no request may wait for it.
         self.slot.update(Buffer::stop);
         self.pool.leave_rotation(self.position);
     }

@@ -1,4 +1,4 @@
-//! Building a shard's next generation: the one way in which numbers come into being.
+//! Builds a shard's next generation. Numbers are drawn nowhere else.
 
 use std::path::Path;
 
@@ -9,8 +9,9 @@ use crate::folder::{FolderError, PoolPaths, adopt};
 use crate::ledger::{Ledger, LedgerError};
 use crate::refill::Refill;
 use crate::shard::{self, Label, ShardError};
+use crate::sqlite::Fault;
 
-/// Why a generation was not built.
+/// The reason that a generation was not built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The values could not be drawn.
@@ -19,43 +20,71 @@ pub enum BuildError {
     /// The file could not be written.
     #[error("the next generation can't be written: {0}")]
     Shard(#[from] ShardError),
-    /// The file system refused.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// No strata to draw in could be had.
+    /// No partitions to draw from could be claimed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An earlier build could not be made sense of.
+    /// An earlier build could not be examined.
     #[error(transparent)]
     Folder(#[from] FolderError),
 }
 
 impl BuildError {
-    /// Whether the [`Step`] ended it.
+    /// Returns whether the [`Step`] stopped the build.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Ledger(LedgerError::Cancelled) | Self::Shard(ShardError::Cancelled))
     }
+
+    /// Returns whether the ledger can still be used.
+    #[must_use]
+    pub fn spares_ledger(&self) -> bool {
+        match self {
+            Self::Ledger(error) | Self::Folder(FolderError::Ledger(error)) => {
+                error.fault() == Fault::Passing
+            }
+            Self::Shard(_) | Self::File(_) | Self::Store(_) | Self::Folder(_) => true,
+        }
+    }
 }
 
-/// How a build ended.
+/// The result of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Built {
-    /// The standby lies ready: this batch.
+    /// The standby is ready, with this batch.
     Batch(Batch),
-    /// An earlier build was complete, and is the standby now.
+    /// An earlier build was complete, and is now the standby.
     Adopted,
-    /// The range has no free value left.
+    /// The range has no free values left.
     Exhausted,
 }
 
-/// Builds the next generation of a shard beside the live one, as its standby. `step` is told of each
-/// value twice: when it is drawn and when it is written.
+/// Builds the next generation of a shard beside the live one, as its standby. `step` counts each value twice:
+/// when it is drawn and when it is written.
 ///
 /// # Errors
-/// [`BuildError`]; then no value of this build is ever served, but it may be complete and be adopted
+/// Returns [`BuildError`]. No value of this build is served then, unless the build is complete and is adopted
 /// later.
 pub fn build(
+    ledger: &mut Ledger,
+    paths: &PoolPaths,
+    refill: &Refill,
+    step: Step<'_>,
+) -> Result<Built, BuildError> {
+    let built = build_or_adopt(ledger, paths, refill, step);
+    if built.as_ref().err().is_none_or(BuildError::spares_ledger)
+        // This grows the ledger's file while the disk has space, and frees the log space of a failed draw.
+        && let Err(error) = ledger.cut_log()
+        && error.fault() != Fault::Passing
+    {
+        return Err(error.into());
+    }
+    built
+}
+
+fn build_or_adopt(
     ledger: &mut Ledger,
     paths: &PoolPaths,
     refill: &Refill,
@@ -66,17 +95,17 @@ pub fn build(
     }
     let standby = paths.standby(refill.shard);
     if files::length_bytes(&standby)?.is_some() {
-        // An earlier build got its name, and failed at making it durable.
+        // An earlier build got its name, but making it durable failed.
         files::sync_folder(paths.folder())?;
         return Ok(Built::Adopted);
     }
     let unfinished = paths.unfinished(refill.shard);
     let batch = match draw_and_write(ledger, paths, refill, &unfinished, step) {
-        // The ledger may or may not have it: that is found out before the next build.
         Ok(Drawn::Committed(batch)) => batch,
         Ok(Drawn::Nothing) => return Ok(Built::Exhausted),
         Err(error) => {
-            if !matches!(error, BuildError::Ledger(LedgerError::Sqlite { .. })) {
+            // Otherwise the ledger may have the batch, so the next build adopts or removes the file.
+            if error.spares_ledger() {
                 files::remove(&unfinished)?;
             }
             return Err(error);
@@ -109,7 +138,7 @@ fn draw_and_write(
     shard::build(unfinished, &label, draw.values(), step)?;
     files::sync_file(unfinished)?;
     files::sync_folder(paths.folder())?;
-    // Invariant: the file is complete and durable before the ledger knows its values, and bears a
-    // name that is served only after it.
+    // Invariant: the file is complete and durable before the ledger knows its values, and its name is not
+    // served until after that.
     Ok(Drawn::Committed(draw.commit()?))
 }

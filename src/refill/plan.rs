@@ -1,24 +1,24 @@
-//! Which shards to fill next, and how far. Pure.
+//! Decides which shards to fill next, and how far. Pure.
 
 use crate::batch::{Generation, ShardIndex};
 use crate::pool::Level;
 
-/// Numbers in a generation that is built while callers wait for any: well under a second of work.
+/// Numbers in a generation that is built while requests wait: well under a second of work.
 const STARTER_ROWS: u64 = 1 << 16;
 
-/// One filling to be done.
+/// A planned refill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refill {
-    /// Which shard.
+    /// The shard's index.
     pub shard: ShardIndex,
-    /// Its live generation, which stays valid.
+    /// The live generation, which stays valid.
     pub live: Option<Generation>,
-    /// How many numbers.
+    /// The number of rows to build.
     pub rows: u64,
 }
 
-/// The fillings that are due, most urgent first: shards below the low-water mark that have no standby
-/// and are still configured. While nothing at all is left, a small one comes first.
+/// Returns the refills that are due, most urgent first: those of configured shards below the low-water mark
+/// that have no standby. They are small while no shard has numbers or a standby.
 #[must_use]
 pub fn plan(levels: &[Level], low_water: u64, shard_size: u64) -> Vec<Refill> {
     let dry = levels.iter().all(|level| level.left == 0 && !level.standby);
@@ -50,9 +50,9 @@ mod tests {
             assert_eq!(found, expected, "{levels:?}");
         };
         check(&[], &[]);
-        // Full shards want nothing.
+        // Full shards need nothing.
         check(&[level(0, 1_000_000, false, true), level(1, 500_000, false, true)], &[]);
-        // The emptiest comes first.
+        // The emptiest shard comes first.
         check(
             &[
                 level(0, 400_000, false, true),
@@ -61,9 +61,9 @@ mod tests {
             ],
             &[(1, 1_000_000), (0, 1_000_000)],
         );
-        // A standby is enough, and a shard beyond the configured ones runs out.
+        // A standby is enough, and a shard beyond the configured number is not refilled.
         check(&[level(0, 0, true, true), level(1, 10, false, false)], &[]);
-        // While callers wait, a little soon is better than much later.
+        // While requests wait, a few numbers soon are better than many later.
         check(&[level(0, 0, false, true), level(1, 0, false, true)], &[(0, 65_536), (1, 65_536)]);
     }
 

@@ -1,4 +1,4 @@
-//! Accepts connections, up to a limit, and ends them at a stop. Knows nothing of what is said on them.
+//! Accepts connections up to a limit, and ends them when the server stops. Knows nothing of HTTP.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -18,18 +18,18 @@ use super::tls::Tls;
 use crate::http::Front;
 use crate::traffic;
 
-/// How long to wait for a connection to end when there can be no more.
+/// How long to wait for a connection to end if no more can be accepted.
 const FULL_RETRY: Duration = Duration::from_millis(10);
 
-/// How often it is looked who is overdue: cut 5 % late at most, at 10 ns a connection, and no request
-/// pays for a timer.
+/// Checks for overdue clients within one timeout. An overdue connection is cut at most 5 % late, a check
+/// costs 10 ns per connection, and no request pays for a timer.
 const LOOKS_PER_TIMEOUT: u32 = 20;
 
-/// Connections looked at to find one that has been idle for long: enough that one of the many is among
-/// them, whoever the few are.
+/// Connections examined to find one that has been idle for long. If most connections are idle, these almost
+/// always include one.
 const LOOKS: usize = 32;
 
-/// What every connection is served with.
+/// The routes and limits that all connections share.
 #[derive(Debug)]
 pub(super) struct Terms {
     pub(super) front: Front,
@@ -40,11 +40,11 @@ pub(super) struct Terms {
     pub(super) drain: Duration,
 }
 
-/// Accepts and answers until `shutdown` completes, then waits for the answers in flight.
+/// Accepts and serves connections until `shutdown` completes, then waits for the requests in flight.
 pub(super) async fn serve(
     listener: TcpListener,
     terms: Terms,
-    mut lanes: Lanes,
+    lanes: &mut Lanes,
     shutdown: impl Future<Output = ()>,
 ) {
     let mut crowd = Crowd::default();
@@ -56,10 +56,10 @@ pub(super) async fn serve(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    while crowd.connections.len() >= terms.connections {
-                        crowd.send_one_away();
-                        // All may be busy with answers just now: then look again soon.
-                        let _ = tokio::time::timeout(FULL_RETRY, crowd.ended()).await;
+                    // All connections may stay busy for any length of time.
+                    tokio::select! {
+                        () = crowd.make_room(terms.connections) => {}
+                        () = &mut shutdown => break,
                     }
                     crowd.admit(stream, peer.ip(), &terms, lanes.next(), stopped.clone());
                 }
@@ -77,20 +77,20 @@ pub(super) async fn serve(
     }
     drop(listener);
     let started = Instant::now();
-    info!(connections = crowd.connections.len(), "stopping: what is in flight is answered first");
+    info!(connections = crowd.connections.len(), "stopping: requests in flight are finished first");
     stop.send_replace(true);
     let all_ended = async { while crowd.ended().await.is_some() {} };
     if tokio::time::timeout(terms.drain, all_ended).await.is_err() {
         warn!(
             after_ms = started.elapsed().as_millis(),
             connections = crowd.connections.len(),
-            "some connections are cut: they did not end in time"
+            "some connections are cut because they did not end in time"
         );
     }
     crowd.connections.shutdown().await;
 }
 
-/// The connections, in the order in which they are looked at when one has to go.
+/// The connections, in the order in which they are examined when one has to be cut.
 #[derive(Default)]
 struct Crowd {
     connections: JoinSet<()>,
@@ -117,7 +117,7 @@ impl Crowd {
         let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn), counts };
         let moved = stream.into_std();
         let serving = async move {
-            // The socket becomes the lane's, which wakes the task when it is ready.
+            // Registers the socket with the lane's runtime, which then wakes the task.
             match moved.and_then(TcpStream::from_std) {
                 Ok(stream) => connection::serve(stream, acceptor, door, stop).await,
                 Err(error) => warn!(%error, "a connection could not be handed to its thread"),
@@ -125,18 +125,27 @@ impl Crowd {
         };
         let connection = self.connections.spawn_on(serving, lane);
         self.line.push_back(Place { turn, connection });
-        // Those that ended are cleared away now and then: a constant cost for each connection.
+        // Removes ended connections occasionally, so that the cost per connection is constant.
         if self.line.len() > 2 * self.connections.len() + LOOKS {
             self.line.retain(|place| !place.connection.is_finished());
         }
     }
 
-    /// Completes when a connection has ended, with nothing when there is none.
+    /// Cuts connections if necessary, and waits until there are fewer than `connections`.
+    async fn make_room(&mut self, connections: usize) {
+        while self.connections.len() >= connections {
+            self.send_one_away();
+            // If all of them wait for the server, none was cut: try again soon.
+            let _ = tokio::time::timeout(FULL_RETRY, self.ended()).await;
+        }
+    }
+
+    /// Waits until a connection has ended. Returns `None` at once if there is none.
     async fn ended(&mut self) -> Option<()> {
         self.connections.join_next().await.map(drop)
     }
 
-    /// Cuts the connections whose clients keep the server waiting for longer than they may.
+    /// Cuts the connections whose clients have kept the server waiting for `client_timeout`.
     fn cut_overdue(&mut self, client_timeout: Duration) {
         self.line.retain(|place| {
             let overdue = place.turn.waited().is_some_and(|waited| waited >= client_timeout);
@@ -148,8 +157,8 @@ impl Crowd {
         });
     }
 
-    /// Cuts the connection that has kept the server waiting for longest, of the first few in the line;
-    /// none when all of these wait for the server. The others go to the end of the line.
+    /// Cuts the connection that has kept the server waiting for longest among the first few of the line, or
+    /// none if all of these wait for the server. The others go to the end of the line.
     fn send_one_away(&mut self) {
         let mut first: Vec<_> = self.line.drain(..LOOKS.min(self.line.len())).collect();
         first.retain(|place| !place.connection.is_finished());

@@ -1,5 +1,5 @@
-//! One connection: its handshake, its requests, and whose turn it is. Knows nothing of other
-//! connections, nor of what the routes do.
+//! One connection: its handshake, its requests, and whether the client or the server is to act next. Knows
+//! nothing of other connections or of what the routes do.
 
 use std::future::poll_fn;
 use std::io;
@@ -26,7 +26,7 @@ use tracing::debug;
 use crate::http::{BODY_MAX, Front, Refusal, Reply};
 use crate::traffic::{OpenConnection, Route};
 
-/// A request's head, in bytes: as other servers allow, and what a connection may hold of memory.
+/// The largest request head in bytes, as in other servers. It also bounds the memory of a connection.
 const HEAD_MAX: usize = 16 * 1024;
 
 /// Whose turn it is on a connection, the client's or the server's, and since when.
@@ -40,12 +40,12 @@ pub(super) struct Turn {
 impl Turn {
     const SERVERS: u64 = u64::MAX;
 
-    /// The client's, from now on.
+    /// Creates a turn that is the client's from now on.
     pub(super) fn new() -> Self {
         Self { accepted: Instant::now(), clients_since_ms: AtomicU64::new(0) }
     }
 
-    /// How long the client has kept the server waiting; nothing while it is the server's turn.
+    /// Returns how long the client has kept the server waiting, or `None` while it is the server's turn.
     pub(super) fn waited(&self) -> Option<Duration> {
         match self.clients_since_ms.load(Ordering::Relaxed) {
             Self::SERVERS => None,
@@ -57,7 +57,7 @@ impl Turn {
         self.clients_since_ms.store(Self::SERVERS, Ordering::Relaxed);
     }
 
-    /// Says when that was.
+    /// Makes it the client's turn. Returns the time.
     fn clients(&self) -> Instant {
         let now = Instant::now();
         let since = u64::try_from((now - self.accepted).as_millis());
@@ -66,7 +66,7 @@ impl Turn {
     }
 }
 
-/// What is behind a connection, and who is before it.
+/// The client and the routes at the two ends of a connection.
 #[derive(Debug)]
 pub(super) struct Door {
     pub(super) front: Front,
@@ -75,7 +75,7 @@ pub(super) struct Door {
     pub(super) counts: OpenConnection,
 }
 
-/// Serves one connection until it ends, or `stop` and its last answer.
+/// Serves one connection until it ends, or until `stop` is true and the request in flight is finished.
 pub(super) async fn serve(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
@@ -93,7 +93,7 @@ pub(super) async fn serve(
         () = told_to(&mut stop) => return,
     };
     match shaken {
-        // Boxed: a connection without TLS would be as large.
+        // Boxed, because otherwise a connection without TLS would be as large.
         Ok(stream) => Box::pin(answer_all(stream, &door, stop)).await,
         Err(error) => debug!(%error, "a TLS handshake failed"),
     }
@@ -106,11 +106,11 @@ async fn answer_all(
 ) {
     let stream = TokioIo::new(Attended { stream, turn: &door.turn, stalled: false });
     let answers = service_fn(|request| answer(door, request));
-    // Without hyper's own timer, which each request would set anew: whoever accepted it looks at the
-    // turn now and then, and that bounds the head too.
+    // Without hyper's timer, which would be set for each request. `Crowd::cut_overdue` checks the turn, which
+    // bounds the time for a head too.
     let connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
-        // One piece: to gather head and body costs the kernel more than to copy a body of this size.
+        // One buffer: a vectored write costs the kernel more than copying a body of this size.
         .writev(false)
         .serve_connection(stream, answers);
     let mut connection = std::pin::pin!(connection);
@@ -121,7 +121,7 @@ async fn answer_all(
         if let Poll::Ready(ended) = connection.as_mut().poll(context) {
             return Poll::Ready(Some(ended));
         }
-        // Once is enough to be woken by it: to ask each time would cost every request a lock.
+        // One poll is enough to be woken: polling each time would cost every request a lock.
         if listening && told.has_changed().is_ok_and(|changed| !changed) {
             return Poll::Pending;
         }
@@ -140,13 +140,13 @@ async fn answer_all(
     }
 }
 
-/// Completes when the server stops, or is gone.
+/// Waits until the server stops or is dropped.
 async fn told_to(stop: &mut watch::Receiver<bool>) {
     let _stopped = stop.wait_for(|&stop| stop).await;
 }
 
-/// The body comes first: were a number drawn and the connection closed before it, the number would
-/// be lost with the answer.
+/// Handles a request after reading its body. If it drew a number first and the connection then closed before
+/// the end of the body, the number would be lost.
 async fn answer(door: &Door, request: Request<Incoming>) -> Result<Reply, axum::BoxError> {
     let (head, body) = request.into_parts();
     let is_read = body.is_end_stream() || read_away(body).await?;
@@ -162,7 +162,7 @@ async fn answer(door: &Door, request: Request<Incoming>) -> Result<Reply, axum::
     Ok(answer)
 }
 
-/// Whether the body is all read. It is not when it is too large.
+/// Reads and drops the body. Returns false if it is too large, in which case it is not read to its end.
 async fn read_away(body: Incoming) -> Result<bool, axum::BoxError> {
     if body.size_hint().lower() > BODY_MAX as u64 {
         return Ok(false);
@@ -174,11 +174,11 @@ async fn read_away(body: Incoming) -> Result<bool, axum::BoxError> {
     }
 }
 
-/// A stream that gives its client more time when it goes on reading after it had stopped.
+/// A stream that gives its client more time when the client resumes reading after a pause.
 struct Attended<'a, S> {
     stream: S,
     turn: &'a Turn,
-    /// The last write had to wait.
+    /// Whether the last write had to wait.
     stalled: bool,
 }
 
@@ -195,7 +195,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Attended<'_, S> {
 impl<S> Attended<'_, S> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let stalled = written.is_pending();
-        // With requests in a pipeline the next answer may be in the making already.
+        // With pipelined requests, the server may be working on the next response already.
         if self.stalled && !stalled && self.turn.waited().is_some() {
             let _now = self.turn.clients();
         }

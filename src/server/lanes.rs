@@ -1,16 +1,18 @@
-//! The threads that answer. Each has a runtime of its own, so that a connection stays on one thread and
-//! wakes no other one: half of what a request costs is the kernel's, and much of that is waking.
+//! The threads that serve connections. Each has a runtime of its own, so that a connection stays on one
+//! thread and wakes no other: half of the cost of a request is the kernel's, and much of that is waking
+//! threads. The workers of the shards run there too, since a worker wakes all requests that wait for it.
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::traffic::{self, Traffic};
 
-/// See the [module](self). They end when dropped.
+/// See the [module](self). Dropping them ends the threads.
 #[derive(Debug)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
@@ -21,18 +23,24 @@ pub(super) struct Lanes {
 struct Lane {
     runtime: Handle,
     counts: Arc<traffic::Lane>,
-    /// Dropped, it ends the thread.
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    /// Ends the thread when dropped, and the thread; none if the runtime is the caller's.
+    thread: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
 }
 
 impl Lanes {
-    /// One thread less than there are cores: what leases and builds must not have to wait.
+    /// Returns the number of threads: one fewer than there are cores, so that leases and builds don't have to
+    /// wait for a core, and at least one.
     pub(super) fn count() -> usize {
         num_cpus::get().saturating_sub(1).max(1)
     }
 
-    /// A thread for each block of counts.
+    /// Returns one lane that is the runtime of the caller, with a block of counts.
+    pub(super) fn of_caller(traffic: &Traffic) -> Self {
+        let counts = Arc::clone(&traffic.lanes()[0]);
+        Self { lanes: vec![Lane { runtime: Handle::current(), counts, thread: None }], next: 0 }
+    }
+
+    /// Starts a thread for each block of counts.
     pub(super) fn start(traffic: &Traffic) -> io::Result<Self> {
         let lanes = traffic.lanes().iter().enumerate();
         let lanes = lanes.map(|(number, counts)| Lane::start(number, Arc::clone(counts)));
@@ -40,11 +48,19 @@ impl Lanes {
         Ok(Self { lanes, next: 0 })
     }
 
-    /// The runtime for the next connection, and the counts of its thread: in turn.
+    /// Returns the runtime for the next connection and the counts of its thread. The threads take turns.
     pub(super) fn next(&mut self) -> (&Handle, &Arc<traffic::Lane>) {
         self.next = (self.next + 1) % self.lanes.len();
         let lane = &self.lanes[self.next];
         (&lane.runtime, &lane.counts)
+    }
+
+    /// Runs a task on the next thread.
+    pub(super) fn spawn(
+        &mut self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        self.next().0.spawn(task)
     }
 }
 
@@ -55,13 +71,13 @@ impl Lane {
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || runtime.block_on(async { stopped.await.unwrap_or(()) });
         let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(run)?;
-        Ok(Self { runtime: handle, counts, stop, thread })
+        Ok(Self { runtime: handle, counts, thread: Some((stop, thread)) })
     }
 }
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        for Lane { stop, thread, .. } in self.lanes.drain(..) {
+        for (stop, thread) in self.lanes.drain(..).filter_map(|lane| lane.thread) {
             drop(stop);
             thread.join().expect("a lane only runs tasks, and a task's panic stays its own");
         }

@@ -1,4 +1,4 @@
-//! The certificate and its key: read from their files, and read anew when told. Knows nothing of
+//! Reads the certificate and its key from their files, and reads them again on request. Knows nothing of
 //! connections.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum TlsError {
     /// A file can't be read, or is not PEM.
     #[error(transparent)]
     File(#[from] PemError),
-    /// Each file is well, but they don't belong together.
+    /// Each file is valid, but they don't belong together.
     #[error(
         "{}: this is not the key of the first certificate in {}; give both files of the same pair",
         files.key.display(),
@@ -27,17 +27,17 @@ pub enum TlsError {
         /// The files.
         files: TlsConfig,
     },
-    /// The TLS library does not take them.
+    /// The TLS library rejects them.
     #[error("{} and {}: {source}", files.cert.display(), files.key.display())]
     Unusable {
         /// The files.
         files: TlsConfig,
-        /// What the library said.
+        /// The library's error.
         source: rustls::Error,
     },
 }
 
-/// What new connections are greeted with.
+/// The certificate that new connections get.
 #[derive(Debug)]
 pub(super) struct Tls {
     files: TlsConfig,
@@ -51,13 +51,13 @@ impl Tls {
         Ok(Self { files, current })
     }
 
-    /// Reads the files anew. When they can't be used, what was read before stays in use.
+    /// Reads the files again. If they can't be used, the previous certificate stays in use.
     pub(super) fn reload(&self) -> Result<(), TlsError> {
         self.current.store(read(&self.files)?);
         Ok(())
     }
 
-    /// For a new connection. Those that are open keep what they began with.
+    /// Returns the acceptor for a new connection. Open connections keep the certificate that they began with.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.current.load_full())
     }

@@ -1,9 +1,9 @@
-//! Reading all of a shard file, to see whether it is what it should be. Changes nothing.
+//! Reads a whole shard file and checks it. Changes nothing.
 
 use rusqlite::Connection;
 
 use super::{Header, Label, ShardError, checksum, read_header};
-use crate::batch::{Report, Tally};
+use crate::batch::{Report, Tally, Token};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
@@ -12,38 +12,42 @@ const SELECT_BLOCKS: &str = "SELECT block, unused, checksum FROM blocks ORDER BY
 const SELECT_TWICE: &str =
     "SELECT value FROM numbers GROUP BY value HAVING count(*) > 1 ORDER BY value LIMIT ?1";
 
-/// SQLite's own sentences about a file, at most.
+/// The maximum number of SQLite's own messages about a file.
 const PROBLEMS_MAX: usize = 10;
 
-/// What a full reading of a shard found.
+/// The result of reading a whole shard file.
 #[derive(Clone, Debug)]
 pub struct Audit {
-    /// What the file says of itself.
+    /// The file's label.
     pub label: Label,
     /// Rows that can still be leased.
     pub unused: u64,
-    /// Rows that were leased and not handed out, at most.
+    /// The token of the last start that took the file over.
+    pub token: Token,
+    /// Whether the last process that used the file did not stop gracefully.
+    pub in_use: bool,
+    /// An upper bound of the rows that were leased but not handed out.
     pub open_rows: u64,
-    /// All values, used or not.
+    /// The tally of all values, used or not.
     pub tally: Tally,
 }
 
-/// One block as its rows have it.
+/// The rows of one block.
 struct Block {
     values: Vec<Value>,
     unused: u64,
 }
 
-/// Reads every row, reports what is not as it should be, and answers with what the file holds.
+/// Reads every row, reports each violation, and returns what the file contains.
 ///
 /// # Errors
-/// [`ShardError`] when it is not a shard, or can't be read to its end.
+/// Returns [`ShardError`] if the file is not a shard, or can't be read to its end.
 pub fn audit(
     connection: &Connection,
     hash: impl Fn(Value) -> u64,
     report: Report<'_>,
 ) -> Result<Audit, ShardError> {
-    let Header { label, block_rows, open_rows, .. } = read_header(connection)?;
+    let Header { label, block_rows, token, in_use, open_rows, .. } = read_header(connection)?;
     for problem in sqlite::problems(connection, PROBLEMS_MAX)? {
         report("SQLite finds it damaged", problem);
     }
@@ -59,12 +63,12 @@ pub fn audit(
         {
             let (id, value, used): (i64, _, i64) = (row.get(0)?, Value(row.get(1)?), row.get(2)?);
             if id.cast_unsigned() != tally.count {
-                report("a row that is not the next", format!("row {id} stands at {}", tally.count));
+                report("a row out of order", format!("row {id} is at place {}", tally.count));
             }
             match used {
                 0 => block.unused += 1,
                 1 => {}
-                _ => report("a mark that is none", format!("row {id} is marked {used}")),
+                _ => report("an invalid mark", format!("row {id} is marked {used}")),
             }
             tally.add(hash(value));
             block.values.push(value);
@@ -81,13 +85,13 @@ pub fn audit(
         index += 1;
     }
     if tally.count != label.rows {
-        let what = format!("it has {} rows, and was built with {}", tally.count, label.rows);
-        report("rows that are missing or too many", what);
+        let what = format!("it has {} rows, but was built with {}", tally.count, label.rows);
+        report("a wrong number of rows", what);
     }
-    Ok(Audit { label, unused, open_rows, tally })
+    Ok(Audit { label, unused, token, in_use, open_rows, tally })
 }
 
-/// Holds a block's rows against what is noted of it: its number, its unused rows and its checksum.
+/// Compares a block's rows with its record: its number, its unused rows and its checksum.
 fn check_block(
     label: &Label,
     index: u32,
@@ -96,7 +100,7 @@ fn check_block(
     report: Report<'_>,
 ) {
     let Some((number, unused, sum)) = noted.filter(|noted| noted.0 == i64::from(index)) else {
-        report("a block without a record", format!("of block {index} nothing is noted"));
+        report("a block without a record", format!("block {index} has no record"));
         return;
     };
     if sum != checksum(label.batch, index, &block.values) {
@@ -104,7 +108,10 @@ fn check_block(
         report("a block with other values", what);
     }
     if unused != block.unused {
-        let what = format!("block {number} has {} unused rows, noted are {unused}", block.unused);
+        let what = format!(
+            "block {number} has {} unused rows, but its record says {unused}",
+            block.unused
+        );
         report("a block whose count is wrong", what);
     }
 }
@@ -112,7 +119,7 @@ fn check_block(
 /// Calls `with` for each value of the file.
 ///
 /// # Errors
-/// [`ShardError`].
+/// Returns [`ShardError`].
 pub fn each_value(connection: &Connection, mut with: impl FnMut(Value)) -> Result<(), ShardError> {
     let mut select = connection.prepare(SELECT_ALL)?;
     let mut rows = select.query([])?;
@@ -122,10 +129,10 @@ pub fn each_value(connection: &Connection, mut with: impl FnMut(Value)) -> Resul
     Ok(())
 }
 
-/// Values that stand in more than one row, up to `limit`.
+/// Returns the values that are in more than one row, up to `limit`.
 ///
 /// # Errors
-/// [`ShardError`].
+/// Returns [`ShardError`].
 pub fn twice(connection: &Connection, limit: usize) -> Result<Vec<Value>, ShardError> {
     let mut select = connection.prepare(SELECT_TWICE)?;
     let values = select.query_map([limit], |row| row.get(0).map(Value))?;

@@ -1,107 +1,132 @@
-//! Whether a write-ahead log still has every commit that its process saw succeed.
+//! A write-ahead log from its discovery until its file can be written. The types enforce the order:
+//! [`Found`], then [`Secured`], then [`Fresh`].
 //!
-//! SQLite reads a log up to the first frame that is not as it was written, and drops the rest without
-//! a word: right after a power loss, when that is what was never synced, and wrong when the frame was
-//! damaged later, since the rest are leases that were handed out. The process that died has left the
-//! answer beside the log: its index (`-shm`) says how many frames were committed, and SQLite writes it
-//! after the log was synced, so that even an index which a power loss threw back claims only frames that
-//! are on the disk.
+//! The process that wrote a log may have died, or a sync may have failed, so commits in the log may not be on
+//! the disk. SQLite would read them and write data that depends on them, and a power loss could then cut the
+//! log where its sync failed. Therefore the committed part is copied and synced before SQLite reads it.
 //!
-//! Formats: <https://sqlite.org/fileformat2.html#the_write_ahead_log>,
-//! <https://sqlite.org/walformat.html#the_wal_index_file_format>.
+//! The log's index (`-shm`) is not consulted. The kernel writes it to the disk at any time, so after a power
+//! loss it may list frames that were checkpointed and truncated long ago.
+//!
+//! Format: <https://sqlite.org/fileformat2.html#the_write_ahead_log>.
 
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 
-use super::wal_of;
+use deadpool_sqlite::rusqlite::{Connection, Error};
+
+use super::{Checkpoint, checkpoint, keep_log, open, wal_of};
 use crate::files::{self, FileError};
 
-/// Bytes of one of the two equal headers of an index, and of its whole beginning.
-const INDEX_HEADER: usize = 48;
-const INDEX: usize = 2 * INDEX_HEADER + 4;
 const LOG_HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
-/// In both headers: the one version of the formats.
-const VERSION: u32 = 3_007_000;
 
-/// Checks the log of a file that nobody has open, and makes it durable. Comes before SQLite opens the
-/// file, as [`check_log`] does.
+/// The log of a file that no connection has open, as the last process left it.
+#[derive(Debug)]
+pub struct Found(PathBuf);
+
+/// A log whose commits are all on the disk.
+#[derive(Debug)]
+pub struct Secured {
+    path: PathBuf,
+    had_log: bool,
+}
+
+/// A connection whose next commit starts the log at its beginning. It is the only kind that can write.
 ///
-/// The log may have commits whose sync failed, in this process or one before. SQLite would read them,
-/// write what follows them, and put them into the file; after a power loss the log would end where its
-/// sync had failed. So all of it is written anew.
-///
-/// Whoever is the first to write to the file has to [checkpoint](super::checkpoint) the log before, on
-/// the same connection, so that it is begun anew: its last commit may share a sector with what would be
-/// appended, and a power loss spoils sectors whole. SQLite fills the sector when a commit succeeds, and
-/// here one may not have.
+/// The last commit of an older log may share a sector with data appended to it, and a power loss damages
+/// whole sectors. SQLite fills up the sector when a commit succeeds, but the last commit may have failed.
+#[derive(Debug)]
+pub struct Fresh(Connection);
+
+impl Found {
+    /// Takes the log beside `path`, if there is one.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Makes every commit in the log durable.
+    ///
+    /// # Errors
+    /// Returns [`FileError`].
+    pub fn secure(self) -> Result<Secured, FileError> {
+        let log = wal_of(&self.0);
+        let had_log = files::length_bytes(&log)?.is_some_and(|bytes| bytes > 0);
+        if had_log && let Some(content) = files::open_to_read(&log)? {
+            match committed_bytes(content).map_err(|source| files::failed("read", &log, source))? {
+                // SQLite reads nothing from it either.
+                0 => {}
+                bytes => files::rewrite(&log, bytes)?,
+            }
+        }
+        Ok(Secured { path: self.0, had_log })
+    }
+}
+
+impl Secured {
+    /// Returns the file that the log belongs to.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether there was a log.
+    #[must_use]
+    pub fn had_log(&self) -> bool {
+        self.had_log
+    }
+
+    /// Opens the file for use.
+    ///
+    /// # Errors
+    /// Returns SQLite's error, also if the file is missing or empty. If another process reads the log, the
+    /// error is `SQLITE_BUSY`.
+    pub fn open(self) -> Result<Fresh, Error> {
+        let connection = open(&self.path)?;
+        checkpoint(&connection, Checkpoint::Restart)?;
+        Ok(Fresh(connection))
+    }
+}
+
+impl Fresh {
+    /// Returns the connection, for an owner that stores it in a field.
+    #[must_use]
+    pub fn into_connection(self) -> Connection {
+        self.0
+    }
+}
+
+impl Deref for Fresh {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+/// Closes a file after its log was written back, and removes the log. If that fails, the log stays for the
+/// next opening.
 ///
 /// # Errors
-/// The file system refused, or (inside) what the log lacks.
-pub fn secure_log(path: &Path) -> Result<Result<(), String>, FileError> {
-    let checked = check_log(path)?;
-    if checked.is_ok() {
-        files::write_anew(&wal_of(path))?;
-    }
-    Ok(checked)
+/// Returns SQLite's error.
+pub fn close(connection: Connection) -> Result<(), Error> {
+    keep_log(&connection, false)?;
+    connection.close().map_err(|(_, error)| error)
 }
 
-/// Compares the log of a file that nobody has open with its index. SQLite rebuilds the index when it
-/// opens the file: ask before.
-///
-/// # Errors
-/// The file system refused, or (inside) what the log lacks.
-pub fn check_log(path: &Path) -> Result<Result<(), String>, FileError> {
-    let Some(mut file) = files::open_to_read(&files::beside(path, "-shm"))? else {
-        return Ok(Ok(()));
-    };
-    let mut index = [0; INDEX];
-    // An index that can't be read or is being written says nothing.
-    let index = file.read_exact(&mut index).ok().and_then(|()| Index::parse(&index));
-    let Some(index) = index.filter(|index| index.frames > index.in_file) else {
-        return Ok(Ok(()));
-    };
-    let frames = match files::open_to_read(&wal_of(path))? {
-        Some(log) => whole_frames(log, &index).unwrap_or(0),
-        None => 0,
-    };
-    if frames >= index.frames {
-        return Ok(Ok(()));
-    }
-    let committed = index.frames;
-    Ok(Err(format!("its write-ahead log had {committed} frames, of which {frames} are whole")))
-}
-
-/// What the last process knew of its log.
-struct Index {
-    /// Committed, from the first.
-    frames: u32,
-    /// As many of them are in the file itself.
-    in_file: u32,
-    salt: [u8; 8],
-}
-
-impl Index {
-    fn parse(bytes: &[u8; INDEX]) -> Option<Self> {
-        let (header, copy) = (&bytes[..INDEX_HEADER], &bytes[INDEX_HEADER..2 * INDEX_HEADER]);
-        let number = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-        let sums = checksum((0, 0), &header[..40], u32::from_ne_bytes);
-        let valid = header == copy && number(0) == VERSION && sums == (number(40), number(44));
-        let salt = header[32..40].try_into().expect("8 bytes");
-        valid.then(|| Self { frames: number(16), in_file: number(2 * INDEX_HEADER), salt })
-    }
-}
-
-/// How many frames from the first are as they were written; all where the log is a later one than the
-/// index knows.
-fn whole_frames(log: impl Read, index: &Index) -> io::Result<u32> {
+/// Returns the length of a log up to the end of its last commit, in bytes, or 0 if it has none. Like SQLite,
+/// it stops at the first frame whose salt or checksum is wrong.
+fn committed_bytes(log: impl Read) -> io::Result<u64> {
     let mut log = BufReader::new(log);
     let mut header = [0; LOG_HEADER];
-    log.read_exact(&mut header)?;
+    if !fill(&mut log, &mut header)? {
+        return Ok(0);
+    }
     let number = |bytes: &[u8], at: usize| {
         u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
     };
-    // The lowest bit of the magic number tells in which order the sums take the bytes.
+    // The lowest bit of the magic number gives the byte order of the checksums.
     let order = match number(&header, 0) {
         0x377f_0682 => u32::from_le_bytes,
         0x377f_0683 => u32::from_be_bytes,
@@ -112,30 +137,100 @@ fn whole_frames(log: impl Read, index: &Index) -> io::Result<u32> {
     if sums != (number(&header, 24), number(&header, 28)) || !(512..=65_536).contains(&page_bytes) {
         return Ok(0);
     }
-    if header[16..24] != index.salt {
-        // Begun anew, which happens only when all of the old one is in the file.
-        return Ok(index.frames);
-    }
     let mut frame = vec![0; FRAME_HEADER + page_bytes as usize];
-    for whole in 0..index.frames {
-        if log.read_exact(&mut frame).is_err() {
-            return Ok(whole);
-        }
+    let (mut bytes, mut committed) = (LOG_HEADER as u64, 0);
+    while fill(&mut log, &mut frame)? {
         sums = checksum(sums, &frame[..8], order);
         sums = checksum(sums, &frame[FRAME_HEADER..], order);
-        let stands = (number(&frame, 16), number(&frame, 20));
-        if frame[8..16] != index.salt || sums != stands {
-            return Ok(whole);
+        if frame[8..16] != header[16..24] || sums != (number(&frame, 16), number(&frame, 20)) {
+            break;
+        }
+        bytes += frame.len() as u64;
+        // The size of the database in pages. It is 0 in all frames of a commit except the last.
+        if number(&frame, 4) > 0 {
+            committed = bytes;
         }
     }
-    Ok(index.frames)
+    Ok(committed)
 }
 
-/// SQLite's running sums over pairs of words.
+/// Fills the buffer. Returns false if the input ends first.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match from.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns SQLite's running checksum over pairs of words.
 fn checksum(sums: (u32, u32), bytes: &[u8], order: fn([u8; 4]) -> u32) -> (u32, u32) {
     bytes.chunks_exact(8).fold(sums, |(first, second), pair| {
         let word = |at: usize| order(pair[at..at + 4].try_into().expect("4 bytes"));
         let first = first.wrapping_add(word(0)).wrapping_add(second);
         (first, second.wrapping_add(word(4)).wrapping_add(first))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::open_for_build;
+    use super::*;
+
+    fn file_with_rows(folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("file.db");
+        let connection = open_for_build(&path).unwrap();
+        connection.execute_batch("CREATE TABLE rows (id INTEGER PRIMARY KEY, text)").unwrap();
+        connection.close().unwrap();
+        path
+    }
+
+    #[test]
+    fn a_log_is_secured_up_to_its_last_commit_and_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file_with_rows(folder.path());
+        let connection = Found::new(&path).secure().unwrap().open().unwrap();
+        connection.execute_batch("INSERT INTO rows VALUES (1, 'committed')").unwrap();
+        let committed = fs::metadata(wal_of(&path)).unwrap().len();
+        // A transaction that exceeds its cache spills into the log before it commits.
+        connection
+            .execute_batch(
+                "PRAGMA cache_size = 10;
+                 BEGIN;
+                 WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+                 INSERT INTO rows SELECT i, 'never committed' FROM n;",
+            )
+            .unwrap();
+        let copy = folder.path().join("copy.db");
+        fs::copy(&path, &copy).unwrap();
+        fs::copy(wal_of(&path), wal_of(&copy)).unwrap();
+        assert!(fs::metadata(wal_of(&copy)).unwrap().len() > 10 * committed, "it did not spill");
+
+        let secured = Found::new(&copy).secure().unwrap();
+        assert_eq!(fs::metadata(wal_of(&copy)).unwrap().len(), committed);
+        assert!(!files::unfinished(&wal_of(&copy)).exists());
+        let connection = secured.open().unwrap();
+        let rows: i64 =
+            connection.query_row("SELECT count(*) FROM rows", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 1);
+    }
+
+    #[test]
+    fn a_log_that_another_process_reads_is_not_begun_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file_with_rows(folder.path());
+        let writer = Found::new(&path).secure().unwrap().open().unwrap();
+        writer.execute_batch("INSERT INTO rows VALUES (1, '')").unwrap();
+        let reader = super::super::open_beside(&path).unwrap();
+        super::super::begin_snapshot(&reader).unwrap();
+        writer.execute_batch("INSERT INTO rows VALUES (2, '')").unwrap();
+
+        writer.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let error = checkpoint(&writer, Checkpoint::Restart).unwrap_err();
+        assert_eq!(super::super::fault(&error), super::super::Fault::Passing, "{error}");
+        drop(reader);
+        checkpoint(&writer, Checkpoint::Restart).unwrap();
+    }
 }

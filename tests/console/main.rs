@@ -1,5 +1,5 @@
-//! The console as people and service managers meet it: exit codes, settings explained, a running
-//! server in the terminal, completions and man pages.
+//! The console as operators and service managers use it: exit codes, explained settings, the status of a
+//! running server, completions and man pages.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -24,7 +24,7 @@ fn config() -> Config {
     Config::new().pool("int", 1, 1_000, 1, 500)
 }
 
-/// A server of canned answers, a connection each; then it is gone.
+/// A server that sends canned responses, one for each connection, and then ends.
 struct Canned {
     url: String,
     heads: JoinHandle<Vec<String>>,
@@ -53,7 +53,7 @@ impl Canned {
         Self { url, heads }
     }
 
-    /// The heads of the requests, all of which have come.
+    /// Waits for all requests and returns their heads.
     fn heads(self) -> Vec<String> {
         self.heads.join().unwrap()
     }
@@ -69,7 +69,7 @@ fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// `tombola status` of a server that gives this answer.
+/// Runs `tombola status` against a server that sends this response.
 async fn status_of(site: &Site, answer: (u16, &str), flags: &[&str]) -> Finished {
     let server = Canned::new(&[answer]);
     let mut command = site.bare(TOMBOLA, &["status", "--url", &server.url]);
@@ -79,7 +79,7 @@ async fn status_of(site: &Site, answer: (u16, &str), flags: &[&str]) -> Finished
     finished
 }
 
-/// A URL at which nobody listens.
+/// Returns a URL on which no server listens.
 fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -115,16 +115,23 @@ async fn the_exit_code_tells_settings_folder_and_network_apart() {
     check(tombola(&["health", "--url", &nowhere]), 4, &[&nowhere, "refused", "--url"]).await;
 
     let server = site.start().await;
-    check(tombola(&[]), 3, &["in use", "LOCK"]).await;
-    check(tombola(&["verify"]), 3, &["in use", "LOCK"]).await;
-    check(site.bare(INIT_SHARDS, &[]), 3, &["in use", "LOCK"]).await;
+    check(tombola(&[]), 6, &["in use", "LOCK"]).await;
+    check(tombola(&["verify"]), 6, &["in use", "LOCK"]).await;
+    check(site.bare(INIT_SHARDS, &[]), 6, &["in use", "LOCK"]).await;
     server.stop().await;
     check(tombola(&["--mode", "json"]), 3, &["of the mode sharded", "--data-dir"]).await;
     std::fs::remove_file(site.file("used_numbers_int.db")).unwrap();
     check(tombola(&[]), 3, &["used_numbers_int.db is missing"]).await;
 
     let help = run(tombola(&["--help"])).await.stdout;
-    for code in ["0  done", "1  failed", "2  the arguments", "3  the data folder", "4  no server"] {
+    for code in [
+        "0  done",
+        "1  failed",
+        "2  the arguments",
+        "3  the data folder",
+        "4  no server",
+        "6  another process",
+    ] {
         assert!(help.contains(code), "{help}");
     }
 }
@@ -162,7 +169,7 @@ async fn settings_are_shown_with_where_they_come_from() {
         assert!(shown.lines().any(|l| line(&l)), "no {setting} of {origin} in\n{shown}");
     }
 
-    // What is printed is a settings file that comes to the same.
+    // The printed settings are a valid settings file with the same values.
     std::fs::write(site.folder().join("printed.toml"), &shown).unwrap();
     let values = |shown: &str| -> Vec<String> {
         shown.lines().map(|line| line.split('#').next().unwrap().trim().to_owned()).collect()
@@ -215,7 +222,7 @@ async fn status_is_one_table_that_fits() {
     assert!(!row("int_shard_0.db").contains('░'), "{}", shown.stdout);
     assert!(row("int_shard_0.db").contains("ready"), "{}", shown.stdout);
 
-    // What was burned never comes: the range ends with numbers that nobody got.
+    // Burned numbers are never issued, so a range can be used up before all of its numbers were issued.
     let burned = [
         ("\"pooled\": 2500000", "\"pooled\": 0"),
         ("\"free\": 9992499901, \"burned\": 1024", "\"free\": 0, \"burned\": 9994999901"),
@@ -242,7 +249,7 @@ async fn status_is_one_table_that_fits() {
     }
 }
 
-/// What a server says of itself, as the contract of the two has it.
+/// The console understands the status of a real server.
 #[tokio::test]
 async fn status_reads_what_a_server_says() {
     let site = Site::new(&config());
@@ -276,7 +283,7 @@ async fn status_passes_json_on_and_refuses_what_is_none() {
         ((403, "{}"), 1, &["observe"]),
         ((404, "{}"), 4, &["/status", "sharded"]),
         ((500, "no\x1b[31m"), 1, &["500: no[31m"]),
-        ((200, "<html>"), 4, &["is no /status", "--url"]),
+        ((200, "<html>"), 4, &["is not a /status", "--url"]),
         ((200, "{}"), 4, &["version"]),
     ] {
         let shown = status_of(&site, answer, &[]).await;
@@ -320,7 +327,7 @@ async fn watching_outlives_the_server_and_ends_on_ctrl_c() {
     let mut process = Process::spawn(command);
     process.prints("1,200 connections").await;
     process.prints("77 connections").await;
-    process.prints("does not answer").await;
+    process.prints("does not respond").await;
     assert!(process.is_running());
     process.signal(Signal::SIGINT);
     let finished = process.finish().await;
@@ -338,20 +345,27 @@ async fn health_is_an_exit_code() {
     assert_eq!((finished.status.code(), &*finished.stdout), (Some(0), "ok\n"));
     server.stop().await;
 
-    for (answer, code, part) in [
-        ((503, r#"{"status":"down","pools":{"int":{"reason":"why"}}}"#), 1, "why"),
-        ((200, "<html>"), 4, "no /health"),
-    ] {
-        let server = Canned::new(&[answer]);
+    let down = (503, r#"{"status":"down","pools":{"int":{"reason":"why"}}}"#);
+    let unready = (503, r#"{"ready":false,"pools":{"int":false}}"#);
+    // Another pool serves, or all are used up.
+    let server = Canned::new(&[down, (200, r#"{"ready":true,"pools":{"int":false}}"#)]);
+    let finished = run(site.bare(TOMBOLA, &["health", "--url", &server.url])).await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    assert!(finished.stdout.contains("ready") && finished.stdout.contains("why"));
+    assert!(server.heads()[1].starts_with("GET /ready "));
+    for (answers, code, part) in
+        [(&[down, unready][..], 1, "why"), (&[(200, "<html>")], 4, "not the /health")]
+    {
+        let server = Canned::new(answers);
         let finished = run(site.bare(TOMBOLA, &["health", "--url", &server.url])).await;
         assert_eq!(finished.status.code(), Some(code), "{}", finished.stderr);
         assert!(finished.stderr.contains(part), "{}", finished.stderr);
         server.heads();
     }
 
-    // ESC can't be in a text of JSON as it is; U+009B, which terminals take for ESC [, can.
+    // JSON can't contain a literal ESC. It can contain U+009B, which terminals interpret as ESC [.
     let long = format!("{{\"status\":\"down\",\n\"pools\":\"\u{9b}31m{}\"}}", "x".repeat(1_000));
-    let server = Canned::new(&[(503, &long)]);
+    let server = Canned::new(&[(503, &long), unready]);
     let finished = run(site.bare(TOMBOLA, &["health", "--url", &server.url])).await;
     assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
     let said = finished.stderr.trim_end();
@@ -392,7 +406,7 @@ async fn a_server_with_a_certificate_is_asked_by_its_name() {
     server.stop().await;
 }
 
-/// Every command, with the commands below it.
+/// Each command, with its subcommands.
 const COMMANDS: [&str; 9] = [
     "serve",
     "check-config",
@@ -426,7 +440,7 @@ async fn shells_complete_every_command() {
     assert!(unknown.stderr.contains("zsh"), "{}", unknown.stderr);
 }
 
-/// What bash makes of `tombola stat<Tab>`.
+/// Returns a command that lets bash complete `tombola stat<Tab>`.
 fn complete_in_bash(script: &Path) -> Command {
     let mut command = Command::new("bash");
     command.args(["--norc", "-c"]).arg(format!(

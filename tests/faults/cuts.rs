@@ -1,9 +1,9 @@
-//! Thousands of power losses over one recorded run. Knows neither SQLite nor the product: what must
-//! hold after a loss is the caller's verdict.
+//! Thousands of power losses in one recorded run. Knows nothing of SQLite and the product: the caller's
+//! verdict says what must hold after a loss.
 //!
-//! `FAULTS_CUTS=N` sets how many, `FAULTS_SEED=N` the first seed. A failure prints a
-//! `FAULTS_REPLAY=FILE:SEED` that, put before the test's command, repeats that one cut of that one
-//! recording, whatever threads and random numbers did when it was made.
+//! `FAULTS_CUTS=N` sets the number of cuts, `FAULTS_SEED=N` the first seed. A failure prints
+//! `FAULTS_REPLAY=FILE:SEED`. Put before the test's command, it repeats that cut of that recording exactly,
+//! whatever threads and random numbers did when it was made.
 
 use std::any::Any;
 use std::fmt;
@@ -21,13 +21,13 @@ use crate::disk::{Device, Disk};
 use crate::medium::Op;
 use crate::recording::Recording;
 
-/// What must hold on a disk that lost its power after these promises: an error says what does not.
-/// A panic counts as an error.
+/// Checks a disk that lost its power after these promises. An error says what does not hold; a panic counts
+/// as an error.
 pub(crate) trait Verdict: Fn(&Disk, &[&str]) -> Result<(), String> + Sync {}
 
 impl<F: Fn(&Disk, &[&str]) -> Result<(), String> + Sync> Verdict for F {}
 
-/// One moment and one outcome of a power loss. Both follow from the seed.
+/// The moment and the outcome of a power loss. Both follow from the seed.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     point: usize,
@@ -46,10 +46,10 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Cuts a run at random moments, and panics where the verdict does not hold.
+/// Cuts a run at random moments, and panics if the verdict fails.
 ///
 /// # Panics
-/// With the command that repeats the first failure.
+/// The message contains the command that repeats the first failure.
 pub(crate) fn survive(
     test: &str,
     device: Device,
@@ -68,7 +68,7 @@ pub(crate) fn survive(
         return;
     };
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.recording"));
-    fs::write(&file, recording.to_text()).expect("the target folder takes a file");
+    fs::write(&file, recording.to_text()).expect("the target folder is writable");
     panic!(
         "{} of {} cuts failed; {first}\nto repeat: FAULTS_REPLAY={}:{} cargo test --test faults {test}",
         failures.len(),
@@ -78,13 +78,13 @@ pub(crate) fn survive(
     );
 }
 
-/// The seeds to try, as many as the caller wants where the environment says nothing else.
+/// Returns the seeds to try: `cuts` of them, unless the environment sets another number.
 fn seeds(cuts: u64) -> Range<u64> {
     let first = variable("FAULTS_SEED").unwrap_or(1);
     first..first + variable("FAULTS_CUTS").unwrap_or(cuts)
 }
 
-/// The cuts after which the verdict does not hold, in the order of their seeds.
+/// Returns the cuts after which the verdict fails, in the order of their seeds.
 pub(crate) fn failures(
     recording: &Recording,
     device: Device,
@@ -107,7 +107,7 @@ pub(crate) fn failures(
     failures
 }
 
-/// Cuts a disk's run at a random moment: the machine after it, and what was promised before.
+/// Cuts a disk's run at a random moment. Returns the disk after it, and the promises made before.
 pub(crate) fn cut_somewhere(disk: &Disk, seed: u64) -> (Disk, Vec<String>) {
     let device = disk.shared.device;
     disk.power_off();
@@ -117,19 +117,19 @@ pub(crate) fn cut_somewhere(disk: &Disk, seed: u64) -> (Disk, Vec<String>) {
     (next, recording.notes(cut.point).into_iter().map(str::to_owned).collect())
 }
 
-/// Where in a recording to cut. Most operations are writes, and a rename that needs its folder
-/// synced is one in thousands: moments drawn evenly would hardly ever meet it.
+/// The moments at which to cut a recording. Most operations are writes, and a rename whose folder has to be
+/// synced is one in thousands: moments drawn evenly would rarely hit it.
 struct Moments {
     all: usize,
-    /// Around what is no write.
+    /// The moments before and after operations that are not writes.
     turns: Vec<usize>,
-    /// Around what changes or syncs names.
+    /// The moments before and after operations that change or sync names.
     names: Vec<usize>,
 }
 
 impl Moments {
     fn of(recording: &Recording) -> Self {
-        let is_write = |op: &Op| matches!(op, Op::Write { .. });
+        let is_write = |op: &Op| matches!(op, Op::Write { .. } | Op::ChangePage { .. });
         let is_file = |op: &Op| {
             matches!(op, Op::SyncFile { .. } | Op::FailSync { .. } | Op::SetLength { .. })
         };
@@ -152,7 +152,7 @@ impl Moments {
     }
 }
 
-/// Tries cuts in the order of their points.
+/// Tries cuts, which are in the order of their points.
 fn try_all(
     recording: &Recording,
     device: Device,
@@ -175,18 +175,18 @@ fn try_all(
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("panicked: {}", text.unwrap_or("without a word"))
+    format!("panicked: {}", text.unwrap_or("without a message"))
 }
 
 fn variable(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
 fn replay_wanted(test: &str) -> Option<(Recording, u64)> {
     let value = std::env::var("FAULTS_REPLAY").ok()?;
     let (file, seed) = value.rsplit_once(':').expect("FAULTS_REPLAY=FILE:SEED");
-    // The command may run other tests too, whose names begin the same.
+    // The command may also run other tests, whose names have this one as a prefix.
     if Path::new(file).file_stem()? != test {
         return None;
     }

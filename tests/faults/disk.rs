@@ -1,8 +1,8 @@
-//! A disk in memory that a running program uses: it counts, fails and records operations, and
-//! loses its power. Knows no SQLite and no `std::fs`; what a loss leaves is decided in `medium`.
+//! A disk in memory for a running program: it counts, fails and records operations, and loses its power.
+//! Knows nothing of SQLite and `std::fs`; `medium` decides what a power loss leaves.
 //!
-//! One [`Disk`] is one run of the machine. Each is mounted at a path of its own, so that whatever
-//! outlives a power loss (a connection, a thread) only ever meets its dead disk.
+//! One [`Disk`] is one run of the machine. Each is mounted at a path of its own, so a connection or a thread
+//! that outlives a power loss only ever uses its dead disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::medium::{Entry, FileId, FolderId, Image, Medium, Op, ROOT};
+use crate::medium::{Entry, FileId, FolderId, Image, Medium, Op, PAGE_BYTES, ROOT};
 use crate::recording::Recording;
 
-/// Every simulated path begins here; what does not is left to the real file system.
+/// The prefix of every simulated path. All other paths are left to the real file system.
 const MOUNTS: &str = "/simulated-disk";
 
-/// What the disk tells SQLite about itself. What it does is in `medium`, whatever it tells.
+/// The properties that the disk reports to SQLite. Only powersafe overwrites change how it behaves; see
+/// `medium`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
     pub(crate) sector_bytes: i32,
@@ -26,12 +27,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Promises nothing. What every test uses that has no reason for another.
+    /// Promises nothing. The default for tests.
     pub(crate) const PLAIN: Self = Self { sector_bytes: 512, characteristics: 0 };
     /// `SQLITE_IOCAP_POWERSAFE_OVERWRITE`, as a bit.
     const POWERSAFE_OVERWRITE: i32 = 0x1000;
-    /// What SQLite's own VFS tells on Linux: powersafe overwrites, reads of part of a page, and
-    /// sectors of 4096 bytes.
+    /// The properties that SQLite's own VFS reports on Linux: powersafe overwrites, reads of part of a page,
+    /// and sectors of 4096 bytes.
     pub(crate) const LINUX: Self =
         Self { sector_bytes: 4096, characteristics: Self::POWERSAFE_OVERWRITE | 0x8000 };
 
@@ -43,28 +44,72 @@ impl Device {
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// EIO from anything that touches the disk, but for syncs.
+    /// EIO from every operation except syncs and mappings.
     Io,
-    /// ENOSPC from what needs space: a new name, or bytes past the end of a file.
+    /// ENOSPC from operations that need space: a new file or folder, or bytes past the end of a file.
     NoSpace,
-    /// A write gets half of its bytes in, and ENOSPC for the rest.
+    /// EDQUOT from operations that need space: the user's quota is used up, although the disk has space.
+    Quota,
+    /// A write stores half of its bytes, and returns ENOSPC.
     ShortWrite,
-    /// EIO from a file sync. What was unsynced may be gone.
+    /// EMFILE from operations that open a file: the process has reached its limit of open files.
+    FilesOfProcess,
+    /// ENFILE from operations that open a file: the machine has reached its limit of open files.
+    FilesOfSystem,
+    /// ENOMEM from every operation except syncs.
+    NoMemory,
+    /// EINTR from operations that a signal may interrupt before they have any effect, for example on a
+    /// network file system: renames, removals and syncs.
+    Interrupted,
+    /// EIO from a sync of a file. The unsynced bytes may be lost.
     FailedSync,
-    /// EIO from a folder sync. The changes of names stay unsynced.
+    /// EIO from a sync of a folder. Its creations, renames and removals stay unsynced.
     FailedFolderSync,
 }
 
-/// Which operation fails, and how: the `nth` that could fail so, counted from 0.
+impl Fault {
+    /// Returns the error code of an operation that fails like this.
+    fn errno(self) -> i32 {
+        match self {
+            Self::Interrupted => EINTR,
+            Self::Io | Self::FailedSync | Self::FailedFolderSync => EIO,
+            Self::NoMemory => ENOMEM,
+            Self::FilesOfSystem => ENFILE,
+            Self::FilesOfProcess => EMFILE,
+            Self::NoSpace | Self::ShortWrite => ENOSPC,
+            Self::Quota => EDQUOT,
+        }
+    }
+
+    fn hits(self, class: Class) -> bool {
+        let syncs = matches!(class, Class::Sync | Class::SyncFolder);
+        match self {
+            Self::Io => !syncs && class != Class::Map,
+            Self::NoSpace | Self::Quota => {
+                matches!(class, Class::Create | Class::Grow | Class::Write { grows: true })
+            }
+            Self::ShortWrite => matches!(class, Class::Write { .. }),
+            Self::FilesOfProcess | Self::FilesOfSystem => {
+                matches!(class, Class::Open | Class::Create)
+            }
+            Self::NoMemory => !syncs,
+            Self::Interrupted => syncs || class == Class::Name,
+            Self::FailedSync => class == Class::Sync,
+            Self::FailedFolderSync => class == Class::SyncFolder,
+        }
+    }
+}
+
+/// Which operation fails, and how. `nth` counts, from 0, the operations that could fail like this.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) fault: Fault,
     pub(crate) nth: u64,
     /// Whether all later ones fail too, until [`Disk::heal`].
     pub(crate) from_then_on: bool,
-    /// Only operations on paths (from the disk's root) that contain this.
+    /// Only operations on paths (from the disk's root) that contain this text can fail.
     pub(crate) only: Option<String>,
-    /// Decides what of the unsynced bytes a failed sync lets through.
+    /// Decides which of the unsynced bytes reach the disk despite a failed sync.
     pub(crate) seed: u64,
 }
 
@@ -112,6 +157,8 @@ impl Disk {
                 medium,
                 recording,
                 powered: true,
+                capacity_bytes: None,
+                denied: 0,
                 plan: None,
                 candidates: 0,
                 fired: 0,
@@ -124,7 +171,7 @@ impl Disk {
         Self { shared }
     }
 
-    /// The path of the disk's root folder.
+    /// Returns the path of the disk's root folder.
     pub(crate) fn root(&self) -> &Path {
         Path::new(&self.shared.root)
     }
@@ -133,21 +180,21 @@ impl Disk {
         self.root().join(name)
     }
 
-    /// Writes into the recording that something was promised to the outside by now.
+    /// Records that this was promised to clients.
     pub(crate) fn note(&self, text: impl Into<String>) {
         let mut inner = self.shared.lock();
-        // What is said after the power is gone reaches nobody.
+        // A promise made after the power is lost reaches no client.
         if inner.powered {
             inner.recording.note(text.into());
         }
     }
 
-    /// What happened since power on. Cheap: the bytes are shared.
+    /// Returns the history since power on. This is cheap, because the bytes are shared.
     pub(crate) fn recording(&self) -> Recording {
         self.shared.lock().recording.clone()
     }
 
-    /// Sets the fault to come, in place of any other, and counts anew.
+    /// Sets the next fault in place of any other, and resets the counts.
     pub(crate) fn fail(&self, plan: Plan) {
         let mut inner = self.shared.lock();
         (inner.plan, inner.candidates, inner.fired) = (Some(plan), 0, 0);
@@ -157,34 +204,50 @@ impl Disk {
         self.shared.lock().plan = None;
     }
 
-    /// How many operations failed by the last plan.
+    /// Returns how many operations have failed because of the last plan.
     pub(crate) fn fired(&self) -> u64 {
         self.shared.lock().fired
     }
 
-    /// How many operations the programs asked for, reads and failed ones too.
+    /// Limits the size of all files together. Operations that need more fail with ENOSPC.
+    pub(crate) fn set_capacity(&self, bytes: usize) {
+        let mut inner = self.shared.lock();
+        (inner.capacity_bytes, inner.denied) = (Some(bytes), 0);
+    }
+
+    /// Returns the size of all files together.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.shared.lock().medium.used_bytes()
+    }
+
+    /// Returns how many operations found no space since the capacity was set.
+    pub(crate) fn denied(&self) -> u64 {
+        self.shared.lock().denied
+    }
+
+    /// Returns how many operations the programs have requested, including reads and failed ones.
     pub(crate) fn operations(&self) -> u64 {
         self.shared.lock().operations
     }
 
-    /// Fails everything from now on, and changes nothing more.
+    /// Fails all operations from now on, so that the disk no longer changes.
     pub(crate) fn power_off(&self) {
         self.shared.lock().powered = false;
     }
 
-    /// Loses power now. Boot what is left.
+    /// Cuts the power now, and returns what is left, which can be booted.
     pub(crate) fn cut(&self, seed: u64) -> Image {
         self.power_off();
         self.after_cut(seed)
     }
 
-    /// What a cut now would leave, without one.
+    /// Returns what a cut now would leave, without making one.
     pub(crate) fn after_cut(&self, seed: u64) -> Image {
         self.shared.device.cut(&self.shared.lock().medium, seed)
     }
 
-    /// The programs die and the machine lives: everything is as they saw it, and as unsynced as
-    /// before. The recording goes on.
+    /// Kills the programs while the machine keeps running: the files are as the programs saw them, and
+    /// unsynced changes stay unsynced. The recording continues.
     pub(crate) fn kill(&self) -> Self {
         let mut inner = self.shared.lock();
         inner.powered = false;
@@ -193,7 +256,7 @@ impl Disk {
 }
 
 impl Drop for Disk {
-    /// What still uses the disk meets a dead one.
+    /// Connections that outlive the disk find it dead.
     fn drop(&mut self) {
         self.power_off();
         mounts().remove(&self.shared.number);
@@ -201,16 +264,16 @@ impl Drop for Disk {
 }
 
 impl Device {
-    /// A cut at one moment of a recording made on this device.
+    /// Cuts the power at one moment of a recording made on this device.
     pub(crate) fn cut(self, medium: &Medium, seed: u64) -> Image {
         medium.cut(seed, self.powersafe_overwrite())
     }
 }
 
-/// Finds the disk that a path lies on, and the path from its root.
+/// Finds the disk of a path, and the path from its root. Returns `Ok(None)` for a path that is not simulated.
 ///
 /// # Errors
-/// The disk is gone. `Ok(None)`: the path is not simulated.
+/// The disk is gone.
 pub(crate) fn resolve(path: &str) -> io::Result<Option<(Arc<Shared>, &str)>> {
     let Some(rest) = path.strip_prefix(MOUNTS).and_then(|rest| rest.strip_prefix('/')) else {
         return Ok(None);
@@ -220,7 +283,7 @@ pub(crate) fn resolve(path: &str) -> io::Result<Option<(Arc<Shared>, &str)>> {
     disk.map(|disk| Some((disk, rest))).ok_or_else(eio)
 }
 
-/// Whether a path lies on a simulated disk, one that is gone included.
+/// Returns whether a path is on a simulated disk, even if that disk is gone.
 pub(crate) fn is_simulated(path: &str) -> bool {
     path.strip_prefix(MOUNTS).is_some_and(|rest| rest.starts_with('/'))
 }
@@ -230,7 +293,8 @@ fn mounts() -> MutexGuard<'static, BTreeMap<u64, Weak<Shared>>> {
     MOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What open files share with the disk's owner. Paths here are from the root: `a.db`, `backup/a.db`.
+/// The state that open files share with the owner of the disk. Paths here are from the root: `a.db`,
+/// `backup/a.db`.
 pub(crate) struct Shared {
     number: u64,
     root: String,
@@ -242,25 +306,36 @@ struct Inner {
     medium: Medium,
     recording: Recording,
     powered: bool,
+    capacity_bytes: Option<usize>,
+    denied: u64,
     plan: Option<Plan>,
-    /// Operations since the plan was set that could have failed by it.
+    /// The count of operations since the plan was set that it could have failed.
     candidates: u64,
     fired: u64,
     operations: u64,
-    /// What open files of one name have in common, for SQLite: `vfs` says what.
+    /// The state that the open files of one name share; `vfs` defines it.
     open: HashMap<FileId, Weak<dyn std::any::Any + Send + Sync>>,
     locks: HashSet<FileId>,
 }
 
-/// What an operation is, as far as faults go.
+/// The kind of an operation, which decides the faults that can hit it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Neither needs space nor syncs.
-    Plain,
+    /// Reads, or asks what exists.
+    Read,
+    /// Needs a file descriptor.
+    Open,
+    /// Needs a file descriptor and space.
+    Create,
     Write {
         grows: bool,
     },
     Grow,
+    Shrink,
+    /// Maps a file into memory.
+    Map,
+    /// Renames or removes.
+    Name,
     Sync,
     SyncFolder,
 }
@@ -268,14 +343,21 @@ enum Class {
 impl Shared {
     pub(crate) fn open(&self, path: &str) -> io::Result<FileId> {
         let mut inner = self.lock();
-        inner.step(Class::Plain, path)?;
+        inner.step(Class::Open, path)?;
         inner.find_file(path)
     }
 
-    /// Creates a file that must not be there.
+    /// Opens a folder, the first step of syncing or listing it.
+    pub(crate) fn open_folder(&self, path: &str) -> io::Result<FolderId> {
+        let mut inner = self.lock();
+        inner.step(Class::Open, path)?;
+        inner.find_folder(path)
+    }
+
+    /// Creates a file that must not exist.
     pub(crate) fn create(&self, path: &str) -> io::Result<FileId> {
         let mut inner = self.lock();
-        inner.step(Class::Grow, path)?;
+        inner.step(Class::Create, path)?;
         let (folder, name) = inner.vacancy(path)?;
         let file = FileId(inner.medium.next_id());
         inner.apply(Op::CreateFile { folder, name, file });
@@ -291,7 +373,7 @@ impl Shared {
         Ok(())
     }
 
-    /// How many bytes there were to read, at most as many as asked for.
+    /// Reads at most as many bytes as `into` holds, and returns how many there were.
     pub(crate) fn read(
         &self,
         file: FileId,
@@ -300,7 +382,7 @@ impl Shared {
         into: &mut [u8],
     ) -> io::Result<usize> {
         let mut inner = self.lock();
-        inner.step(Class::Plain, path)?;
+        inner.step(Class::Read, path)?;
         let bytes = inner.medium.bytes(file);
         let bytes = bytes.get(offset..).unwrap_or_default();
         let length = bytes.len().min(into.len());
@@ -323,14 +405,41 @@ impl Shared {
             inner.apply(Op::Write { file, offset, bytes });
         }
         fault?;
-        inner.apply(Op::Write { file, offset, bytes: bytes.into() });
-        Ok(())
+        let room = inner.length_max(file).saturating_sub(offset);
+        let there_is_room = bytes.len() <= room;
+        let bytes = &bytes[..bytes.len().min(room)];
+        if !bytes.is_empty() {
+            inner.apply(Op::Write { file, offset, bytes: bytes.into() });
+        }
+        inner.deny_unless(there_is_room)
+    }
+
+    /// Records that a program has changed mapped memory: `bytes` is all of it, from `offset` in the file.
+    /// This can't fail and needs no space, because SQLite has the file system reserve it first.
+    pub(crate) fn change_mapped(&self, file: FileId, offset: usize, bytes: &[u8]) {
+        let mut inner = self.lock();
+        if !inner.powered {
+            return;
+        }
+        for (offset, page) in (offset..).step_by(PAGE_BYTES).zip(bytes.chunks(PAGE_BYTES)) {
+            let known = inner.medium.bytes(file).get(offset..offset + page.len());
+            if known != Some(page) {
+                inner.apply(Op::ChangePage { file, offset, bytes: page.into() });
+            }
+        }
+    }
+
+    /// Maps a file into memory.
+    pub(crate) fn map(&self, path: &str) -> io::Result<()> {
+        Ok(self.lock().step(Class::Map, path)?)
     }
 
     pub(crate) fn set_length(&self, file: FileId, path: &str, length: usize) -> io::Result<()> {
         let mut inner = self.lock();
         let grows = inner.medium.bytes(file).len() < length;
-        inner.step(if grows { Class::Grow } else { Class::Plain }, path)?;
+        inner.step(if grows { Class::Grow } else { Class::Shrink }, path)?;
+        let there_is_room = !grows || length <= inner.length_max(file);
+        inner.deny_unless(there_is_room)?;
         inner.apply(Op::SetLength { file, length });
         Ok(())
     }
@@ -344,7 +453,7 @@ impl Shared {
     pub(crate) fn sync(&self, file: FileId, path: &str) -> io::Result<()> {
         let mut inner = self.lock();
         let fault = inner.step(Class::Sync, path);
-        if let Err(StepError { fault: Some(_) }) = fault {
+        if let Err(StepError { fault: Some(Fault::FailedSync) }) = fault {
             let seed = inner.plan.as_ref().map_or(0, |plan| plan.seed) + inner.fired;
             inner.apply(Op::FailSync { file, seed });
         }
@@ -355,17 +464,17 @@ impl Shared {
 
     pub(crate) fn sync_folder(&self, path: &str) -> io::Result<()> {
         let mut inner = self.lock();
-        // File systems either get a change of names to the disk with a later try, or stop.
+        // After a failure, file systems either write the change of names at a later try, or stop.
         inner.step(Class::SyncFolder, path)?;
         let folder = inner.find_folder(path)?;
         inner.apply(Op::SyncFolder { folder });
         Ok(())
     }
 
-    /// Within one folder; replaces what has the name.
+    /// Renames within one folder, and replaces an existing file of the new name.
     pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.step(Class::Plain, from)?;
+        inner.step(Class::Name, from)?;
         let (folder, from) = inner.place(from)?;
         let (other, to) = inner.place(to)?;
         if folder != other {
@@ -385,7 +494,7 @@ impl Shared {
 
     pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.step(Class::Plain, path)?;
+        inner.step(Class::Name, path)?;
         inner.find_file(path)?;
         let (folder, name) = inner.place(path)?;
         inner.apply(Op::Remove { folder, name });
@@ -398,15 +507,21 @@ impl Shared {
         Ok(inner.find(path))
     }
 
-    /// The names in a folder, in order.
-    pub(crate) fn list(&self, path: &str) -> io::Result<Vec<String>> {
+    /// Does the same as `find`, but counts as an operation of a program.
+    pub(crate) fn look(&self, path: &str) -> io::Result<Option<Entry>> {
         let mut inner = self.lock();
-        inner.step(Class::Plain, path)?;
-        let folder = inner.find_folder(path)?;
+        inner.step(Class::Read, path)?;
+        Ok(inner.find(path))
+    }
+
+    /// Returns the names in a folder, in order.
+    pub(crate) fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let folder = self.open_folder(path)?;
+        let inner = self.lock();
         Ok(inner.medium.names(folder).map(|(name, _)| name.to_owned()).collect())
     }
 
-    /// Takes the advisory lock of a file, as `flock` does. False: another has it.
+    /// Takes the advisory lock of a file, as `flock` does. Returns `false` if it is taken.
     pub(crate) fn lock_file(&self, file: FileId) -> io::Result<bool> {
         let mut inner = self.lock();
         inner.check_power()?;
@@ -417,7 +532,8 @@ impl Shared {
         self.lock().locks.remove(&file);
     }
 
-    /// What the open files of one name have in common: made by the first, dropped with the last.
+    /// Returns the state that the open files of one name share. The first one creates it, and it is dropped
+    /// with the last.
     pub(crate) fn common<T>(&self, file: FileId) -> Arc<T>
     where
         T: Default + Send + Sync + 'static,
@@ -433,7 +549,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic elsewhere fails its own test; the disk is whole between operations.
+        // A panic elsewhere fails its own test; the disk is consistent between operations.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -443,7 +559,7 @@ impl Inner {
         if self.powered { Ok(()) } else { Err(eio()) }
     }
 
-    /// Counts an operation, and says whether it is to fail.
+    /// Counts an operation, and returns an error if it has to fail.
     fn step(&mut self, class: Class, path: &str) -> Result<(), StepError> {
         self.operations += 1;
         if !self.powered {
@@ -453,14 +569,7 @@ impl Inner {
             return Ok(());
         };
         let elsewhere = plan.only.as_ref().is_some_and(|part| !path.contains(part.as_str()));
-        let possible = match plan.fault {
-            Fault::Io => !matches!(class, Class::Sync | Class::SyncFolder),
-            Fault::NoSpace => matches!(class, Class::Grow | Class::Write { grows: true }),
-            Fault::ShortWrite => matches!(class, Class::Write { .. }),
-            Fault::FailedSync => class == Class::Sync,
-            Fault::FailedFolderSync => class == Class::SyncFolder,
-        };
-        if elsewhere || !possible {
+        if elsewhere || !plan.fault.hits(class) {
             return Ok(());
         }
         let nth = self.candidates;
@@ -470,6 +579,24 @@ impl Inner {
             return Err(StepError { fault: Some(plan.fault) });
         }
         Ok(())
+    }
+
+    /// Returns the greatest length that a file can have.
+    fn length_max(&self, file: FileId) -> usize {
+        let Some(capacity_bytes) = self.capacity_bytes else {
+            return usize::MAX;
+        };
+        let free = capacity_bytes.saturating_sub(self.medium.used_bytes());
+        // Space is allocated in whole pages. The file already has all of its last page.
+        self.medium.bytes(file).len().next_multiple_of(PAGE_BYTES) + free / PAGE_BYTES * PAGE_BYTES
+    }
+
+    fn deny_unless(&mut self, there_is_room: bool) -> io::Result<()> {
+        if there_is_room {
+            return Ok(());
+        }
+        self.denied += 1;
+        Err(io::Error::from_raw_os_error(ENOSPC))
     }
 
     fn apply(&mut self, op: Op) {
@@ -502,17 +629,17 @@ impl Inner {
         }
     }
 
-    /// The folder of a path and the name in it, whether or not there is something.
+    /// Returns the folder and the name of a path, which need not exist.
     fn place(&self, path: &str) -> io::Result<(FolderId, String)> {
         let (folder, name) = split(path);
-        // White space would break the lines of a recording.
+        // White space in a name would break the format of a recording.
         if name.is_empty() || name.contains(char::is_whitespace) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         Ok((self.find_folder(folder)?, name.to_owned()))
     }
 
-    /// A place with nothing there.
+    /// Returns the same for a path that must not exist.
     fn vacancy(&self, path: &str) -> io::Result<(FolderId, String)> {
         match self.find(path) {
             Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
@@ -527,7 +654,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// An operation fails by plan, or (no fault) since the power is off.
+/// An operation failed as planned, or, without a fault, because the power is off.
 #[derive(Clone, Copy)]
 struct StepError {
     fault: Option<Fault>,
@@ -535,21 +662,27 @@ struct StepError {
 
 impl From<StepError> for io::Error {
     fn from(error: StepError) -> Self {
-        match error.fault {
-            Some(Fault::NoSpace | Fault::ShortWrite) => Self::from_raw_os_error(ENOSPC),
-            Some(Fault::Io | Fault::FailedSync | Fault::FailedFolderSync) | None => eio(),
-        }
+        Self::from_raw_os_error(error.fault.map_or(EIO, Fault::errno))
     }
 }
 
+const EINTR: i32 = 4;
 const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+
+pub(crate) fn is_eio(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(EIO)
+}
 
 fn eio() -> io::Error {
     io::Error::from_raw_os_error(EIO)
 }
 
-/// `a/b/c` is `c` in `a/b`; `c` is `c` in the root.
+/// Splits a path into folder and name: `a/b/c` is `c` in `a/b`, and `c` is `c` in the root.
 pub(crate) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }

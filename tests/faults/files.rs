@@ -1,4 +1,4 @@
-//! The simulated side of `tombola::files`: what the product does to whole files, on a
+//! The simulated version of `tombola::files`: the product's operations on whole files, on a
 //! [`Disk`](crate::disk::Disk).
 
 use std::io::{self, Read};
@@ -10,13 +10,13 @@ use tombola::files::{Files, Held, HeldBy, stand_in};
 use crate::disk::{Shared, is_simulated, resolve};
 use crate::medium::{Entry, FileId};
 
-/// Puts simulated disks under the product's file operations. Again does nothing.
+/// Makes the product's file operations use simulated disks. Calling it again has no effect.
 pub(crate) fn install() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| stand_in(Box::new(SimulatedFiles)));
 }
 
-/// Finds the disk by the path, as the VFS does, so that both always mean the same one.
+/// Finds the disk by the path, as the VFS does, so that both always use the same one.
 #[derive(Debug)]
 struct SimulatedFiles;
 
@@ -65,25 +65,33 @@ impl Files for SimulatedFiles {
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         let (disk, path) = place(path)?;
-        disk.sync(disk.open(path)?, path)
+        let file = disk.open(path)?;
+        retried(|| disk.sync(file, path))
     }
 
-    fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn copy(&self, from: &Path, to: &Path, bytes: u64) -> io::Result<()> {
         let ((disk, from), (_, to)) = (place(from)?, place(to)?);
         let file = disk.open(from)?;
-        let mut bytes = vec![0; disk.length(file)?];
-        disk.read(file, from, 0, &mut bytes)?;
-        disk.write(disk.open(to)?, to, 0, &bytes)
+        let mut content = vec![0; disk.length(file)?.min(bytes as usize)];
+        disk.read(file, from, 0, &mut content)?;
+        disk.write(disk.open(to)?, to, 0, &content)
+    }
+
+    fn append_zeros(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let (disk, path) = place(path)?;
+        let file = disk.open(path)?;
+        disk.write(file, path, disk.length(file)?, &vec![0; bytes as usize])
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let (disk, path) = place(folder)?;
-        disk.sync_folder(path)
+        disk.open_folder(path)?;
+        retried(|| disk.sync_folder(path))
     }
 
     fn length_bytes(&self, path: &Path) -> io::Result<u64> {
         let (disk, path) = place(path)?;
-        match disk.find(path)? {
+        match disk.look(path)? {
             Some(Entry::File(file)) => Ok(disk.length(file)? as u64),
             Some(Entry::Folder(_)) => Ok(0),
             None => Err(io::ErrorKind::NotFound.into()),
@@ -113,6 +121,16 @@ struct SimulatedLock {
 impl Drop for SimulatedLock {
     fn drop(&mut self) {
         self.disk.unlock_file(self.file);
+    }
+}
+
+/// Repeats an interrupted call, as `std::fs` does, except for renames and removals.
+fn retried(mut work: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match work() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 

@@ -1,13 +1,13 @@
-//! Power loss and I/O errors, simulated: a disk in memory under SQLite and under the product's own
-//! file operations.
+//! Power loss and I/O errors, simulated: a disk in memory, used by SQLite and by the product's own file
+//! operations.
 //!
-//! [`medium`] decides what a power loss leaves; [`disk`] is the disk that runs, fails and records;
-//! [`recording`] is what a run leaves behind; [`cuts`] cuts it at thousands of moments; [`vfs`] puts
-//! SQLite on it and [`files`] the product. `on_medium` and `on_sqlite` show that the simulation catches
-//! what it should, `on_product` uses it.
+//! [`medium`] decides what a power loss leaves. [`disk`] is a running disk that can fail, and that records
+//! its operations. A [`recording`] is such a history, and [`cuts`] cuts it at thousands of moments. [`vfs`]
+//! makes SQLite use the disk, and [`files`] the product. `on_medium` and `on_sqlite` show that the simulation
+//! catches what it should; the other tests use it.
 //!
-//! A crash test is a script that notes on the disk what it promises to the outside, and a verdict on
-//! a disk that lost its power after some of the promises:
+//! A crash test is a script that notes on the disk what it promises to clients, and a verdict on a disk that
+//! lost its power after some of these promises:
 //! ```text
 //! fn record() -> Recording {
 //!     install();
@@ -17,11 +17,12 @@
 //! }
 //! survive("name_of_the_test", Device::PLAIN, 2_000, record, |disk, notes| ... Err("what is wrong"));
 //! ```
-//! `FAULTS_CUTS`, `FAULTS_SEED` and `FAULTS_REPLAY` are in [`cuts`].
+//! [`cuts`] explains `FAULTS_CUTS`, `FAULTS_SEED` and `FAULTS_REPLAY`.
 //!
-//! A fault test runs the script once for each operation that can fail:
-//! `disk.fail(Plan::once(Fault::NoSpace, nth))` before it, with `nth` from 0 until `disk.fired()` is 0
-//! after it; then `disk.heal()`, and the verdict on `disk.kill()` and on `Disk::boot(&disk.cut(seed))`.
+//! A fault test runs its script once for each operation that can fail. It calls
+//! `disk.fail(Plan::once(Fault::NoSpace, nth))` before the script, with `nth` from 0 until `disk.fired()` is
+//! 0 afterwards. Then it calls `disk.heal()`, and checks both `disk.kill()` and
+//! `Disk::boot(&disk.cut(seed))`.
 
 mod cuts;
 mod disk;
@@ -30,9 +31,13 @@ mod medium;
 #[cfg(test)]
 mod on_errors;
 #[cfg(test)]
+mod on_full_disk;
+#[cfg(test)]
 mod on_medium;
 #[cfg(test)]
 mod on_product;
+#[cfg(test)]
+mod on_rungs;
 #[cfg(test)]
 mod on_sqlite;
 #[cfg(test)]
@@ -41,8 +46,8 @@ mod recording;
 #[expect(unsafe_code, reason = "a VFS is a C interface; the product itself forbids unsafe code")]
 mod vfs;
 
-/// Puts simulated disks under SQLite and under the product, for the paths that lie on one. Again
-/// does nothing. `RUST_LOG` shows what the product says, of a replayed cut for one.
+/// Makes SQLite and the product use simulated disks, for paths that are on one. Calling it again has no
+/// effect. With `RUST_LOG`, the product's log is shown, for example that of a replayed cut.
 pub(crate) fn install() {
     vfs::install();
     files::install();

@@ -1,16 +1,18 @@
-//! What a power loss leaves of files and folders. Pure: knows no paths' owners, errors, locks,
+//! The files and folders that are left after a power loss. Pure: knows nothing of paths, errors, locks,
 //! clocks or SQLite.
 //!
-//! **Assumptions about the medium**, the worst that POSIX allows with these exceptions:
-//! - A file sync makes the file's bytes and length durable, never its name. A folder sync makes the
-//!   folder's names durable, never a file's bytes.
-//! - Unsynced bytes reach the disk in sectors of 512, each or not, in any order; a length may reach
-//!   it without the bytes, and bytes without the truncation before them.
-//! - A sector on its way may also come out as noise. Where the device does not promise powersafe
-//!   overwrites, the noise fills the sector, else only the bytes that were written.
-//! - Unsynced creations, removals and renames survive each or not. A rename is one change, and the
+//! **Assumptions about the medium**: the worst that POSIX allows, with these restrictions:
+//! - A file sync makes the file's bytes and length durable, but not its name. A folder sync makes the
+//!   folder's names durable, but not the bytes of any file.
+//! - Unsynced bytes reach the disk in sectors of 512, in any combination and order. A length may reach it
+//!   without the bytes, and bytes without the truncation before them.
+//! - A sector that is being written may become noise. If the device does not promise powersafe overwrites,
+//!   the noise fills the sector; otherwise it is limited to the bytes that were written.
+//! - Unsynced creations, removals and renames survive in any combination. A rename is one change, and the
 //!   changes to one file keep their order, so that a file never has two names.
-//! - What was synced stays. Nothing is damaged that was not being written.
+//! - The kernel writes a page of a mapped file whenever it likes: the disk has any version of it since the
+//!   last sync, independently of the other pages of the file.
+//! - Synced data stays. Only data that was being written can be damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,8 +20,11 @@ use std::sync::Arc;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
-/// What a disk writes whole or not at all (unless it comes out as noise).
+/// The unit that a disk writes entirely or not at all, unless it becomes noise.
 pub(crate) const SECTOR_BYTES: usize = 512;
+
+/// The unit in which a kernel writes a mapped file, and in which a file system allocates space.
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FileId(pub(crate) u32);
@@ -35,7 +40,7 @@ pub(crate) enum Entry {
     Folder(FolderId),
 }
 
-/// One change of a medium. A list of them, from a known beginning, is a whole history.
+/// One change of a medium. A list of them, applied to a known start, is a complete history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     CreateFile {
@@ -65,6 +70,12 @@ pub(crate) enum Op {
         offset: usize,
         bytes: Arc<[u8]>,
     },
+    /// A program changed a page of a file that it has mapped into memory.
+    ChangePage {
+        file: FileId,
+        offset: usize,
+        bytes: Arc<[u8]>,
+    },
     SetLength {
         file: FileId,
         length: usize,
@@ -72,15 +83,15 @@ pub(crate) enum Op {
     SyncFile {
         file: FileId,
     },
-    /// A sync that failed. As on Linux, what was unsynced is then clean in the cache and never
-    /// written again, whatever part of it reached the disk; and the cache may forget it.
+    /// A sync failed. As on Linux, the unsynced pages then count as clean and are not written again, whether
+    /// or not they reached the disk, and the cache may drop them.
     FailSync {
         file: FileId,
         seed: u64,
     },
 }
 
-/// Files and folders, each as the programs see it and as the disk has it.
+/// Files and folders, each as the programs see it and as it is on the disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Medium {
     files: BTreeMap<FileId, File>,
@@ -88,7 +99,7 @@ pub(crate) struct Medium {
     next_id: u32,
 }
 
-/// A medium after a power loss: cache and disk agree, and nothing is unsynced.
+/// A medium after a power loss: cache and disk are equal, and nothing is unsynced.
 #[derive(Clone, Debug)]
 pub(crate) struct Image(Medium);
 
@@ -102,6 +113,7 @@ struct File {
 #[derive(Clone, Debug)]
 enum FileChange {
     Write { offset: usize, bytes: Arc<[u8]> },
+    Page { offset: usize, bytes: Arc<[u8]> },
     SetLength { length: usize },
 }
 
@@ -112,7 +124,7 @@ struct Folder {
     unsynced: Vec<FolderChange>,
 }
 
-/// What happens to the name or, for a rename, the two names of one entry.
+/// A change of the name or, for a rename, of the two names of one entry.
 #[derive(Clone, Debug)]
 struct FolderChange {
     about: Entry,
@@ -128,7 +140,7 @@ impl Medium {
         }
     }
 
-    /// An id for the next file or folder to be created.
+    /// Returns the id for the next file or folder.
     pub(crate) fn next_id(&self) -> u32 {
         self.next_id
     }
@@ -143,6 +155,16 @@ impl Medium {
 
     pub(crate) fn bytes(&self, file: FileId) -> &[u8] {
         &self.files[&file].cached
+    }
+
+    /// Returns the space taken by the files that have a name.
+    pub(crate) fn used_bytes(&self) -> usize {
+        let entries = self.folders.values().flat_map(|folder| folder.cached.values());
+        let bytes = entries.map(|entry| match entry {
+            Entry::File(file) => self.bytes(*file).len().next_multiple_of(PAGE_BYTES),
+            Entry::Folder(_) => 0,
+        });
+        bytes.sum()
     }
 
     pub(crate) fn apply(&mut self, op: &Op) {
@@ -175,6 +197,10 @@ impl Medium {
                 let change = FileChange::Write { offset: *offset, bytes: bytes.clone() };
                 self.file(*file).change(change);
             }
+            Op::ChangePage { file, offset, bytes } => {
+                let change = FileChange::Page { offset: *offset, bytes: bytes.clone() };
+                self.file(*file).change(change);
+            }
             Op::SetLength { file, length } => {
                 self.file(*file).change(FileChange::SetLength { length: *length });
             }
@@ -189,7 +215,7 @@ impl Medium {
         }
     }
 
-    /// The power fails. `powersafe_overwrite`: noise stays within the bytes that were written.
+    /// Cuts the power. With `powersafe_overwrite`, noise stays within the bytes that were written.
     pub(crate) fn cut(&self, seed: u64, powersafe_overwrite: bool) -> Image {
         let random = &mut ChaCha20Rng::seed_from_u64(seed);
         let mut left = Medium::new();
@@ -232,7 +258,7 @@ impl Medium {
 }
 
 impl Image {
-    /// A disk fresh from the factory.
+    /// Returns an empty disk.
     pub(crate) fn empty() -> Self {
         Self(Medium::new())
     }
@@ -241,14 +267,14 @@ impl Image {
         &self.0
     }
 
-    /// A history that leads from an empty disk to this image.
+    /// Returns a history that leads from an empty disk to this image.
     pub(crate) fn history(&self) -> Vec<Op> {
         let mut ops = Vec::new();
         self.describe(ROOT, &mut ops);
         ops
     }
 
-    /// The image that a history leads to when everything in it survives.
+    /// Returns the image that a history leads to if everything in it survives.
     pub(crate) fn after(history: &[Op]) -> Self {
         let mut medium = Medium::new();
         for op in history {
@@ -256,11 +282,11 @@ impl Image {
         }
         let unsynced = medium.files.values().any(|file| !file.unsynced.is_empty())
             || medium.folders.values().any(|folder| !folder.unsynced.is_empty());
-        assert!(!unsynced, "an image has nothing unsynced");
+        assert!(!unsynced, "an image must have nothing unsynced");
         Self(medium)
     }
 
-    /// Every file's path from the root, and its bytes.
+    /// Returns the path of each file from the root, and its bytes.
     pub(crate) fn files(&self) -> BTreeMap<String, &[u8]> {
         let mut files = BTreeMap::new();
         self.collect(ROOT, "", &mut files);
@@ -309,13 +335,13 @@ impl File {
         let (durable, read_back) = self.lose(random, true);
         self.durable = Arc::new(durable);
         self.unsynced.clear();
-        // Under memory pressure the clean pages are dropped, and reads see what the disk has.
+        // Under memory pressure the clean pages are dropped, and reads see what is on the disk.
         if random.random_bool(0.5) {
             self.cached = Arc::new(read_back);
         }
     }
 
-    /// The bytes that are on the disk after a power loss.
+    /// Returns the bytes that are on the disk after a power loss.
     fn survivors(&self, random: &mut ChaCha20Rng, powersafe_overwrite: bool) -> Arc<Vec<u8>> {
         if self.unsynced.is_empty() {
             return self.durable.clone();
@@ -323,16 +349,23 @@ impl File {
         Arc::new(self.lose(random, powersafe_overwrite).0)
     }
 
-    /// What of the unsynced changes reached the disk: as a machine finds it that starts anew, and
-    /// as one reads it that runs on, which does not forget the file's length.
+    /// Decides which unsynced changes reached the disk. Returns the file as a restarted machine finds it, and
+    /// as a machine that keeps running reads it back, which still knows the file's length.
     fn lose(&self, random: &mut ChaCha20Rng, powersafe_overwrite: bool) -> (Vec<u8>, Vec<u8>) {
         let mut luck = Luck::draw(random, self.unsynced.iter().map(FileChange::pieces).sum());
-        // Noise is rare, lest it drown the subtler losses.
+        // Noise is rare, so that subtler losses show too.
         let noise = if random.random_bool(0.25) { 0.1 } else { 0.0 };
+        let written_back = self.written_back(random);
         let mut durable = self.durable.as_ref().clone();
         let mut running = durable.clone();
-        for change in &self.unsynced {
+        for (at, change) in self.unsynced.iter().enumerate() {
             match change {
+                FileChange::Page { offset, bytes } => {
+                    if written_back.get(offset) == Some(&at) {
+                        put(&mut running, *offset, bytes);
+                        put(&mut durable, *offset, bytes);
+                    }
+                }
                 FileChange::SetLength { length } => {
                     running.resize(*length, 0);
                     if luck.holds(random) {
@@ -362,21 +395,46 @@ impl File {
         }
         (durable, running)
     }
+
+    /// Returns which unsynced version of each mapped page was the last to reach the disk, if any, as its
+    /// index among the changes. A kernel writes all pages of a file at one moment, or each at its own.
+    fn written_back(&self, random: &mut ChaCha20Rng) -> BTreeMap<usize, usize> {
+        let changes = self.unsynced.len();
+        let moment = random.random_range(0..=changes);
+        let together = random.random_bool(0.5);
+        let mut moments = BTreeMap::new();
+        let mut written = BTreeMap::new();
+        for (at, change) in self.unsynced.iter().enumerate() {
+            if let FileChange::Page { offset, .. } = change {
+                let moment = *moments.entry(*offset).or_insert_with(|| match together {
+                    true => moment,
+                    false => random.random_range(0..=changes),
+                });
+                if at < moment {
+                    written.insert(*offset, at);
+                }
+            }
+        }
+        written
+    }
 }
 
 impl FileChange {
     fn apply(&self, file: &mut Vec<u8>) {
         match self {
-            Self::Write { offset, bytes } => put(file, *offset, bytes),
+            Self::Write { offset, bytes } | Self::Page { offset, bytes } => {
+                put(file, *offset, bytes);
+            }
             Self::SetLength { length } => file.resize(*length, 0),
         }
     }
 
-    /// How many things about this change can survive or not: its length, its sectors.
+    /// Returns how many parts of this change can survive independently: its length and its sectors.
     fn pieces(&self) -> usize {
         match self {
             Self::Write { offset, bytes } => 1 + sectors(*offset, bytes).count(),
             Self::SetLength { .. } => 1,
+            Self::Page { .. } => 0,
         }
     }
 }
@@ -387,16 +445,16 @@ impl Folder {
         self.unsynced.push(change);
     }
 
-    /// The names that are on the disk after a power loss.
+    /// Returns the names that are on the disk after a power loss.
     fn survivors(&self, random: &mut ChaCha20Rng) -> BTreeMap<String, Entry> {
-        // They are few, and it is a later one without an earlier one that does harm.
+        // Name changes are few, and the harmful case is a later one without an earlier one.
         let mut luck = match random.random_bool(0.5) {
             true => Luck::Each(0.5),
             false => Luck::draw(random, self.unsynced.len()),
         };
         let drawn: Vec<bool> = self.unsynced.iter().map(|_| luck.holds(random)).collect();
-        // A change that holds takes the earlier ones about the same entry with it: else a file
-        // renamed twice could be found under its first and its last name.
+        // A change that survives takes the earlier ones of the same entry with it. Otherwise, a file renamed
+        // twice could have its first and its last name.
         let mut about_held = BTreeSet::new();
         let mut held: Vec<&FolderChange> = Vec::new();
         for (change, drawn) in self.unsynced.iter().zip(drawn).rev() {
@@ -424,7 +482,7 @@ impl FolderChange {
     }
 }
 
-/// Which unsynced pieces survive. Independent coins alone would hardly ever draw the telling
+/// Decides which unsynced pieces survive. Independent coin flips alone would rarely produce the revealing
 /// cases: all, none, and all up to some moment.
 enum Luck {
     Each(f64),
@@ -454,7 +512,7 @@ impl Luck {
     }
 }
 
-/// Splits a write where it crosses the borders of sectors.
+/// Splits a write at sector boundaries.
 fn sectors(offset: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let (mut start, mut rest) = (offset, bytes);
     std::iter::from_fn(move || {
@@ -480,7 +538,7 @@ fn grow(file: &mut Vec<u8>, length: usize) {
     }
 }
 
-/// What a sector becomes when the power fails while it is written.
+/// The content of a sector if the power fails while it is written.
 struct Noise {
     start: usize,
     bytes: Vec<u8>,
@@ -502,7 +560,7 @@ impl Noise {
         Self { start, bytes }
     }
 
-    /// The file's length is not a sector's business.
+    /// Noise does not change the length of the file.
     fn put(&self, file: &mut [u8]) {
         let end = file.len().min(self.start + self.bytes.len());
         if self.start < end {

@@ -1,17 +1,18 @@
-//! The simulated disk itself: what may be lost is lost sometimes, what may not never is.
+//! Tests of the simulated disk itself: data that may be lost is sometimes lost, and all other data never is.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tombola::files::{self, FileError, LockError};
 
 use crate::disk::{Disk, Fault, Plan, Shared};
-use crate::medium::{Image, SECTOR_BYTES};
+use crate::medium::{Image, PAGE_BYTES, SECTOR_BYTES};
 use crate::recording::Recording;
 
-/// Every outcome of many cuts at this moment, as text.
+/// Returns all outcomes of many cuts at this moment, as text.
 fn outcomes(disk: &Disk, describe: impl Fn(&Image) -> String) -> BTreeSet<String> {
     (0..2_000).map(|seed| describe(&disk.after_cut(seed))).collect()
 }
@@ -20,7 +21,7 @@ fn names(image: &Image) -> String {
     image.files().into_keys().collect::<Vec<_>>().join(" ")
 }
 
-/// Each sector of `a` by its first byte (`-` for zero); `~` is noise.
+/// Describes each sector of `a` by its first byte: `-` for zero, `~` for noise.
 fn sectors_of_a(image: &Image) -> String {
     let files = image.files();
     let Some(bytes) = files.get("a") else {
@@ -39,7 +40,7 @@ fn set<const N: usize>(expected: [&str; N]) -> BTreeSet<String> {
     expected.map(str::to_owned).into()
 }
 
-/// A disk whose root has these files, each with its name in it, synced.
+/// Returns a disk whose root has these files, each containing its name, all synced.
 fn disk_with(files: &[&str]) -> (Disk, Arc<Shared>) {
     let disk = Disk::new();
     let shared = disk.shared.clone();
@@ -125,6 +126,47 @@ fn truncations_and_extensions_survive_each_or_not() {
     assert_eq!(outcomes(&disk, sectors_of_a), set(["", "11", "---", "11-"]));
 }
 
+/// A kernel writes a mapped page whenever it likes, independently of other pages.
+#[test]
+fn a_mapped_page_ends_in_any_of_its_versions() {
+    let (disk, shared) = disk_with(&[]);
+    let file = shared.create("a").unwrap();
+    shared.set_length(file, "a", 2 * PAGE_BYTES).unwrap();
+    shared.sync(file, "a").unwrap();
+    shared.sync_folder("").unwrap();
+    for pages in [b"12", b"13", b"43"] {
+        let bytes: Vec<u8> = pages.iter().flat_map(|page| [*page; PAGE_BYTES]).collect();
+        shared.change_mapped(file, 0, &bytes);
+    }
+    let first_of_pages = |image: &Image| {
+        let sectors = sectors_of_a(image);
+        let (first, second) = sectors.split_at(PAGE_BYTES / SECTOR_BYTES);
+        assert_eq!(first, first[..1].repeat(first.len()), "a page must be written as a whole");
+        format!("{}{}", &first[..1], &second[..1])
+    };
+    let expected = ["--", "-2", "-3", "1-", "12", "13", "4-", "42", "43"];
+    assert_eq!(outcomes(&disk, first_of_pages), set(expected));
+    shared.sync(file, "a").unwrap();
+    assert_eq!(outcomes(&disk, first_of_pages), set(["43"]));
+}
+
+#[test]
+fn a_disk_takes_what_fits_and_denies_the_rest() {
+    let (disk, shared) = disk_with(&["a"]);
+    disk.set_capacity(3 * PAGE_BYTES);
+    let file = shared.open("a").unwrap();
+    let error = shared.write(file, "a", 0, &[b'1'; 4 * PAGE_BYTES]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(shared.length(file).unwrap(), 3 * PAGE_BYTES);
+    shared.write(file, "a", 0, b"2").expect("no space is needed to overwrite");
+    assert_eq!((disk.used_bytes(), disk.denied()), (3 * PAGE_BYTES, 1));
+    shared.set_length(file, "a", 0).unwrap();
+    let file = shared.create("b").unwrap();
+    shared.write(file, "b", 0, &[b'1'; 3 * PAGE_BYTES]).expect("freed space can be used again");
+    shared.remove("b").unwrap();
+    assert_eq!(disk.used_bytes(), 0);
+}
+
 #[test]
 fn after_a_failed_sync_a_good_one_does_not_bring_the_bytes_back() {
     let mut seen = BTreeSet::new();
@@ -141,7 +183,7 @@ fn after_a_failed_sync_a_good_one_does_not_bring_the_bytes_back() {
         let durable = disk.cut(seed).files()["a"][0];
         seen.insert((char::from(cached[0]), char::from(durable)));
     }
-    // In the cache and on the disk; in the cache only; forgotten by both.
+    // In the cache and on the disk, only in the cache, and lost from both.
     for state in [('2', '2'), ('2', 'a'), ('a', 'a')] {
         assert!(seen.contains(&state), "never seen: {state:?}");
     }
@@ -171,7 +213,7 @@ fn the_same_seed_leaves_the_same_disk_and_a_recording_survives_its_file() {
         for other in [&recording, &reread] {
             assert_eq!(image.files(), other.cut(end, seed, device).files());
         }
-        // And so does a recording that begins on what was left.
+        // The same holds for a recording that begins with what was left.
         let next = Recording::new(image.clone());
         let next = Recording::from_text(&next.to_text()).unwrap();
         assert_eq!(image.files(), next.cut(0, seed, device).files());
@@ -235,17 +277,51 @@ fn faults_hit_what_they_name_and_nothing_else() {
     assert!(shared.rename("a", "c").is_err());
     assert!(shared.remove("a").is_err());
     assert!(shared.list("").is_err());
-    shared.sync(a, "a").expect("that is another fault");
-    shared.sync_folder("").expect("that is another fault");
+    shared.sync(a, "a").expect("syncs have a fault of their own");
+    shared.sync_folder("").expect("syncs have a fault of their own");
     assert_eq!((disk.fired(), disk.operations() - before), (5, 7));
 
     disk.fail(Plan::once(Fault::FailedFolderSync, 0));
     shared.sync(a, "a").unwrap();
     assert!(shared.sync_folder("").is_err());
     shared.sync_folder("").unwrap();
+
+    // For each fault, its error code and the kinds of operations that it hits.
+    let faults = [
+        (Fault::Quota, 122, "grow create"),
+        (Fault::FilesOfProcess, 24, "open create list"),
+        (Fault::FilesOfSystem, 23, "open create list"),
+        (Fault::NoMemory, 12, "look open read overwrite grow create map list rename remove"),
+        (Fault::Interrupted, 4, "rename remove sync sync-folder"),
+    ];
+    for (fault, errno, expected) in faults {
+        let (disk, shared) = disk_with(&["a", "b"]);
+        let a = shared.open("a").unwrap();
+        disk.fail(Plan::from_then_on(fault, 0));
+        let operations: [(&str, &dyn Fn() -> io::Result<()>); 12] = [
+            ("look", &|| shared.look("a").map(drop)),
+            ("open", &|| shared.open("a").map(drop)),
+            ("read", &|| shared.read(a, "a", 0, &mut [0]).map(drop)),
+            ("overwrite", &|| shared.write(a, "a", 0, b"x")),
+            ("grow", &|| shared.write(a, "a", 0, b"xyz")),
+            ("create", &|| shared.create("c").map(drop)),
+            ("map", &|| shared.map("a")),
+            ("list", &|| shared.list("").map(drop)),
+            ("rename", &|| shared.rename("b", "d")),
+            ("remove", &|| shared.remove("a")),
+            ("sync", &|| shared.sync(a, "a")),
+            ("sync-folder", &|| shared.sync_folder("")),
+        ];
+        let failed = operations.iter().filter_map(|(name, operation)| {
+            let error = operation().err()?;
+            assert_eq!(error.raw_os_error(), Some(errno), "{fault:?}: {name}");
+            Some(*name)
+        });
+        assert_eq!(failed.collect::<Vec<_>>().join(" "), expected, "{fault:?}");
+    }
 }
 
-/// The same steps, with what came of them.
+/// Runs the same steps in any folder, and returns their results.
 fn use_folder(folder: &Path) -> Vec<String> {
     let mut seen = Vec::new();
     let mut saw = |what: &str, result: Result<String, FileError>| {
@@ -255,10 +331,10 @@ fn use_folder(folder: &Path) -> Vec<String> {
     let done = |result: Result<(), FileError>| result.map(|()| String::new());
     let (a, b) = (folder.join("a"), folder.join("b"));
     saw("list what is not there", files::list(folder).map(|names| names.join(" ")));
-    let lock = files::lock(folder).unwrap();
-    assert!(matches!(files::lock(folder), Err(LockError::Held { .. })));
+    let lock = files::lock(folder, Duration::ZERO).unwrap();
+    assert!(matches!(files::lock(folder, Duration::ZERO), Err(LockError::Held { .. })));
     drop(lock);
-    drop(files::lock(folder).unwrap());
+    drop(files::lock(folder, Duration::ZERO).unwrap());
     saw("create", done(files::create(&a)));
     saw("create what is there", done(files::create(&a)));
     saw("rename", done(files::rename(&a, &b)));
@@ -294,7 +370,7 @@ fn what_the_product_does_not_sync_may_be_undone() {
     let file = disk.path("b");
     files::create(&file).unwrap();
     files::sync_folder(disk.root()).unwrap();
-    drop(files::lock(disk.root()).unwrap());
+    drop(files::lock(disk.root(), Duration::ZERO).unwrap());
     files::remove(&file).unwrap();
     assert_eq!(outcomes(&disk, names), set(["b", "LOCK b", "LOCK", ""]));
 }
@@ -303,9 +379,9 @@ fn what_the_product_does_not_sync_may_be_undone() {
 fn a_lock_dies_with_its_machine() {
     crate::install();
     let disk = Disk::new();
-    let _lock = files::lock(disk.root()).unwrap();
+    let _lock = files::lock(disk.root(), Duration::ZERO).unwrap();
     for next in [Disk::boot(&disk.after_cut(1)), disk.kill()] {
-        files::lock(next.root()).unwrap();
+        files::lock(next.root(), Duration::ZERO).unwrap();
     }
 }
 

@@ -1,5 +1,5 @@
-//! SQLite on the simulated disk: what it promises it keeps through any cut, what it does not
-//! promise is caught, and errors of the disk reach the caller.
+//! SQLite on the simulated disk: the promises that it makes are kept through any cut, broken promises are
+//! caught where it makes none, and disk errors reach the caller.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,27 +19,27 @@ use crate::vfs;
 
 const FILE: &str = "numbers.db";
 
-/// How long a run is: sessions, each with a connection of its own, and commits in each.
+/// The length of a run: its sessions, each with a connection of its own, and the commits in each.
 #[derive(Clone, Copy)]
 struct Length {
     sessions: u32,
     commits: u32,
 }
 
-/// The seeds of cuts that must show a loss: many more than the first one that does.
+/// The seeds of cuts that must show a loss, many more than the first one needs.
 const ENOUGH: Range<u64> = 0..4_000;
 
 const LONG: Length = Length { sessions: 3, commits: 12 };
-/// For runs that are repeated for each of their operations.
+/// For scripts that are repeated once for each of their operations.
 const SHORT: Length = Length { sessions: 2, commits: 6 };
 
-/// How a database is opened, and on what.
+/// How a database is opened, and on which device.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
     journal_mode: &'static str,
     synchronous: &'static str,
     device: Device,
-    /// Syncs the folder itself once SQLite has made its files, and looks at what comes of it.
+    /// Syncs the folder itself after SQLite has created its files, and checks the result.
     syncs_folder: bool,
 }
 
@@ -51,7 +51,7 @@ impl Setup {
     fn open(self, disk: &Disk) -> rusqlite::Result<Connection> {
         crate::install();
         let db = Connection::open(disk.path(FILE))?;
-        // No other connection is there that could keep a lock: one that stays is a fault.
+        // There is no other connection that could hold a lock, so a lock that stays is an error.
         db.busy_timeout(Duration::ZERO)?;
         db.pragma_update(None, "journal_mode", self.journal_mode)?;
         db.pragma_update(None, "synchronous", self.synchronous)?;
@@ -61,8 +61,8 @@ impl Setup {
         Ok(db)
     }
 
-    /// Several sessions of transactions, each noted once committed. Goes on after errors, and
-    /// returns them.
+    /// Runs several sessions of transactions, and notes each one that is committed. Continues after errors,
+    /// and returns them.
     fn run(self, disk: &Disk, length: Length) -> Vec<rusqlite::Error> {
         let mut errors = Vec::new();
         for session in 0..length.sessions {
@@ -110,7 +110,7 @@ impl Setup {
 }
 
 fn bytes(id: u32) -> Vec<u8> {
-    // From less than a page to several.
+    // From less than a page to several pages.
     vec![
         u8::try_from(id % 251).expect("below 251");
         100 + 700 * usize::try_from(id % 13).expect("small")
@@ -122,14 +122,15 @@ fn commit(db: &mut Connection, id: u32) -> rusqlite::Result<()> {
     transaction.execute("INSERT INTO numbers VALUES (?1, ?2)", (id, bytes(id)))?;
     transaction.execute("UPDATE total SET count = count + 1", [])?;
     if id % 5 == 4 {
-        // More than the cache takes; and pages become free and are used again.
+        // More than fits into the cache. Pages are freed and used again, too.
         transaction.execute("DELETE FROM spare", [])?;
         transaction.execute("INSERT INTO spare SELECT zeroblob(3000) FROM numbers", [])?;
     }
     transaction.commit()
 }
 
-/// Whatever was lost: the database is whole, and each transaction is there or not as one.
+/// Checks that the database is intact and that each transaction is there completely or not at all. Returns
+/// those that are there.
 fn whole(db: &Connection) -> Result<BTreeSet<u32>, String> {
     let say = |error: rusqlite::Error| format!("broken: {error}");
     let check: String =
@@ -162,7 +163,7 @@ fn whole(db: &Connection) -> Result<BTreeSet<u32>, String> {
     Ok(rows.into_iter().map(|(id, _)| id).collect())
 }
 
-/// Every promise is kept, and no more than the one transaction under way is there besides.
+/// Checks that each promised transaction is there, and at most one more, which was in progress.
 fn kept(setup: Setup) -> impl Fn(&Disk, &[&str]) -> Result<(), String> + Sync {
     move |disk, promised| {
         let db = setup.open(disk).map_err(|error| format!("broken: {error}"))?;
@@ -179,7 +180,7 @@ fn kept(setup: Setup) -> impl Fn(&Disk, &[&str]) -> Result<(), String> + Sync {
     }
 }
 
-/// Tells what cuts of a run show: how many lost something, and how many broke the database.
+/// Cuts a run many times. Returns how many cuts lost a transaction, and how many broke the database.
 fn losses(setup: Setup) -> (usize, usize) {
     let failures = failures(&setup.record(), setup.device, ENOUGH, kept(setup));
     let starting = |word| failures.iter().filter(|failure| failure.why.starts_with(word)).count();
@@ -219,8 +220,8 @@ fn deleted_journal_extra_keeps_every_promise() {
     keeps_every_promise("deleted_journal_extra_keeps_every_promise", setup("delete", "extra"));
 }
 
-/// SQLite syncs the folder after it deletes a journal only with EXTRA: with FULL, the journal of a
-/// committed transaction can be back after a power loss, and roll it back.
+/// SQLite syncs the folder after it deletes a journal only with EXTRA. With FULL, the journal of a committed
+/// transaction can be back after a power loss, and roll the transaction back.
 #[test]
 fn deleted_journal_full_is_caught_losing_but_breaks_nothing() {
     let (lost, broken) = losses(setup("delete", "full"));
@@ -243,8 +244,8 @@ fn synchronous_off_is_caught() {
     }
 }
 
-/// On a disk that says it writes in order, SQLite leaves out syncs. This one does not keep order:
-/// were it to say so, the tests above would show little.
+/// If a disk claims to write in order, SQLite omits syncs. The simulated disk does not keep order, so the
+/// tests above would show little if it made that claim.
 #[test]
 fn a_disk_that_promises_order_is_caught() {
     let characteristics = ffi::SQLITE_IOCAP_ATOMIC
@@ -264,7 +265,7 @@ fn a_disk_that_promises_order_is_caught() {
     assert!(lost + broken > 0);
 }
 
-/// A machine that fails again and again, also while it recovers.
+/// A machine that fails repeatedly, even while it recovers.
 #[test]
 fn promises_are_kept_through_a_hundred_lives() {
     for setup in [setup("wal", "full"), setup("truncate", "full")] {
@@ -275,7 +276,7 @@ fn promises_are_kept_through_a_hundred_lives() {
             let mut errors = Vec::new();
             setup.session(&disk, next..next + 6, &mut errors).unwrap();
             assert!(errors.is_empty(), "{errors:?}");
-            // Ids that were tried and not promised may be there: they are not tried again.
+            // Transactions that were tried but not promised may be there, so their ids are not used again.
             next += 6;
             let (after, notes) = cut_somewhere(&disk, life);
             promised.extend(notes.iter().map(|id| id.parse::<u32>().unwrap()));
@@ -286,9 +287,9 @@ fn promises_are_kept_through_a_hundred_lives() {
     }
 }
 
-/// A database built aside and swapped in, by the steps of a story that leaves some out.
+/// A database is built beside the live one and swapped in; each field can omit a step.
 ///
-/// Story: the machine fails right after a shard's next generation was renamed over it.
+/// Story: the machine failed right after the next generation of a shard was renamed over the live one.
 struct Swap {
     sync_file: bool,
     sync_folder_before: bool,
@@ -349,7 +350,7 @@ fn open_live(disk: &Disk) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// The file is one generation, whole, and the next one once that was promised.
+/// Checks that the file is one complete generation, and the next one if that was promised.
 fn swapped(disk: &Disk, notes: &[&str]) -> Result<(), String> {
     if files::length_bytes(&disk.path("a.db")).map_err(|error| error.to_string())?.is_none() {
         return if notes.is_empty() { Ok(()) } else { Err("no file".to_owned()) };
@@ -390,16 +391,16 @@ fn a_swap_without_a_sync_of_the_new_file_is_caught() {
     assert!(steps.failures() > 0);
 }
 
-/// SQLite removes the WAL of a file that it closes, and leaves that unsynced: the rename can reach
-/// the disk before the removal. Then the old WAL lies beside the new file, and is played into it.
+/// SQLite removes the WAL of a file that it closes, and does not sync that. The rename can reach the disk
+/// before the removal; then the old WAL is beside the new file, and is applied to it.
 #[test]
 fn a_swap_beside_an_old_wal_that_may_come_back_is_caught() {
     let steps = Swap { sync_file: true, sync_folder_before: false, sync_folder_after: true };
     assert!(steps.failures() > 0);
 }
 
-/// Fails each operation of a run that can fail so, one run for each. Counts the runs that showed an
-/// error and those that did not, and tells after which of them a promise was broken.
+/// Fails each operation of a script that can fail like this, in a run for each. Counts the runs that showed
+/// an error and those that did not, and lists those that broke a promise.
 struct Sweep {
     surfaced: usize,
     silent: usize,
@@ -410,7 +411,7 @@ impl Sweep {
     fn run(setup: Setup, fault: Fault, from_then_on: bool) -> Self {
         let mut sweep = Self { surfaced: 0, silent: 0, broken: Vec::new() };
         let mut codes = BTreeSet::new();
-        // What a failed sync lets through is chance.
+        // The part that reaches the disk despite a failed sync is random.
         let seeds = if fault == Fault::FailedSync { 8 } else { 1 };
         for (nth, seed) in (0..).flat_map(|nth| (0..seeds).map(move |seed| (nth, seed))) {
             let case =
@@ -446,7 +447,7 @@ impl Sweep {
     }
 }
 
-/// What is missing or damaged after the fault is gone and the process, or the power, was lost.
+/// Returns what is missing or damaged after the fault is gone, and the process or the power was lost.
 fn broken_promise(setup: Setup, disk: &Disk) -> Option<String> {
     let recording = disk.recording();
     let notes = recording.notes(recording.len());
@@ -460,16 +461,18 @@ fn broken_promise(setup: Setup, disk: &Disk) -> Option<String> {
         match db.and_then(|db| whole(&db)) {
             Ok(there) if there.is_superset(&promised) => None,
             Ok(there) => Some(format!("{promised:?} promised, {there:?} there")),
-            // Where the very first transaction could not be synced, SQLite empties the file, takes
-            // an empty file for proof that the journal is stale, and removes it, synced or not.
+            // If the very first transaction can't be synced, SQLite empties the file, takes an empty file as
+            // proof that the journal is stale, and removes the journal, synced or not.
             Err(_) if promised.is_empty() => None,
             Err(why) => Some(why),
         }
     })
 }
 
+/// Runs a case with a time limit.
+///
 /// # Panics
-/// It takes longer than anything here may.
+/// The time limit is exceeded.
 fn in_time<T: Send + 'static>(case: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(run()));
@@ -489,8 +492,8 @@ fn no_error_breaks_a_promise(journal_mode: &'static str, faults: &[Fault]) {
     }
 }
 
-/// SQLite syncs the folder when it has made a WAL, and ignores what comes of it: commits are
-/// promised in a file whose name may be lost, or may lead to the WAL that was there before.
+/// SQLite syncs the folder after it has created a WAL, and ignores the result. It then promises commits in a
+/// file whose name may be lost, or may lead to the previous WAL.
 #[test]
 fn a_failed_folder_sync_is_caught_unless_the_caller_syncs_the_folder_too() {
     let setup = Setup { device: Device::LINUX, ..setup("wal", "full") };
@@ -505,7 +508,15 @@ fn a_failed_folder_sync_is_caught_unless_the_caller_syncs_the_folder_too() {
 
 #[test]
 fn no_error_breaks_a_promise_of_wal() {
-    let faults = [Fault::Io, Fault::NoSpace, Fault::ShortWrite, Fault::FailedSync];
+    let faults = [
+        Fault::Io,
+        Fault::NoSpace,
+        Fault::Quota,
+        Fault::ShortWrite,
+        Fault::FilesOfProcess,
+        Fault::NoMemory,
+        Fault::FailedSync,
+    ];
     no_error_breaks_a_promise("wal", &faults);
 }
 
@@ -515,23 +526,23 @@ fn no_error_but_a_failed_sync_breaks_a_promise_of_a_truncated_journal() {
     no_error_breaks_a_promise("truncate", &faults);
 }
 
-/// The journal of the transaction that failed to be synced comes back half overwritten.
+/// The journal of the transaction whose sync failed is back half overwritten.
 #[test]
 fn a_journal_that_is_used_after_a_failed_sync_is_caught() {
     let setup = Setup { device: Device::LINUX, ..setup("truncate", "full") };
     assert!(!Sweep::run(setup, Fault::FailedSync, true).broken.is_empty());
 }
 
-/// Where overwrites are not powersafe, SQLite pads the WAL after each commit and leaves part of the
-/// padding unsynced. When the sync that begins a checkpoint fails and drops it, an automatic
-/// checkpoint keeps that to itself, and the next commit is appended to what is lost.
+/// If overwrites are not powersafe, SQLite pads the WAL after each commit, and leaves part of the padding
+/// unsynced. If the sync at the beginning of a checkpoint fails and drops the padding, an automatic
+/// checkpoint does not report that, and the next commit is appended to lost data.
 #[test]
 fn a_failed_sync_that_sqlite_keeps_to_itself_is_caught() {
     let sweep = Sweep::run(setup("wal", "full"), Fault::FailedSync, false);
     assert!(!sweep.broken.is_empty());
 }
 
-/// Two connections, on one disk.
+/// Opens two connections to a database on one disk.
 fn pair(journal_mode: &'static str) -> (Disk, Connection, Connection) {
     let disk = Disk::new();
     let open = || setup(journal_mode, "full").open(&disk).unwrap();
@@ -565,18 +576,18 @@ fn connections_keep_each_other_out_as_on_a_real_disk() {
             insert.unwrap();
             assert_eq!(sum(&b).unwrap(), 3, "a snapshot");
         } else {
-            assert!(is_busy(insert), "{journal_mode}: a reader keeps writers from committing");
+            assert!(is_busy(insert), "{journal_mode}: a reader must block commits");
         }
         b.execute_batch("COMMIT").unwrap();
     }
 }
 
 #[test]
-fn the_last_connection_takes_the_wal_along() {
+fn the_last_connection_takes_the_wal_and_its_index_along() {
     let (disk, a, b) = pair("wal");
     let names = || disk.shared.list("").unwrap();
     a.close().unwrap();
-    assert_eq!(names(), ["numbers.db", "numbers.db-wal"]);
+    assert_eq!(names(), ["numbers.db", "numbers.db-shm", "numbers.db-wal"]);
     b.close().unwrap();
     assert_eq!(names(), ["numbers.db"]);
 }
@@ -644,7 +655,7 @@ fn a_database_is_reached_by_plain_path_by_name_and_by_uri() {
             assert_eq!(found, Ok(version));
         }
     }
-    assert!(!path.exists(), "nothing is on the real disk");
+    assert!(!path.exists(), "a file is on the real disk");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The product on a simulated disk, without HTTP: the real folder, ledger, shards, workers and
-//! refillers of some pools, clients that take numbers, and what they took.
+//! The product on a simulated disk, without HTTP: the real folder, ledger, shards, workers and refillers of
+//! some pools, with clients that take numbers and note them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -17,23 +17,23 @@ use tombola::sqlite;
 
 use crate::disk::Disk;
 
-/// The bound of every wait. Only a hung product reaches it.
+/// The bound of every wait. Only a product that hangs reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two tries of a client that is told to come back.
-const COME_BACK: Duration = Duration::from_micros(300);
+/// The pause of a client that has to retry.
+pub(crate) const COME_BACK: Duration = Duration::from_micros(300);
 
-/// As often and as short as the shards are small.
+/// Retries are as quick as the shards are small.
 const REFILL: RefillConfig = RefillConfig {
     low_water: 0.5,
     retry: Duration::from_millis(1),
     retry_limit: Duration::from_millis(5),
 };
 
-/// How the product is set up.
+/// The configuration of the product.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
-    /// 0 is strict.
+    /// 0 means strict.
     pub(crate) lease_rows: usize,
     pub(crate) pools: &'static [PoolSetting],
 }
@@ -42,7 +42,7 @@ pub(crate) struct Setting {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolSetting {
     pub(crate) name: &'static str,
-    /// Its range is 0 to this, exclusive.
+    /// The range is 0 to this, exclusive.
     pub(crate) range: usize,
     pub(crate) shard_size: u32,
 }
@@ -60,7 +60,7 @@ impl PoolSetting {
     }
 }
 
-/// Numbers handed out, by pool.
+/// The numbers handed out, by pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HandedOut(BTreeMap<String, BTreeSet<i64>>);
 
@@ -76,15 +76,17 @@ impl HandedOut {
         handed_out
     }
 
+    /// Adds numbers.
+    ///
     /// # Errors
-    /// A number came before.
+    /// One of them was handed out before.
     pub(crate) fn add(&mut self, pool: &str, numbers: &[i64]) -> Result<(), String> {
         let seen = self.0.entry(pool.to_owned()).or_default();
         let before = seen.len();
         let again: Vec<_> = numbers.iter().filter(|number| !seen.insert(**number)).collect();
         match again[..] {
             [] => Ok(()),
-            _ => Err(format!("again, after {before} numbers of {pool}: {again:?}")),
+            _ => Err(format!("repeated after {before} numbers of {pool}: {again:?}")),
         }
     }
 
@@ -97,39 +99,40 @@ impl HandedOut {
     }
 }
 
-/// What clients note on the disk when they receive numbers.
+/// Returns the note that clients make on the disk when they receive numbers.
 fn note(pool: &str, numbers: &[i64]) -> String {
     numbers.iter().fold(pool.to_owned(), |text, number| format!("{text} {number}"))
 }
 
-/// Runs the product in a process of its own, as far as that can be: what is left of its tasks ends.
+/// Runs the product in something like a process of its own: tasks that are still running at the end are
+/// dropped.
 pub(crate) fn process<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE * 3, work).await.expect("the product does not hang")
+        tokio::time::timeout(PATIENCE * 3, work).await.expect("the product must not hang")
     })
 }
 
-/// The pools at work.
+/// The running pools.
 pub(crate) struct Service {
     pub(crate) pools: Vec<Arc<Pool>>,
     workers: Vec<JoinHandle<()>>,
-    refillers: Vec<JoinHandle<()>>,
+    refillers: Vec<JoinHandle<Refiller>>,
     stop_refillers: watch::Sender<bool>,
     folder: Folder,
 }
 
 impl Service {
-    /// The same steps as `Server::start`.
+    /// Starts the product with the same steps as `Server::start`.
     ///
     /// # Errors
-    /// What the product says.
+    /// The product refuses to start.
     pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
         let (path, pools) = (disk.path("shards"), setting.pools);
         let opened = tokio::task::spawn_blocking(move || {
-            let folder = Folder::open(&path, Mode::Sharded, false)?;
+            let folder = Folder::open(&path, Mode::Sharded, false, Duration::ZERO)?;
             let found: Result<Vec<PoolFiles>, _> =
-                pools.iter().map(|pool| folder.open_pool(&pool.config(), None)).collect();
+                pools.iter().map(|pool| folder.open_pool(&pool.config(), None, true)).collect();
             found.map(|found| (folder, found))
         });
         let (folder, found) =
@@ -151,21 +154,22 @@ impl Service {
                 stop.clone(),
             );
             refillers.push(tokio::spawn(refiller.run()));
-            workers.extend(tasks);
+            workers.extend(tasks.into_iter().map(tokio::spawn));
             pools.push(pool);
         }
         Ok(Self { pools, workers, refillers, stop_refillers, folder })
     }
 
-    /// The same steps as the end of `Server::run`.
+    /// Stops the product with the same steps as the end of `Server::run`.
     ///
     /// # Errors
-    /// A task panicked, or died before.
+    /// A task panicked or ended too early.
     pub(crate) async fn stop(self) -> Result<(), String> {
         let alive = self.pools.iter().all(|pool| pool.health().alive);
         self.stop_refillers.send_replace(true);
+        let mut refillers = Vec::new();
         for task in self.refillers {
-            task.await.map_err(|error| format!("a refiller: {error}"))?;
+            refillers.push(task.await.map_err(|error| format!("a refiller: {error}"))?);
         }
         for pool in &self.pools {
             pool.stop();
@@ -173,12 +177,15 @@ impl Service {
         for task in self.workers {
             task.await.map_err(|error| format!("a worker: {error}"))?;
         }
+        for refiller in refillers {
+            refiller.close().await;
+        }
         drop(self.folder);
         if alive { Ok(()) } else { Err("a task ended by itself".to_owned()) }
     }
 }
 
-/// What a request got, as `GET /random` asks for it.
+/// Takes numbers as `GET /random` does.
 pub(crate) async fn take(pool: &Pool, count: u32) -> Result<Vec<i64>, TakeError> {
     if count == 1
         && let Some((_, value)) = pool.try_take_one()
@@ -189,10 +196,10 @@ pub(crate) async fn take(pool: &Pool, count: u32) -> Result<Vec<i64>, TakeError>
     Ok(taken.parts.iter().flat_map(|(_, values)| values).map(|value| value.0).collect())
 }
 
-/// Takes at least `wanted` numbers of a pool with some clients at once, and notes them on the disk.
+/// Takes at least `wanted` numbers of a pool with several clients at once, and notes them on the disk.
 ///
 /// # Errors
-/// They did not come.
+/// No numbers are available for too long.
 pub(crate) async fn clients(
     disk: &Arc<Disk>,
     pool: &Arc<Pool>,
@@ -219,7 +226,7 @@ pub(crate) async fn clients(
                         tokio::time::sleep(COME_BACK).await;
                     }
                     Err(TakeError::Exhausted { .. }) => break,
-                    Err(TakeError::Refilling) => return Err("no number for ever".to_owned()),
+                    Err(TakeError::Refilling) => return Err("numbers stay unavailable".to_owned()),
                 }
             }
             Ok(())
@@ -228,13 +235,13 @@ pub(crate) async fn clients(
     tasks.join_all().await.into_iter().collect()
 }
 
-/// Clients at once of a pool.
+/// The count of clients of a pool.
 pub(crate) const CLIENTS: usize = 3;
 
-/// Takes all that a pool still has, to the last number of its range.
+/// Takes all remaining numbers of a pool, up to the end of its range.
 ///
 /// # Errors
-/// One came before, or the last one does not come.
+/// A number is repeated, or the end is not reached.
 pub(crate) async fn drain(pool: &Pool, handed_out: &mut HandedOut) -> Result<(), String> {
     let mut started = Instant::now();
     let mut count = 24;
@@ -247,18 +254,18 @@ pub(crate) async fn drain(pool: &Pool, handed_out: &mut HandedOut) -> Result<(),
             Err(TakeError::Exhausted { .. }) if count > 1 => count /= 2,
             Err(TakeError::Exhausted { left: 0 }) => return Ok(()),
             Err(error) if started.elapsed() > PATIENCE => {
-                return Err(format!("{error}, for ever: {:?}", pool.health()));
+                return Err(format!("{error}, without end: {:?}", pool.health()));
             }
             Err(_) => tokio::time::sleep(COME_BACK).await,
         }
     }
 }
 
-/// Every database of the folder but those set aside is whole. Answers with the ledgers' counts of
-/// what was burned, by pool.
+/// Checks that each database of the folder, except those set aside, is intact. Returns how many numbers the
+/// ledgers count as burned, by pool.
 ///
 /// # Errors
-/// What is not.
+/// A database is damaged or can't be read.
 pub(crate) fn check_files(disk: &Disk, setting: &Setting) -> Result<BTreeMap<String, u64>, String> {
     for name in disk.shared.list("shards").map_err(|error| error.to_string())? {
         if name.ends_with(".db") || name.ends_with(".next") {
@@ -285,7 +292,7 @@ fn check_file(disk: &Disk, name: &str) -> Result<(), String> {
     }
 }
 
-/// Names of files that the product set aside as damaged.
+/// Returns the names of the files that the product set aside as damaged.
 pub(crate) fn set_aside(disk: &Disk) -> Vec<String> {
     let names = disk.shared.list("shards").unwrap_or_default();
     names

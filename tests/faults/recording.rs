@@ -1,5 +1,5 @@
-//! A run of a disk from power on, as a list of operations and of what was promised meanwhile.
-//! Knows how to cut it at any moment and how to be kept in a file; runs nothing.
+//! The history of a disk since power on: its operations, and the promises made between them. Can be cut at
+//! any moment and saved as text. Runs nothing itself.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::medium::{FileId, FolderId, Image, Medium, Op};
 pub(crate) struct Recording {
     start: Image,
     ops: Vec<Op>,
-    /// What was promised, and how many operations were done by then.
+    /// The promises, each with the count of operations before it.
     notes: Vec<(usize, String)>,
 }
 
@@ -28,7 +28,8 @@ impl Recording {
         self.notes.push((self.ops.len(), text));
     }
 
-    /// How many operations: a cut is at 0 (before the first) to this (after the last).
+    /// Returns the count of operations. A cut is at a point from 0 (before the first) to this (after the
+    /// last).
     pub(crate) fn len(&self) -> usize {
         self.ops.len()
     }
@@ -37,19 +38,19 @@ impl Recording {
         &self.ops
     }
 
-    /// The moments just before and just after each operation that `wanted` picks, in order.
+    /// Returns the moments just before and just after each operation that `wanted` selects, in order.
     pub(crate) fn moments(&self, wanted: impl Fn(&Op) -> bool) -> Vec<usize> {
         let picked = self.ops.iter().enumerate().filter(|(_, op)| wanted(op));
         picked.flat_map(|(at, _)| [at, at + 1]).collect()
     }
 
-    /// What was promised before a cut at this point.
+    /// Returns the promises made before a cut at this point.
     pub(crate) fn notes(&self, point: usize) -> Vec<&str> {
         let before = self.notes.iter().take_while(|(at, _)| *at <= point);
         before.map(|(_, text)| text.as_str()).collect()
     }
 
-    /// What is left when the power fails after the first `point` operations.
+    /// Returns what is left if the power fails after the first `point` operations.
     pub(crate) fn cut(&self, point: usize, seed: u64, device: Device) -> Image {
         let mut playback = self.playback();
         playback.advance(point);
@@ -61,7 +62,7 @@ impl Recording {
     }
 }
 
-/// A recording, played up to some operation.
+/// A recording, replayed up to some operation.
 pub(crate) struct Playback<'a> {
     recording: &'a Recording,
     medium: Medium,
@@ -69,7 +70,7 @@ pub(crate) struct Playback<'a> {
 }
 
 impl Playback<'_> {
-    /// Plays on up to an operation that is not behind.
+    /// Replays up to `point`, which must not be behind.
     pub(crate) fn advance(&mut self, point: usize) {
         assert!(self.done <= point, "a playback only goes forward");
         for op in &self.recording.ops[self.done..point] {
@@ -83,7 +84,7 @@ impl Playback<'_> {
     }
 }
 
-/// Text, a line for each operation, also for people to read.
+/// The text has a line for each operation and is readable for people too.
 impl Recording {
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
@@ -94,7 +95,7 @@ impl Recording {
         let mut notes = self.notes.iter().peekable();
         for done in 0..=self.ops.len() {
             while let Some((_, note)) = notes.next_if(|(at, _)| *at == done) {
-                writeln!(text, "note {}", note.escape_default()).expect("a string takes text");
+                writeln!(text, "note {}", note.escape_default()).expect("a string is writable");
             }
             if let Some(op) = self.ops.get(done) {
                 push_op(&mut text, op);
@@ -103,7 +104,7 @@ impl Recording {
         text
     }
 
-    /// `None`: not a recording.
+    /// Returns `None` if the text is not a recording.
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let mut history = Vec::new();
         let mut recording: Option<Self> = None;
@@ -133,18 +134,25 @@ fn push_op(text: &mut String, op: &Op) {
         Op::Rename { folder, from, to } => writeln!(text, "rename {} {from} {to}", folder.0),
         Op::Remove { folder, name } => writeln!(text, "remove {} {name}", folder.0),
         Op::SyncFolder { folder } => writeln!(text, "sync-folder {}", folder.0),
-        Op::Write { file, offset, bytes } => {
-            write!(text, "write {} {offset} x", file.0).expect("a string takes text");
-            for byte in bytes.iter() {
-                write!(text, "{byte:02x}").expect("a string takes text");
-            }
-            writeln!(text)
-        }
+        Op::Write { file, offset, bytes } => push_bytes(text, "write", *file, *offset, bytes),
+        Op::ChangePage { file, offset, bytes } => push_bytes(text, "page", *file, *offset, bytes),
         Op::SetLength { file, length } => writeln!(text, "length {} {length}", file.0),
         Op::SyncFile { file } => writeln!(text, "sync {}", file.0),
         Op::FailSync { file, seed } => writeln!(text, "fail-sync {} {seed}", file.0),
     }
-    .expect("a string takes text");
+    .expect("a string is writable");
+}
+
+fn push_bytes(
+    text: &mut String,
+    what: &str,
+    file: FileId,
+    offset: usize,
+    bytes: &[u8],
+) -> std::fmt::Result {
+    write!(text, "{what} {} {offset} x", file.0)?;
+    bytes.iter().try_for_each(|byte| write!(text, "{byte:02x}"))?;
+    writeln!(text)
 }
 
 fn parse_op(line: &str) -> Option<Op> {
@@ -168,6 +176,11 @@ fn parse_op(line: &str) -> Option<Op> {
             offset: offset.parse().ok()?,
             bytes: parse_bytes(hex.strip_prefix('x')?)?,
         },
+        ["page", id, offset, hex] => Op::ChangePage {
+            file: file(id)?,
+            offset: offset.parse().ok()?,
+            bytes: parse_bytes(hex.strip_prefix('x')?)?,
+        },
         ["length", id, length] => Op::SetLength { file: file(id)?, length: length.parse().ok()? },
         ["sync", id] => Op::SyncFile { file: file(id)? },
         ["fail-sync", id, seed] => Op::FailSync { file: file(id)?, seed: seed.parse().ok()? },
@@ -180,7 +193,7 @@ fn parse_bytes(hex: &str) -> Option<Arc<[u8]>> {
     pairs.map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
 }
 
-/// The reverse of `escape_default`, as far as notes go: one line of printable text.
+/// Reverses `escape_default` for notes, which are one line of printable text.
 fn unescape(text: &str) -> Option<String> {
     let mut plain = String::new();
     let mut rest = text.chars();

@@ -1,13 +1,15 @@
-//! SQLite on a simulated disk: its default VFS in this process, behaving as SQLite's own does on
-//! Linux (`os_unix.c` of 3.53) but for what the disk says of itself. Knows no power loss and no
-//! faults: those happen in `disk`.
+//! SQLite on a simulated disk: its default VFS in this process. It behaves as SQLite's own does on Linux
+//! (`os_unix.c` of 3.53), except for the properties that the disk reports. Knows nothing of power loss and
+//! faults, which happen in `disk`.
 //!
-//! Paths that are not simulated, and temporary files, are handed to SQLite's own VFS. There is no
-//! memory mapping; the shared memory of WAL is on the heap.
+//! Paths that are not simulated, and temporary files, are passed to SQLite's own VFS. Databases are not
+//! mapped into memory. The index of a WAL is: SQLite writes to the heap, and the content after each change is
+//! what the disk may have of the `-shm` file. If the first try to open that file fails, SQLite's own VFS
+//! opens it read-only; this one can't open it.
 //!
-//! Why not a crate: `sqlite-plugin` 0.11 can be registered statically, but drops the flag of
-//! `xDelete` that asks for a folder sync, on which it depends whether a deleted journal stays
-//! deleted, and needs libclang to build; `sqlite-vfs` 0.2 drops it too and dates from 2022.
+//! Crates were considered: `sqlite-plugin` 0.11 can be registered statically, but it needs libclang to build,
+//! and it drops the flag of `xDelete` that requests a folder sync, which decides whether a deleted journal
+//! stays deleted. `sqlite-vfs` 0.2 drops the flag too and dates from 2022.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -18,17 +20,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use deadpool_sqlite::rusqlite::ffi;
 
-use crate::disk::{Shared, resolve, split};
+use crate::disk::{Shared, is_eio, resolve, split};
 use crate::medium::FileId;
 
-/// For `file:PATH?vfs=simulated`; plain paths get there too, since it is the default.
+/// The name for `file:PATH?vfs=simulated`. Plain paths use this VFS too, since it is the default.
 pub(crate) const NAME: &CStr = c"simulated";
 
-/// Makes the simulation SQLite's default VFS in this process. Again does nothing.
+/// Makes the simulation SQLite's default VFS in this process. Calling it again has no effect.
 pub(crate) fn install() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        // SAFETY: SQLite keeps the leaked VFS for good, and its own is never unregistered.
+        // SAFETY: SQLite keeps the VFS, which is leaked, and never unregisters its own.
         let code = unsafe {
             let base = ffi::sqlite3_vfs_find(ptr::null());
             assert!(!base.is_null(), "SQLite has a VFS of its own");
@@ -60,22 +62,22 @@ pub(crate) fn install() {
             };
             ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 1)
         };
-        assert_eq!(code, ffi::SQLITE_OK, "SQLite takes the VFS");
+        assert_eq!(code, ffi::SQLITE_OK, "SQLite must accept the VFS");
     });
 }
 
 type Code = c_int;
 
-/// An open file, without pointers: what SQLite's methods do.
+/// An open file, without pointers: the implementation of SQLite's methods.
 struct Handle {
     disk: Arc<Shared>,
     file: FileId,
-    /// From the disk's root, as it was opened.
+    /// The path from the disk's root with which the file was opened.
     path: String,
     common: Arc<Common>,
     lock: c_int,
     index: Option<Arc<Index>>,
-    /// Bits of the locks of the index that this handle has.
+    /// The bits of the index locks that this handle has.
     shared: u32,
     exclusive: u32,
     persist_wal: bool,
@@ -83,25 +85,26 @@ struct Handle {
     sync_folder_too: bool,
 }
 
-/// What the open files of one name have in common.
+/// The state that the open files of one name share.
 #[derive(Default)]
 struct Common {
     locks: Mutex<Locks>,
     index: Mutex<Weak<Index>>,
 }
 
-/// Who has locked a database file: `SQLITE_LOCK_*`.
+/// The locks on a database file: the highest level (`SQLITE_LOCK_*`), and how many handles have one.
 #[derive(Default)]
 struct Locks {
     highest: c_int,
     holders: u32,
 }
 
-/// The shared memory of WAL.
-#[derive(Default)]
+/// The shared memory of a WAL: a mapped file.
 struct Index {
+    file: FileId,
+    path: String,
     regions: Mutex<Vec<Region>>,
-    /// For each lock how many share it, -1 when one has it alone.
+    /// For each lock, the count of shared holders, or -1 if it is held exclusively.
     locks: Mutex<[i32; LOCKS]>,
 }
 
@@ -117,7 +120,7 @@ fn is_out_of_space(error: &io::Error) -> bool {
 }
 
 impl Handle {
-    /// Opens a file as `unixOpen` does, with the flags that it got in the end.
+    /// Opens a file as `unixOpen` does. Returns the flags that apply in the end, too.
     fn open(disk: Arc<Shared>, path: &str, flags: c_int) -> Result<(Self, c_int), Code> {
         let mut flags = flags;
         let writable = flags & ffi::SQLITE_OPEN_READWRITE != 0;
@@ -136,8 +139,7 @@ impl Handle {
         };
         let file = match opened {
             Ok(file) => file,
-            // As SQLite's own: what cannot be opened to write is tried to read, and if that works
-            // the database is read-only.
+            // Like SQLite's own VFS, falls back to opening read-only, which makes the database read-only.
             Err(error) if writable && error.kind() != io::ErrorKind::IsADirectory => {
                 flags &= !(ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_CREATE);
                 flags |= ffi::SQLITE_OPEN_READONLY;
@@ -159,7 +161,7 @@ impl Handle {
             shared: 0,
             exclusive: 0,
             persist_wal: false,
-            // Whether it was there or not.
+            // Set even if the journal existed, as in SQLite's own VFS.
             sync_folder_too: journal && may_create,
         };
         Ok((handle, flags))
@@ -172,8 +174,9 @@ impl Handle {
                 Err(ffi::SQLITE_IOERR_SHORT_READ)
             }
             Ok(_) => Ok(()),
-            // As SQLite's own for EIO. What the program gets is SQLITE_CORRUPT.
-            Err(_) => Err(ffi::SQLITE_IOERR_CORRUPTFS),
+            // The same code as from SQLite's own VFS. The program gets SQLITE_CORRUPT.
+            Err(error) if is_eio(&error) => Err(ffi::SQLITE_IOERR_CORRUPTFS),
+            Err(_) => Err(ffi::SQLITE_IOERR_READ),
         }
     }
 
@@ -193,7 +196,7 @@ impl Handle {
     fn sync(&mut self) -> Result<(), Code> {
         self.disk.sync(self.file, &self.path).map_err(|_| ffi::SQLITE_IOERR_FSYNC)?;
         if std::mem::take(&mut self.sync_folder_too) {
-            // As SQLite's own, which ignores what becomes of it.
+            // Like SQLite's own VFS, ignores the result.
             let _ = self.disk.sync_folder(split(&self.path).0);
         }
         Ok(())
@@ -203,7 +206,7 @@ impl Handle {
         self.disk.length(self.file).map_err(|_| ffi::SQLITE_IOERR_FSTAT)
     }
 
-    /// As `unixLock`, between the connections of one process.
+    /// Works as `unixLock` does between the connections of one process.
     fn lock(&mut self, wanted: c_int) -> Result<(), Code> {
         if self.lock >= wanted {
             return Ok(());
@@ -252,29 +255,57 @@ impl Handle {
         guard(&self.common.locks).highest > ffi::SQLITE_LOCK_SHARED
     }
 
-    /// Whether the path no longer leads to this file.
+    /// Returns whether the path no longer leads to this file.
     fn has_moved(&self) -> bool {
         self.disk.find(&self.path).ok().flatten() != Some(crate::medium::Entry::File(self.file))
     }
 
-    /// The memory of one region, null where it is not there and may not be made.
-    fn map(&mut self, region: usize, extend: bool) -> *mut c_void {
-        let index = self.index.get_or_insert_with(|| {
-            let mut shared = guard(&self.common.index);
-            shared.upgrade().unwrap_or_else(|| {
-                let index = Arc::new(Index::default());
-                *shared = Arc::downgrade(&index);
-                index
-            })
-        });
+    /// Returns the memory of one region, or null if it does not exist and must not be created, as
+    /// `unixShmMap` does.
+    fn map(&mut self, region: usize, extend: bool) -> Result<*mut c_void, Code> {
+        let index = match &self.index {
+            Some(index) => Arc::clone(index),
+            None => self.open_index()?,
+        };
         let mut regions = guard(&index.regions);
-        while extend && regions.len() <= region {
+        while regions.len() <= region {
+            let length = (regions.len() + 1) * REGION_BYTES;
+            let there = self.disk.length(index.file).map_err(|_| ffi::SQLITE_IOERR_SHMSIZE)?;
+            if there < length && !extend {
+                return Ok(ptr::null_mut());
+            }
+            if there < length {
+                let grown = self.disk.set_length(index.file, &index.path, length);
+                grown.map_err(|_| ffi::SQLITE_IOERR_SHMSIZE)?;
+            }
+            self.disk.map(&index.path).map_err(|_| ffi::SQLITE_IOERR_SHMMAP)?;
             regions.push(Region::new());
         }
-        regions.get(region).map_or(ptr::null_mut(), |region| region.0.cast())
+        Ok(regions[region].0.cast())
     }
 
-    /// As `unixShmLock`, between the connections of one process.
+    /// Works as `unixOpenSharedMemory`: the first handle creates the file or empties it.
+    fn open_index(&mut self) -> Result<Arc<Index>, Code> {
+        let mut shared = guard(&self.common.index);
+        let index = match shared.upgrade() {
+            Some(index) => index,
+            None => {
+                let path = format!("{}-shm", self.path);
+                let there = self.disk.find(&path).map_err(|_| ffi::SQLITE_CANTOPEN)?.is_some();
+                let opened = if there { self.disk.open(&path) } else { self.disk.create(&path) };
+                let file = opened.map_err(|_| ffi::SQLITE_CANTOPEN)?;
+                // Length 3, as SQLite's own VFS sets it, so that people can see where it comes from.
+                let emptied = self.disk.set_length(file, &path, 3);
+                emptied.map_err(|_| ffi::SQLITE_IOERR_SHMOPEN)?;
+                Arc::new(Index { file, path, regions: Mutex::default(), locks: Mutex::default() })
+            }
+        };
+        *shared = Arc::downgrade(&index);
+        self.index = Some(Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// Works as `unixShmLock` does between the connections of one process.
     fn lock_index(&mut self, first: usize, count: usize, flags: c_int) -> Result<(), Code> {
         let index = self.index.as_ref().ok_or(ffi::SQLITE_IOERR_SHMLOCK)?;
         let mut locks = guard(&index.locks);
@@ -282,6 +313,10 @@ impl Handle {
         let mask = ((1 << count) - 1) << first;
         let alone = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
         if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
+            if alone {
+                // The changes made under the lock are complete.
+                index.write_back_at_will(&self.disk);
+            }
             if (self.shared | self.exclusive) & mask != 0 {
                 for lock in locks {
                     *lock = if alone { 0 } else { *lock - 1 };
@@ -305,8 +340,17 @@ impl Handle {
         Ok(())
     }
 
-    fn unmap(&mut self) {
-        self.index = None;
+    /// Works as `unixShmUnmap`.
+    fn unmap(&mut self, delete: bool) {
+        let shared = guard(&self.common.index);
+        if let Some(index) = self.index.take().and_then(Arc::into_inner) {
+            index.write_back_at_will(&self.disk);
+            if delete {
+                // Like SQLite's own VFS, ignores the result.
+                let _ = self.disk.remove(&index.path);
+            }
+        }
+        drop(shared);
     }
 }
 
@@ -316,7 +360,16 @@ impl Drop for Handle {
     }
 }
 
-/// 32 KiB that SQLite's connections share, by rules of its own.
+impl Index {
+    /// From now on, the kernel may write the current content of the memory to the disk.
+    fn write_back_at_will(&self, disk: &Shared) {
+        for (at, region) in guard(&self.regions).iter().enumerate() {
+            disk.change_mapped(self.file, at * REGION_BYTES, &region.bytes());
+        }
+    }
+}
+
+/// 32 KiB that SQLite's connections share, under SQLite's own rules.
 struct Region(*mut [u64; REGION_BYTES / 8]);
 
 // SAFETY: only SQLite reads and writes it, under its own locks and barriers.
@@ -328,16 +381,22 @@ impl Region {
             vec![0; REGION_BYTES / 8].try_into().expect("as long as it says");
         Self(Box::into_raw(zeroes))
     }
+
+    /// Returns the current content. Another connection may be changing it, as when a kernel reads it.
+    fn bytes(&self) -> [u8; REGION_BYTES] {
+        // SAFETY: the region has this many bytes and lives as long as `self`.
+        unsafe { self.0.cast::<[u8; REGION_BYTES]>().read_volatile() }
+    }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`, and the last handle that mapped it has let go.
+        // SAFETY: created by `Box::into_raw`, and the last handle that mapped it has released it.
         drop(unsafe { Box::from_raw(self.0) });
     }
 }
 
-/// What SQLite holds of an open file; its first field is what SQLite knows of it.
+/// The memory that SQLite keeps for an open file. SQLite itself knows only the first field.
 #[repr(C)]
 struct OpenFile {
     base: ffi::sqlite3_file,
@@ -345,7 +404,7 @@ struct OpenFile {
 }
 
 static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
-    // 2: with shared memory, without mapping.
+    // Version 2: with shared memory, without mapping of the database.
     iVersion: 2,
     xClose: Some(x_close),
     xRead: Some(x_read),
@@ -372,21 +431,20 @@ fn code(result: Result<(), Code>) -> Code {
 }
 
 /// # Safety
-/// `file` is one that `x_open` opened and `x_close` has not closed, used by one thread at a time,
-/// which SQLite promises.
+/// `file` was opened by `x_open`, is not closed yet, and is used by one thread at a time, as SQLite promises.
 unsafe fn handle<'a>(file: *mut ffi::sqlite3_file) -> &'a mut Handle {
-    // SAFETY: then it is an `OpenFile` with a handle from `Box::into_raw`.
+    // SAFETY: by the caller's promise, it is an `OpenFile` with a handle from `Box::into_raw`.
     unsafe { &mut *(*file.cast::<OpenFile>()).handle }
 }
 
 /// # Safety
-/// `vfs` is the one of `install`.
+/// `vfs` is the one from `install`.
 unsafe fn base(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
-    // SAFETY: then this is SQLite's own VFS.
+    // SAFETY: by the caller's promise, this is SQLite's own VFS.
     unsafe { (*vfs).pAppData.cast() }
 }
 
-/// The disk and path on it of a name, `None` where it is not simulated.
+/// Returns the disk of a name and the path on it, or `None` if the name is not simulated.
 ///
 /// # Safety
 /// `name` is null or ends in a zero.
@@ -406,8 +464,8 @@ unsafe extern "C" fn x_open(
     flags: c_int,
     out_flags: *mut c_int,
 ) -> c_int {
-    // SAFETY: SQLite passes this VFS, a name that ends in a zero or none, and `szOsFile` bytes,
-    // which are enough for either kind of file.
+    // SAFETY: SQLite passes this VFS, a null-terminated name or none, and `szOsFile` bytes, which are enough
+    // for both kinds of file.
     unsafe {
         (*file).pMethods = ptr::null();
         let Some(place) = simulated(name) else {
@@ -439,7 +497,7 @@ unsafe extern "C" fn x_delete(
     name: *const c_char,
     sync_folder: c_int,
 ) -> c_int {
-    // SAFETY: SQLite passes this VFS and a name that ends in a zero.
+    // SAFETY: SQLite passes this VFS and a null-terminated name.
     unsafe {
         match simulated(name) {
             None => {
@@ -471,7 +529,7 @@ unsafe extern "C" fn x_access(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    // SAFETY: SQLite passes this VFS, a name that ends in a zero, and where to answer.
+    // SAFETY: SQLite passes this VFS, a null-terminated name, and a place for the result.
     unsafe {
         match simulated(name) {
             None => {
@@ -481,20 +539,18 @@ unsafe extern "C" fn x_access(
                     .map_or(ffi::SQLITE_IOERR_ACCESS, |access| access(base, name, flags, out))
             }
             Some(Err(_)) => ffi::SQLITE_IOERR_ACCESS,
-            Some(Ok((disk, path))) => match accessible(&disk, path, flags) {
-                Ok(answer) => {
-                    *out = c_int::from(answer);
-                    ffi::SQLITE_OK
-                }
-                Err(_) => ffi::SQLITE_IOERR_ACCESS,
-            },
+            Some(Ok((disk, path))) => {
+                // Like SQLite's own VFS, treats a file that it can't look at as missing.
+                *out = c_int::from(accessible(&disk, path, flags).unwrap_or(false));
+                ffi::SQLITE_OK
+            }
         }
     }
 }
 
 fn accessible(disk: &Shared, path: &str, flags: c_int) -> io::Result<bool> {
-    Ok(match disk.find(path)? {
-        // As SQLite's own: an empty file is none, so that an empty journal is no journal.
+    Ok(match disk.look(path)? {
+        // Like SQLite's own VFS, treats an empty file as missing, so that an empty journal is no journal.
         Some(crate::medium::Entry::File(file)) if flags == ffi::SQLITE_ACCESS_EXISTS => {
             disk.length(file)? > 0
         }
@@ -509,7 +565,7 @@ unsafe extern "C" fn x_full_pathname(
     out_bytes: c_int,
     out: *mut c_char,
 ) -> c_int {
-    // SAFETY: SQLite passes this VFS, a name that ends in a zero, and that many bytes for another.
+    // SAFETY: SQLite passes this VFS, a null-terminated name, and `out_bytes` bytes for the result.
     unsafe {
         if simulated(name).is_none() {
             let base = base(vfs);
@@ -532,7 +588,7 @@ unsafe extern "C" fn x_randomness(
     bytes: c_int,
     out: *mut c_char,
 ) -> c_int {
-    // SAFETY: SQLite passes this VFS, and its own gets what it passed.
+    // SAFETY: SQLite passes this VFS; its own gets the same arguments.
     unsafe {
         let base = base(vfs);
         (*base).xRandomness.map_or(0, |randomness| randomness(base, bytes, out))
@@ -564,7 +620,7 @@ unsafe extern "C" fn x_current_time_int64(vfs: *mut ffi::sqlite3_vfs, out: *mut 
 }
 
 unsafe extern "C" fn x_close(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: SQLite closes what `x_open` opened, once, and does not use it again.
+    // SAFETY: SQLite closes a file that `x_open` opened once, and does not use it afterwards.
     unsafe {
         drop(Box::from_raw((*file.cast::<OpenFile>()).handle));
         (*file).pMethods = ptr::null();
@@ -581,7 +637,7 @@ unsafe extern "C" fn x_read(
     let (Ok(length), Ok(offset)) = (usize::try_from(length), usize::try_from(offset)) else {
         return ffi::SQLITE_IOERR_READ;
     };
-    // SAFETY: SQLite passes an open file and that many bytes to read into.
+    // SAFETY: SQLite passes an open file and `length` bytes to read into.
     let (handle, into) =
         unsafe { (handle(file), slice::from_raw_parts_mut(into.cast::<u8>(), length)) };
     code(handle.read(offset, into))
@@ -596,7 +652,7 @@ unsafe extern "C" fn x_write(
     let (Ok(length), Ok(offset)) = (usize::try_from(length), usize::try_from(offset)) else {
         return ffi::SQLITE_IOERR_WRITE;
     };
-    // SAFETY: SQLite passes an open file and that many bytes.
+    // SAFETY: SQLite passes an open file and `length` bytes.
     let (handle, bytes) =
         unsafe { (handle(file), slice::from_raw_parts(bytes.cast::<u8>(), length)) };
     code(handle.write(offset, bytes))
@@ -619,7 +675,7 @@ unsafe extern "C" fn x_file_size(
     file: *mut ffi::sqlite3_file,
     out: *mut ffi::sqlite3_int64,
 ) -> c_int {
-    // SAFETY: SQLite passes an open file and where to answer.
+    // SAFETY: SQLite passes an open file and a place for the result.
     unsafe {
         let length = handle(file).length().and_then(|length| {
             ffi::sqlite3_int64::try_from(length).map_err(|_| ffi::SQLITE_IOERR_FSTAT)
@@ -640,7 +696,7 @@ unsafe extern "C" fn x_unlock(file: *mut ffi::sqlite3_file, wanted: c_int) -> c_
 }
 
 unsafe extern "C" fn x_check_reserved_lock(file: *mut ffi::sqlite3_file, out: *mut c_int) -> c_int {
-    // SAFETY: SQLite passes an open file and where to answer.
+    // SAFETY: SQLite passes an open file and a place for the result.
     unsafe { *out = c_int::from(handle(file).is_reserved()) };
     ffi::SQLITE_OK
 }
@@ -650,7 +706,7 @@ unsafe extern "C" fn x_file_control(
     control: c_int,
     argument: *mut c_void,
 ) -> c_int {
-    // SAFETY: SQLite passes an open file and, for these two, a number to read and write.
+    // SAFETY: SQLite passes an open file and, for these controls, a number to read and write.
     unsafe {
         let handle = handle(file);
         let number = argument.cast::<c_int>();
@@ -689,9 +745,11 @@ unsafe extern "C" fn x_shm_map(
     if usize::try_from(region_bytes) != Ok(REGION_BYTES) {
         return ffi::SQLITE_IOERR_SHMMAP;
     }
-    // SAFETY: SQLite passes an open file and where to answer.
-    unsafe { *out = handle(file).map(region, extend != 0) };
-    ffi::SQLITE_OK
+    // SAFETY: SQLite passes an open file and a place for the result.
+    unsafe {
+        *out = ptr::null_mut();
+        code(handle(file).map(region, extend != 0).map(|memory| *out = memory))
+    }
 }
 
 unsafe extern "C" fn x_shm_lock(
@@ -709,13 +767,13 @@ unsafe extern "C" fn x_shm_lock(
 
 unsafe extern "C" fn x_shm_barrier(file: *mut ffi::sqlite3_file) {
     fence(Ordering::SeqCst);
-    // As SQLite's own: a mutex too, for good measure.
+    // Like SQLite's own VFS, also takes a mutex, to be safe.
     // SAFETY: SQLite passes an open file.
     drop(guard(&unsafe { handle(file) }.common.index));
 }
 
-unsafe extern "C" fn x_shm_unmap(file: *mut ffi::sqlite3_file, _delete: c_int) -> c_int {
+unsafe extern "C" fn x_shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
     // SAFETY: SQLite passes an open file.
-    unsafe { handle(file) }.unmap();
+    unsafe { handle(file) }.unmap(delete != 0);
     ffi::SQLITE_OK
 }

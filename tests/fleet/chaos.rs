@@ -1,10 +1,11 @@
-//! Three instances, three nodes of etcd, 64 clients for each instance, and at random moments all that can
-//! happen to any of them: no number comes twice, nobody stops for good, and what was cut off serves what
-//! it has leased.
+//! Three instances, a store of several nodes, 64 clients for each instance, and random faults at random
+//! moments. No number is repeated, every instance recovers, and an instance that is cut off serves the rows
+//! that it has leased. Knows nothing of the engines: each brings the faults of its nodes.
 //!
-//! `FLEET_SECONDS=N` sets how long, `FLEET_SEED=N` what happens when.
+//! `FLEET_SECONDS=N` sets the duration, `FLEET_SEED=N` the seed of the faults.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,175 +18,171 @@ use tokio::sync::watch;
 use crate::etcd::{self, Cluster};
 use crate::instance::{CLIENTS, Instance, Pool, serve_again};
 use crate::links::Cut;
+use crate::postgres::Pair;
 use crate::seen::{LAST, Seen};
 use crate::store::in_fleet;
 use crate::support::{Config, skipped};
 
 const INSTANCES: usize = 3;
-const NODES: usize = 3;
-/// Rows of a lease: those of two shards last some two seconds here, so that steps of the fence are
-/// many, and a cut of eight seconds outlasts them.
+/// The rows of a lease. The leases of two shards last about two seconds here, so that there are many steps of
+/// the fence, and a cut of eight seconds outlasts them.
 const LEASE_ROWS: usize = 1_000;
-/// A 256th of all, a million numbers: more are claimed while it runs for long.
-const CLAIM: usize = 16;
+/// A 64th of all partitions: on average, two instances that claim at the same moment compete for one
+/// partition. An instance that was found stale claims more.
+const CLAIM: usize = 64;
 const SHARDS: u16 = 2;
 const SHARD_SIZE: u32 = 20_000;
-/// How long a fault lasts, and how long it is quiet after it, in milliseconds.
+/// How long a fault lasts, and the pause after it, in milliseconds.
 const FAULT_MS: std::ops::Range<u64> = 200..8_000;
 const QUIET_MS: std::ops::Range<u64> = 0..1_000;
 const HOUR_SECONDS: i64 = 3_600;
 
-/// What can happen, to the instance or node of this number.
+/// A store, with a link for each client in front of each of its nodes, and the faults of these nodes.
+pub(crate) trait Engine {
+    type Fault: Copy + Debug + 'static;
+
+    /// The nodes, for the report.
+    const NODES: &str;
+    /// The count of nodes.
+    const COUNT: usize;
+    /// All faults, each created from a node and a cut. A fault that is listed twice is twice as frequent.
+    const FAULTS: &[fn(usize, Cut) -> Self::Fault];
+
+    /// Returns the name of the fault in the table.
+    fn kind(fault: Self::Fault) -> String;
+
+    /// Returns whether no client can write during the fault.
+    fn stops_writes(fault: Self::Fault) -> bool;
+
+    async fn begin_fault(&mut self, fault: Self::Fault);
+
+    async fn end_fault(&mut self, fault: Self::Fault);
+
+    /// Returns the store's address for the client of this name, which has links of its own.
+    async fn address_for(&mut self, client: &str) -> String;
+
+    /// Cuts all links of a client.
+    fn cut_off(&self, client: &str, cut: Cut);
+
+    fn heal(&self, client: &str);
+}
+
+/// The faults of the instance of this number, or of the store.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+enum Fault<S> {
     InstanceKilled(usize),
     InstanceStopped(usize),
     InstancePaused(usize),
+    InstanceCopied(usize),
     InstanceCutOff(usize, Cut),
     ClockShifted(usize, i64),
-    NodeKilled(usize),
-    NodePaused(usize),
-    /// A minority of the store.
-    NodeCutOff(usize, Cut),
-    /// No majority is left.
-    NodesApart(Cut),
-    /// The store as a whole, all its nodes at once.
-    StoreKilled,
+    Store(S),
 }
 
-impl Fault {
-    /// As it stands in the table.
-    fn kind(self) -> String {
+impl<S: Copy> Fault<S> {
+    /// Returns the name of the fault in the table.
+    fn kind<E: Engine<Fault = S>>(self) -> String {
         match self {
             Self::InstanceKilled(_) => "instance killed (-9)".into(),
             Self::InstanceStopped(_) => "instance stopped and started".into(),
             Self::InstancePaused(_) => "instance paused (SIGSTOP)".into(),
+            Self::InstanceCopied(_) => "instance stopped, and started beside a copy".into(),
             Self::InstanceCutOff(_, cut) => {
                 format!("instance cut off from the store, {}", how(cut))
             }
             Self::ClockShifted(..) => "instance's clock shifted by an hour".into(),
-            Self::NodeKilled(_) => "etcd node killed (-9)".into(),
-            Self::NodePaused(_) => "etcd node paused (SIGSTOP)".into(),
-            Self::NodeCutOff(_, cut) => format!("etcd node cut off from the others, {}", how(cut)),
-            Self::NodesApart(cut) => format!("all etcd nodes apart, {}", how(cut)),
-            Self::StoreKilled => "all etcd nodes killed (-9)".into(),
+            Self::Store(fault) => E::kind(fault),
         }
     }
 
-    /// Whether it keeps the instance from the store, while the instance itself is well.
-    fn cuts_off(self, instance: usize) -> bool {
+    /// Returns whether the fault only keeps the instance from the store.
+    fn cuts_off<E: Engine<Fault = S>>(self, instance: usize) -> bool {
         match self {
             Self::InstanceCutOff(index, _) => index == instance,
-            Self::NodesApart(_) | Self::StoreKilled => true,
+            Self::Store(fault) => E::stops_writes(fault),
             _ => false,
         }
     }
 
     fn is_of_store(self) -> bool {
-        matches!(
-            self,
-            Self::NodeKilled(_)
-                | Self::NodePaused(_)
-                | Self::NodeCutOff(..)
-                | Self::NodesApart(_)
-                | Self::StoreKilled
-        )
+        matches!(self, Self::Store(_))
     }
 
-    fn random(random: &mut ChaCha20Rng, clocks: bool) -> Self {
-        let (instance, node) = (random.random_range(0..INSTANCES), random.random_range(0..NODES));
+    fn random<E: Engine<Fault = S>>(random: &mut ChaCha20Rng, clocks: bool) -> Self {
+        let (instance, node) =
+            (random.random_range(0..INSTANCES), random.random_range(0..E::COUNT));
         let cut = *[Cut::Refused, Cut::Silent, Cut::Mute].choose(random).unwrap();
         let hour = *[-HOUR_SECONDS, HOUR_SECONDS].choose(random).unwrap();
-        match random.random_range(0..if clocks { 12 } else { 11 }) {
+        match random.random_range(0..7 + E::FAULTS.len() + usize::from(clocks)) {
             0 => Self::InstanceKilled(instance),
             1 => Self::InstanceStopped(instance),
             2 => Self::InstancePaused(instance),
-            // Where there is most to find.
+            // The most revealing fault, so it is more frequent.
             3..6 => Self::InstanceCutOff(instance, cut),
-            6 => Self::NodeKilled(node),
-            7 => Self::NodePaused(node),
-            8 => Self::NodeCutOff(node, cut),
-            9 => Self::NodesApart(cut),
-            10 => Self::StoreKilled,
-            _ => Self::ClockShifted(instance, hour),
+            6 => Self::InstanceCopied(instance),
+            other => match E::FAULTS.get(other - 7) {
+                Some(fault) => Self::Store(fault(node, cut)),
+                None => Self::ClockShifted(instance, hour),
+            },
         }
     }
 }
 
-fn how(cut: Cut) -> &'static str {
+pub(crate) fn how(cut: Cut) -> &'static str {
     match cut {
         Cut::Refused => "refused",
         Cut::Silent => "silent",
-        Cut::Mute => "answers lost",
+        Cut::Mute => "responses lost",
     }
 }
 
-/// What came of all faults of a kind.
+/// The outcomes of all faults of a kind.
 #[derive(Default)]
 struct Outcomes {
     count: usize,
-    /// Cut off, instances served for so long until they turned somebody away.
+    /// How long instances that were cut off served before they first refused a request.
     served: Vec<Duration>,
-    /// Those that served until the end of it.
+    /// The count of instances that served until the fault ended.
     served_all_along: usize,
-    /// From the end of it until full service of those that were concerned.
+    /// The time from the end of the fault until all instances served fully again.
     whole_again: Vec<Duration>,
 }
 
-struct Fleet {
-    cluster: Cluster,
+struct Fleet<E> {
+    store: E,
     instances: Vec<Instance>,
 }
 
-impl Fleet {
-    async fn begin(&mut self, fault: Fault) {
+impl<E: Engine> Fleet<E> {
+    async fn begin(&mut self, fault: Fault<E::Fault>) {
         match fault {
             Fault::InstanceKilled(index) => self.instances[index].end(Signal::SIGKILL).await,
-            Fault::InstanceStopped(index) => self.instances[index].end(Signal::SIGTERM).await,
+            Fault::InstanceStopped(index) | Fault::InstanceCopied(index) => {
+                self.instances[index].end(Signal::SIGTERM).await;
+            }
             Fault::InstancePaused(index) => self.instances[index].signal(Signal::SIGSTOP),
             Fault::InstanceCutOff(index, cut) => {
-                for node in &self.cluster.nodes {
-                    self.cluster.links.cut(&self.instances[index].name, &node.name, cut);
-                }
+                self.store.cut_off(&self.instances[index].name, cut);
             }
             Fault::ClockShifted(index, seconds) => self.instances[index].shift_clock(seconds),
-            Fault::NodeKilled(index) => self.cluster.kill(index).await,
-            Fault::NodePaused(index) => self.cluster.signal(index, Signal::SIGSTOP),
-            Fault::NodeCutOff(index, cut) => self.cluster.part(Some(index), cut),
-            Fault::NodesApart(cut) => self.cluster.part(None, cut),
-            Fault::StoreKilled => {
-                for index in 0..NODES {
-                    self.cluster.kill(index).await;
-                }
-            }
+            Fault::Store(fault) => self.store.begin_fault(fault).await,
         }
     }
 
-    async fn end(&mut self, fault: Fault) {
+    async fn end(&mut self, fault: Fault<E::Fault>) {
         match fault {
             Fault::InstanceKilled(index) | Fault::InstanceStopped(index) => {
                 self.instances[index].start().await;
             }
+            Fault::InstanceCopied(index) => self.instances[index].start_beside_a_copy().await,
             Fault::InstancePaused(index) => self.instances[index].signal(Signal::SIGCONT),
-            Fault::InstanceCutOff(index, _) => {
-                for node in &self.cluster.nodes {
-                    self.cluster.links.heal(&self.instances[index].name, &node.name);
-                }
-            }
+            Fault::InstanceCutOff(index, _) => self.store.heal(&self.instances[index].name),
             Fault::ClockShifted(index, _) => self.instances[index].shift_clock(0),
-            Fault::NodeKilled(index) => self.cluster.begin(index),
-            Fault::NodePaused(index) => self.cluster.signal(index, Signal::SIGCONT),
-            Fault::NodeCutOff(index, _) => self.cluster.join(Some(index)),
-            Fault::NodesApart(_) => self.cluster.join(None),
-            Fault::StoreKilled => {
-                for index in 0..NODES {
-                    self.cluster.begin(index);
-                }
-            }
+            Fault::Store(fault) => self.store.end_fault(fault).await,
         }
     }
 
-    /// Lets it last, and returns after how long each instance first turned somebody away.
+    /// Waits while the fault lasts, and returns after how long each instance first refused a request.
     async fn last(&mut self, time: Duration) -> Vec<Option<Duration>> {
         let turned_away = |instance: &Instance| instance.tally.unavailable.load(Ordering::SeqCst);
         let before: Vec<_> = self.instances.iter().map(turned_away).collect();
@@ -209,10 +206,20 @@ fn variable(name: &str, other: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
-    if !etcd::is_there() {
-        return;
+async fn no_number_comes_twice_whatever_happens_to_a_fleet_on_etcd() {
+    if etcd::is_there() {
+        no_number_comes_twice(Cluster::start(Cluster::COUNT).await).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_comes_twice_whatever_happens_to_a_fleet_on_postgres() {
+    if let Some(pair) = Pair::start(&[]).await {
+        no_number_comes_twice(pair).await;
+    }
+}
+
+async fn no_number_comes_twice<E: Engine>(store: E) {
     let (seconds, seed) = (variable("FLEET_SECONDS", 60), variable("FLEET_SEED", 1));
     println!("FLEET_SECONDS={seconds} FLEET_SEED={seed}");
     let mut random = ChaCha20Rng::seed_from_u64(seed);
@@ -220,27 +227,19 @@ async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
     let pools = pools.map(|(name, decimals)| Arc::new(Pool { name, decimals, seen: Seen::new() }));
     let (stop, stopped) = watch::channel(false);
 
-    let mut fleet = Fleet { cluster: Cluster::start(NODES).await, instances: Vec::new() };
+    let mut fleet = Fleet { store, instances: Vec::new() };
     for index in 0..INSTANCES {
         let name = format!("instance-{index}");
-        let address = fleet.cluster.address_for(&name).await;
+        let address = fleet.store.address_for(&name).await;
         let config = in_fleet(Config::new(), &address)
-            .pool("int", 0, LAST, SHARDS, SHARD_SIZE)
-            .pool(
-                "float",
-                "0.0",
-                format!("{}.{:06}", LAST / 1_000_000, LAST % 1_000_000),
-                SHARDS,
-                SHARD_SIZE,
-            )
-            .set("pools.float.decimals", 6)
+            .int_and_float(LAST, SHARDS, SHARD_SIZE)
             .set("fleet.claim", CLAIM)
             .set("fleet.lease_rows", LEASE_ROWS);
         fleet.instances.push(Instance::new(name, &config, &pools, &stopped));
     }
-    for instance in &mut fleet.instances {
-        instance.start().await;
-    }
+    // The instances start at the same time, so they create the space together and compete for partitions.
+    let [one, two, three] = fleet.instances.as_mut_slice() else { unreachable!() };
+    tokio::join!(one.start(), two.start(), three.start());
     let clocks = fleet.instances[0].has_clock();
     if !clocks {
         skipped("libfaketime is not installed: no clock is shifted");
@@ -250,9 +249,9 @@ async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
     let began = Instant::now();
     let mut outcomes = BTreeMap::<String, Outcomes>::new();
     while began.elapsed() < Duration::from_secs(seconds) {
-        let mut faults = vec![Fault::random(&mut random, clocks)];
-        // Now and then one of the store beside one of an instance.
-        let second = Fault::random(&mut random, clocks);
+        let mut faults = vec![Fault::random::<E>(&mut random, clocks)];
+        // Sometimes a fault of the store coincides with one of an instance.
+        let second = Fault::random::<E>(&mut random, clocks);
         if second.is_of_store() != faults[0].is_of_store() && random.random_bool(0.5) {
             faults.push(second);
         }
@@ -262,7 +261,7 @@ async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
         }
         let first = fleet.last(time).await;
         let ended = Instant::now();
-        // The store's first: what starts needs it.
+        // The store's faults end first, because instances need it to start.
         faults.sort_by_key(|fault| !fault.is_of_store());
         for &fault in &faults {
             fleet.end(fault).await;
@@ -272,15 +271,16 @@ async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
             pool.seen.assert_no_repeats();
         }
         println!(
-            "{:>4} s: {faults:?} for {time:?}, whole again after {whole_again:?}",
+            "{}, {:>3} s: {faults:?} for {time:?}, whole again after {whole_again:?}",
+            E::NODES,
             began.elapsed().as_secs()
         );
-        let kind = faults.iter().map(|fault| fault.kind()).collect::<Vec<_>>().join(" + ");
+        let kind = faults.iter().map(|fault| fault.kind::<E>()).collect::<Vec<_>>().join(" + ");
         let outcome = outcomes.entry(kind).or_default();
         outcome.count += 1;
         outcome.whole_again.push(*whole_again.iter().max().unwrap());
         for (index, first) in first.into_iter().enumerate() {
-            if faults.iter().all(|fault| fault.cuts_off(index)) {
+            if faults.iter().all(|fault| fault.cuts_off::<E>(index)) {
                 outcome.served.extend(first);
                 outcome.served_all_along += usize::from(first.is_none());
             }
@@ -296,13 +296,13 @@ async fn no_number_comes_twice_whatever_happens_to_a_fleet() {
     }
     for pool in &pools {
         pool.seen.assert_no_repeats();
-        assert!(pool.seen.count() > 0, "nothing came of {}", pool.name);
+        assert!(pool.seen.count() > 0, "no number was received from {}", pool.name);
     }
 }
 
-/// The table of docs/fleet.md.
-fn report(
-    fleet: &Fleet,
+/// Prints the table from which docs/fleet.md takes its figures.
+fn report<E: Engine>(
+    fleet: &Fleet<E>,
     pools: &[Arc<Pool>],
     outcomes: &BTreeMap<String, Outcomes>,
     time: Duration,
@@ -312,8 +312,10 @@ fn report(
     };
     let count = |pool: &Arc<Pool>| format!("{} {}", pool.seen.count(), pool.name);
     println!(
-        "\n{INSTANCES} instances, {CLIENTS} clients each, {NODES} nodes of etcd, {} s: {} numbers, none twice; \
-         answers: {} with numbers, {} 503, {} 410, {} none; starts tried again {}\n",
+        "\n{INSTANCES} instances, {CLIENTS} clients each, {}, {} rounds, {} s: {} numbers, no repeats; \
+         responses: {} with numbers, {} 503, {} 410, {} missing; starts repeated {}\n",
+        E::NODES,
+        outcomes.values().map(|outcome| outcome.count).sum::<usize>(),
         time.as_secs(),
         pools.iter().map(count).collect::<Vec<_>>().join(" and "),
         sum(|instance| &instance.tally.served),

@@ -1,7 +1,8 @@
-//! Folders that were restored from a copy, or cloned: found out before they hand out anything that
-//! another can, or has.
+//! Folders that were restored from a copy, or cloned, are detected before they hand out numbers that another
+//! folder handed out or can hand out.
 //!
-//! `FLEET_COPIES=N` sets how many copies are tried at random moments, `FLEET_SEED=N` which moments.
+//! `FLEET_COPIES=N` sets how many copies are made at random moments, `FLEET_SEED=N` the seed of these
+//! moments.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,29 +17,29 @@ use rand_chacha::ChaCha20Rng;
 
 use crate::store::{Store, copy_folder};
 use crate::support::{Config, Finished, Server, Site, column, eventually, run};
-use crate::taking::{Came, Takers, take_some};
+use crate::taking::{Came, NOT_OURS, Takers, take_some};
 
-/// Exit codes: of a folder that can't be used as it is, and of one that is not the instance's own.
+/// The exit code for a folder that can't be used as it is.
 const FOLDER: i32 = 3;
-const NOT_OURS: i32 = 5;
 
 const SHARD_SIZE: u32 = 500;
-/// More than the shards hold of one generation: what a copy could repeat, it would.
+/// More numbers than the shards hold in one generation, so a copy that could repeat a number would.
 const ENOUGH: usize = 1_500;
 
-/// Settings with two shards and small leases, so that steps of the fence are many.
+/// Returns a config with two shards and small leases, so that there are many steps of the fence.
 fn config(store: &Store, last: u64) -> Config {
     store.config().pool("int", 0, last, 2, SHARD_SIZE).set("fleet.lease_rows", 32)
 }
 
-/// A site with a copy of what the other has.
+/// Returns a site with a copy of another site's data.
 fn copy_of(site: &Site, config: &Config) -> Site {
     let copy = Site::new(config);
     copy_folder(&site.data(), &copy.data());
     copy
 }
 
-fn strata(ledger: &Path) -> Vec<i64> {
+/// Returns the partitions that a ledger has drawn from. The range has one stratum in each partition.
+fn partitions(ledger: &Path) -> Vec<i64> {
     column(ledger, "SELECT stratum FROM strata")
 }
 
@@ -60,11 +61,11 @@ async fn a_restored_copy_is_found_out_at_its_start(store: Store) {
     let Finished { status, stderr, .. } = run(refusing).await;
     assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
     assert!(stderr.contains("Error: ") && stderr.contains("copy"), "{stderr}");
-    assert!(site.files(".stale-").is_empty(), "who refuses changes nothing");
+    assert!(site.files(".stale-").is_empty(), "a refusal must not change the folder");
 
-    let before = strata(&site.file("used_numbers_int.db"));
+    let before = partitions(&site.file("used_numbers_int.db"));
     let mut server = site.start().await;
-    // It serves, and says what happened.
+    // It serves, and reports the copy.
     eventually("a degraded service", async || {
         let health = server.get("/health").await;
         assert!(health.body.contains("copy"), "{}", health.body);
@@ -76,10 +77,10 @@ async fn a_restored_copy_is_found_out_at_its_start(store: Store) {
         assert!(aside.iter().any(|file| file.starts_with(name)), "{name} is not among {aside:?}");
     }
     came.note(take_some(&mut server, 4 * ENOUGH).await, "the copy");
-    let since = strata(&site.file("used_numbers_int.db"));
-    assert!(!since.is_empty() && since.iter().all(|stratum| !before.contains(stratum)));
+    let since = partitions(&site.file("used_numbers_int.db"));
+    assert!(!since.is_empty() && since.iter().all(|partition| !before.contains(partition)));
     server.stop().await;
-    // What it is now is its own: no longer a copy of anything.
+    // Its content is now its own, no longer a copy.
     let mut server = site.start().await;
     came.note(take_some(&mut server, ENOUGH).await, "the copy, started again");
     server.stop().await;
@@ -120,16 +121,16 @@ async fn one_of_two_that_start_together_hands_out_nothing(store: Store) {
         let is_stale = !site.files(".stale-").is_empty();
         if let Some(Finished { status, stderr, .. }) = finished {
             assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
-            assert!(numbers.is_empty(), "it handed out {} before it ended", numbers.len());
+            assert!(numbers.is_empty(), "it handed out {} numbers before it ended", numbers.len());
         } else if !is_stale {
             issued.push(site.data());
         }
         came.note(numbers, &site.data().display().to_string());
     }
-    assert_eq!(issued.len(), 1, "one of them goes on from what the folder has: {issued:?}");
+    assert_eq!(issued.len(), 1, "exactly one must continue the folder: {issued:?}");
 }
 
-/// How it ended, if it did by itself.
+/// Returns how the server ended, if it ended by itself; otherwise kills it.
 async fn ended(mut server: Server) -> Option<Finished> {
     if server.process.is_running() {
         server.kill().await;
@@ -150,8 +151,8 @@ async fn of_two_copies_one_hands_out_nothing_with_etcd() {
     }
 }
 
-/// Story: `cp -r` of a folder in use came to the shards first and to `fleet.json` a minute later. The fence
-/// was the newest, and the shards still had what was handed out since.
+/// Story: `cp -r` of a folder in use copied the shards first and `fleet.json` a minute later. The fence was
+/// up to date, but the shards still had rows that had been handed out by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_that_are_older_than_the_fence_beside_them_are_not_served() {
     let store = Store::witness();
@@ -170,27 +171,27 @@ async fn shards_that_are_older_than_the_fence_beside_them_are_not_served() {
     refusing.arg("--refuse-if-stale");
     let Finished { status, stderr, .. } = run(refusing).await;
     assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
-    // The folder itself is whole.
+    // The folder itself is intact.
     site.start().await.stop().await;
 }
 
-/// How a copy is taken of a folder that is being drained.
+/// How a folder that is being drained is copied.
 #[derive(Clone, Copy, Debug)]
 enum Taken {
     Paused,
     Killed,
-    /// While it runs: a mixture of moments.
+    /// Copied while it runs, so that its files are of different moments.
     Running,
-    /// The same, in any order and slowly.
+    /// The same, file by file, slowly and in any order.
     RunningFileByFile,
 }
 
-/// What the original does after it.
+/// The fate of the original after the copy.
 #[derive(Clone, Copy, Debug)]
 enum Original {
-    /// Goes on while the copy is started.
+    /// Keeps running while the copy is started.
     Beside,
-    /// Goes on, and is killed before the copy is started in its place.
+    /// Keeps running, and is killed before the copy is started in its place.
     Before,
     /// Is killed at once.
     Not,
@@ -201,7 +202,7 @@ async fn copies_at_random_moments_repeat_nothing(store: Store) {
     let (copies, seed) = (variable("FLEET_COPIES", 20), variable("FLEET_SEED", 1));
     println!("FLEET_COPIES={copies} FLEET_SEED={seed}");
     let mut random = ChaCha20Rng::seed_from_u64(seed);
-    // A stratum at a time: each copy that is stale uses up its own.
+    // One partition at a time, because each stale copy uses up its own.
     let config = config(&store, (1 << 30) - 1).set("fleet.claim", 1);
     let site = Site::new(&config);
     let mut came = Came::default();
@@ -277,7 +278,7 @@ async fn take_copy(
             server.take().unwrap().kill().await;
             copy_folder(from, to);
         }
-        // Files that are gone when it comes to them make it fail: nobody waits for cp to like it.
+        // `cp` fails if a file is gone before it is copied, which does not matter here.
         Taken::Running => {
             Command::new("cp").arg("-r").args([from, to]).output().unwrap();
         }
@@ -286,7 +287,7 @@ async fn take_copy(
             let mut files: Vec<_> = fs::read_dir(from).unwrap().map(|file| file.unwrap()).collect();
             files.shuffle(random);
             for file in files {
-                // It may be gone by now.
+                // The file may be gone.
                 let _ = fs::copy(file.path(), to.join(file.file_name()));
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..50))).await;
             }
@@ -294,7 +295,7 @@ async fn take_copy(
     }
 }
 
-/// Starts a copy, takes from it, and says what it did.
+/// Starts a copy, takes numbers from it, and describes the outcome.
 async fn outcome_of(copy: &Site, taken: Taken) -> (Vec<i64>, String) {
     let mixture = matches!(taken, Taken::Running | Taken::RunningFileByFile);
     let kind = if mixture { "copied while it ran" } else { "copied as of one moment" };
@@ -315,7 +316,7 @@ async fn outcome_of(copy: &Site, taken: Taken) -> (Vec<i64>, String) {
             let said = match ended(server).await {
                 Some(Finished { status, stderr, .. }) => {
                     assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
-                    assert!(stale || numbers.is_empty(), "it handed out {}", numbers.len());
+                    assert!(stale || numbers.is_empty(), "it handed out {} numbers", numbers.len());
                     "ended at its first step".to_owned()
                 }
                 None if stale => "found stale at its start".to_owned(),

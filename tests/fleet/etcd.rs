@@ -1,5 +1,5 @@
-//! A cluster of etcd's own processes, with a link of ours in front of every address. Each listens on
-//! sockets in its folder: no port is ever asked for that somebody else may take.
+//! A cluster of etcd processes, with a link of these tests in front of every address. Each node listens on
+//! Unix sockets in its folder, so no port is used that another process might take.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,15 +8,16 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use crate::chaos::{Engine, how};
 use crate::links::{Cut, Links};
 use crate::store::copy_folder;
 use crate::support::{Process, eventually, run, skipped};
 
-/// Names of the sockets, in the form of an address that etcd insists on.
+/// The names of the sockets. Etcd requires the form of an address.
 const PEERS: &str = "127.0.0.1:1";
 const CLIENTS: &str = "127.0.0.1:2";
 
-/// Whether a fleet can agree in etcd here; says what is missing.
+/// Returns whether a fleet can use etcd here, and reports what is missing.
 pub(crate) fn is_there() -> bool {
     let installed = |program| Command::new(program).arg("--help").output().is_ok();
     let missing = if !cfg!(feature = "etcd") {
@@ -38,10 +39,10 @@ pub(crate) struct Cluster {
 
 pub(crate) struct Node {
     pub(crate) name: String,
-    /// As it names itself to its peers; known when the cluster has begun.
+    /// The id that the node uses towards its peers, known once the cluster runs.
     id: String,
     folder: PathBuf,
-    /// Where its peers find it.
+    /// The address for its peers.
     peer: String,
     process: Option<Process>,
 }
@@ -69,7 +70,7 @@ struct Member {
 }
 
 impl Cluster {
-    /// Starts so many nodes, and waits until they serve.
+    /// Starts `size` nodes and waits until they serve.
     pub(crate) async fn start(size: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut links = Links::new();
@@ -95,7 +96,7 @@ impl Cluster {
         cluster
     }
 
-    /// The store's address for whoever has this name: each has links of its own to all nodes.
+    /// Returns the store's address for the client of this name, which has links of its own to all nodes.
     pub(crate) async fn address_for(&mut self, from: &str) -> String {
         let mut endpoints = Vec::new();
         for node in &self.nodes {
@@ -105,13 +106,13 @@ impl Cluster {
         format!("etcd://{}", endpoints.join(","))
     }
 
-    /// Starts a node that is not running, and does not wait for it.
+    /// Starts a node that is not running, without waiting for it.
     pub(crate) fn begin(&mut self, index: usize) {
         let peers = self.nodes.iter().map(|node| format!("{}=http://{}", node.name, node.peer));
         let peers = peers.collect::<Vec<_>>().join(",");
         let node = &mut self.nodes[index];
         for socket in [PEERS, CLIENTS] {
-            // One that was killed has left them.
+            // A killed node leaves its sockets behind.
             let _ = std::fs::remove_file(node.folder.join(socket));
         }
         let peer = format!("http://{}", node.peer);
@@ -120,19 +121,19 @@ impl Cluster {
         command.args(["--listen-peer-urls", &format!("unix://{PEERS}")]);
         command.args(["--listen-client-urls", &format!("unix://{CLIENTS}")]);
         command.args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &peers]);
-        // Nobody asks for it: clients are told all addresses.
+        // Clients are given all addresses, so they don't use this one.
         command.args(["--advertise-client-urls", &peer, "--enable-grpc-gateway=false"]);
         command.args(["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]);
         node.process = Some(Process::spawn(command));
     }
 
-    /// Waits until the cluster answers.
+    /// Waits until the cluster responds.
     pub(crate) async fn serves(&self) {
         eventually("a cluster that serves", async || self.control(&["get", "anything"]).await.ok())
             .await;
     }
 
-    /// kill -9.
+    /// Sends SIGKILL to a node.
     pub(crate) async fn kill(&mut self, index: usize) {
         let mut process = self.nodes[index].process.take().unwrap();
         process.signal(Signal::SIGKILL);
@@ -143,7 +144,7 @@ impl Cluster {
         self.nodes[index].process.as_ref().unwrap().signal(signal);
     }
 
-    /// Cuts a node off from all others, or all from one another when it is none.
+    /// Cuts a node off from all others or, if there is no `index`, all nodes from one another.
     pub(crate) fn part(&self, index: Option<usize>, cut: Cut) {
         self.each_link_of(index, |from, to| self.links.cut(from, to, cut));
     }
@@ -162,7 +163,7 @@ impl Cluster {
         }
     }
 
-    /// All that the store has, for another time. Its nodes must not run.
+    /// Copies all data of the store. Its nodes must not be running.
     pub(crate) fn copy_data(&self) -> TempDir {
         let copy = tempfile::tempdir().unwrap();
         for node in &self.nodes {
@@ -171,7 +172,7 @@ impl Cluster {
         copy
     }
 
-    /// Puts a copy in its place. Its nodes must not run.
+    /// Replaces the data of the store with a copy. Its nodes must not be running.
     pub(crate) fn restore_data(&self, copy: &Path) {
         for node in &self.nodes {
             std::fs::remove_dir_all(node.data()).unwrap();
@@ -179,13 +180,13 @@ impl Cluster {
         }
     }
 
-    /// What etcdctl says, asked at all nodes, not by way of the links; or why it does not.
+    /// Runs etcdctl on all nodes, without the links. Returns its output, or its error.
     pub(crate) async fn control(&self, words: &[&str]) -> Result<String, String> {
         let endpoints = self.nodes.iter().map(Node::endpoint).collect::<Vec<_>>().join(",");
         self.control_by(&endpoints, words).await
     }
 
-    /// The same, asked there.
+    /// Does the same through these endpoints.
     async fn control_by(&self, endpoints: &str, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new("etcdctl");
         command.current_dir(self.folder.path()).args(["--endpoints", endpoints]);
@@ -195,7 +196,92 @@ impl Cluster {
     }
 }
 
-/// What all else rests on: a link that is cut is cut, and one that is healed is whole.
+/// The faults of the node of this number, or of several.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    NodeKilled(usize),
+    NodePaused(usize),
+    /// A minority of the nodes is cut off.
+    NodeCutOff(usize, Cut),
+    /// No majority is left.
+    NodesApart(Cut),
+    /// All nodes are killed at once.
+    StoreKilled,
+}
+
+impl Engine for Cluster {
+    type Fault = Fault;
+
+    const NODES: &str = "three nodes of etcd";
+    const COUNT: usize = 3;
+    const FAULTS: &[fn(usize, Cut) -> Fault] = &[
+        |node, _| Fault::NodeKilled(node),
+        |node, _| Fault::NodePaused(node),
+        Fault::NodeCutOff,
+        |_, cut| Fault::NodesApart(cut),
+        |_, _| Fault::StoreKilled,
+    ];
+
+    fn kind(fault: Fault) -> String {
+        match fault {
+            Fault::NodeKilled(_) => "etcd node killed (-9)".into(),
+            Fault::NodePaused(_) => "etcd node paused (SIGSTOP)".into(),
+            Fault::NodeCutOff(_, cut) => format!("etcd node cut off from the others, {}", how(cut)),
+            Fault::NodesApart(cut) => format!("all etcd nodes apart, {}", how(cut)),
+            Fault::StoreKilled => "all etcd nodes killed (-9)".into(),
+        }
+    }
+
+    fn stops_writes(fault: Fault) -> bool {
+        matches!(fault, Fault::NodesApart(_) | Fault::StoreKilled)
+    }
+
+    async fn begin_fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::NodeKilled(index) => self.kill(index).await,
+            Fault::NodePaused(index) => self.signal(index, Signal::SIGSTOP),
+            Fault::NodeCutOff(index, cut) => self.part(Some(index), cut),
+            Fault::NodesApart(cut) => self.part(None, cut),
+            Fault::StoreKilled => {
+                for index in 0..self.nodes.len() {
+                    self.kill(index).await;
+                }
+            }
+        }
+    }
+
+    async fn end_fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::NodeKilled(index) => self.begin(index),
+            Fault::NodePaused(index) => self.signal(index, Signal::SIGCONT),
+            Fault::NodeCutOff(index, _) => self.join(Some(index)),
+            Fault::NodesApart(_) => self.join(None),
+            Fault::StoreKilled => {
+                for index in 0..self.nodes.len() {
+                    self.begin(index);
+                }
+            }
+        }
+    }
+
+    async fn address_for(&mut self, client: &str) -> String {
+        Self::address_for(self, client).await
+    }
+
+    fn cut_off(&self, client: &str, cut: Cut) {
+        for node in &self.nodes {
+            self.links.cut(client, &node.name, cut);
+        }
+    }
+
+    fn heal(&self, client: &str) {
+        for node in &self.nodes {
+            self.links.heal(client, &node.name);
+        }
+    }
+}
+
+/// The other tests rely on this: a cut link carries nothing, and a healed one carries everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_what_its_links_let_it_be() {
     if !is_there() {
@@ -206,7 +292,7 @@ async fn a_cluster_is_what_its_links_let_it_be() {
     let links = address.strip_prefix("etcd://").unwrap();
     let get = ["get", "anything"];
     for cut in [Cut::Refused, Cut::Silent, Cut::Mute] {
-        // Whatever they had under way when it began is over after a while.
+        // Requests that were in progress when the cut began end after a while.
         cluster.part(None, cut);
         eventually("a cluster without a leader", async || cluster.control(&get).await.err()).await;
         cluster.join(None);

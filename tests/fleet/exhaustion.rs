@@ -1,27 +1,32 @@
-//! A range that three share, to its last number.
+//! Three instances share a range up to its last number.
 
 use crate::store::Store;
 use crate::support::{Site, assert_each_once, eventually, missing};
 
 const LAST: i64 = 29_999;
+/// One for each instance.
+const SHARD_SIZES: [u32; INSTANCES] = [400, 150, 900];
 const INSTANCES: usize = 3;
 const COUNTS: &[Option<u32>] = &[None, Some(40), None, Some(7)];
 
 async fn every_number_comes_once_of_three(store: Store) {
-    let config = store.config().pool("int", 0, LAST, 1, 400).set("fleet.lease_rows", 32);
-    let sites: Vec<_> = (0..INSTANCES).map(|_| Site::new(&config)).collect();
+    let site = |shard_size| {
+        let config = store.config().pool("int", 0, LAST, 1, shard_size);
+        Site::new(&config.set("fleet.lease_rows", 32))
+    };
+    let sites = SHARD_SIZES.map(site);
     let mut servers = Vec::new();
     let mut numbers = Vec::new();
     for site in &sites {
         let server = site.start().await;
-        // One of each, so that all hold strata before the first takes what is left.
+        // Take one number from each, so that all hold partitions before the first instance takes the rest.
         numbers.extend(server.take("int", None).await);
         servers.push(server);
     }
     let mut held = Vec::new();
     for (index, server) in servers.iter().enumerate() {
         let drained = server.drain("int", 4, COUNTS).await;
-        assert!(!drained.is_empty(), "instance {index} had numbers of its own");
+        assert!(!drained.is_empty(), "instance {index} had no numbers");
         held.push(drained.len());
         numbers.extend(drained);
         // The last number is handed out a moment before its shard leaves the rotation.
@@ -32,13 +37,13 @@ async fn every_number_comes_once_of_three(store: Store) {
         .await;
         assert!(health.body.contains("used up"), "{}", health.body);
         let left = missing(&numbers, 0..=LAST);
-        assert_eq!(left == 0, index + 1 == INSTANCES, "{left} are held by those that go on");
+        assert_eq!(left == 0, index + 1 == INSTANCES, "{left} numbers are left");
     }
-    println!("after one of each, in turn: {held:?}");
+    println!("after one number from each, drained in turn: {held:?}");
     for server in servers {
         server.stop().await;
     }
-    // For good: nobody claims what another holds, not even after a restart.
+    // Exhaustion is permanent: no instance claims a partition of another one, not even after a restart.
     for site in &sites {
         let server = site.start().await;
         // It has to ask the store first.
@@ -63,7 +68,7 @@ async fn every_number_comes_once_of_three_with_etcd() {
     }
 }
 
-/// All at once: claims are raced for.
+/// All instances drain at the same time and compete for claims.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_number_comes_once_of_three_that_race() {
     let store = Store::witness();

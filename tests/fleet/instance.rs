@@ -1,6 +1,7 @@
-//! One instance of the fleet, which comes and goes, and its clients, which stay.
+//! One instance of the fleet, which is stopped and started, and its clients, which stay.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,57 +12,62 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::seen::Seen;
+use crate::store::copy_folder;
 use crate::support::{Answer, Client, Config, Finished, Server, Site, eventually, random};
 
-/// Of each instance.
+/// The count of clients of each instance.
 pub(crate) const CLIENTS: usize = 64;
-/// What clients ask for in turn; none is without a count.
+/// The counts that clients ask for in turn; `None` is a request without a count.
 const COUNTS: [Option<u32>; 5] = [None, Some(3), None, Some(20), Some(40)];
-/// Between two requests of a client, so that a tenth of two cores is enough to make the numbers: what is
-/// turned away was turned away for want of the store.
+/// The pause between two requests of a client. It is long enough that a tenth of two cores can make the
+/// numbers, so requests are only refused if the store is unavailable.
 const PAUSE: Duration = Duration::from_millis(500);
-/// A service is whole again when for so long nobody was turned away.
+/// An instance serves fully again once it has refused no request for this long.
 const WHOLE: Duration = Duration::from_millis(500);
-/// Exit code of what may pass: a store that is away, for one.
+/// The exit code for a temporary failure, such as a store that is unavailable.
 const MAY_PASS: i32 = 1;
+/// The exit code for a folder that is older than another copy in use.
+const STALE: i32 = 5;
 
-/// A pool of the test, and what came of it from all instances.
+/// A pool of the test, and the numbers received from it from all instances.
 pub(crate) struct Pool {
     pub(crate) name: &'static str,
     pub(crate) decimals: usize,
     pub(crate) seen: Seen,
 }
 
-/// How the requests to one instance went.
+/// The outcomes of the requests to one instance.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) served: AtomicU64,
     pub(crate) unavailable: AtomicU64,
     pub(crate) exhausted: AtomicU64,
-    /// No answer came: the process is gone.
+    /// No response arrived: the process is gone.
     pub(crate) unanswered: AtomicU64,
 }
 
 pub(crate) struct Instance {
     pub(crate) name: String,
     pub(crate) tally: Arc<Tally>,
-    /// Starts that found the store away, and were tried again.
+    /// The count of starts that failed because the store was unavailable, and were repeated.
     pub(crate) tried_again: usize,
+    config: Config,
+    pools: Vec<Arc<Pool>>,
     site: Site,
     server: Option<Server>,
-    /// Whom to ask now; nobody while it is down.
+    /// The client for the running server, if any.
     at: watch::Sender<Option<Client>>,
     clients: JoinSet<()>,
     clock: Option<Clock>,
 }
 
-/// A clock of its own, by libfaketime: the wall's is shifted as the file says, the monotonic one is not.
+/// A wall clock of its own, by libfaketime. The file sets its offset; the monotonic clock is not changed.
 struct Clock {
     library: PathBuf,
     file: PathBuf,
 }
 
-/// Where Debian puts it, under the folder of the machine's architecture.
+/// Returns the path where Debian installs libfaketime, in the folder of the machine's architecture.
 fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
@@ -69,7 +75,7 @@ fn faketime() -> Option<PathBuf> {
 }
 
 impl Instance {
-    /// One with its clients at work, which wait until it starts.
+    /// Returns an instance whose clients run and wait until it starts.
     pub(crate) fn new(
         name: String,
         config: &Config,
@@ -90,7 +96,18 @@ impl Instance {
         }
         let file = site.folder().join("clock");
         let clock = faketime().map(|library| Clock { library, file });
-        let instance = Self { name, tally, tried_again: 0, site, server: None, at, clients, clock };
+        let instance = Self {
+            name,
+            tally,
+            tried_again: 0,
+            config: config.clone(),
+            pools: pools.to_vec(),
+            site,
+            server: None,
+            at,
+            clients,
+            clock,
+        };
         instance.shift_clock(0);
         instance
     }
@@ -99,32 +116,32 @@ impl Instance {
         self.clock.is_some()
     }
 
-    /// Sets its wall clock so many seconds off, also while it runs.
+    /// Sets the offset of its wall clock, even while it runs.
     pub(crate) fn shift_clock(&self, seconds: i64) {
         if let Some(clock) = &self.clock {
-            // As a whole: half a file would be another time.
+            // The file is replaced as a whole, because half a file would be another time.
             let next = clock.file.with_extension("next");
             std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
             std::fs::rename(next, &clock.file).unwrap();
         }
     }
 
-    /// Starts it, again and again while the store is away, as a service manager would.
+    fn command(&self) -> Command {
+        let mut command = self.site.tombola();
+        if let Some(clock) = &self.clock {
+            command.env("LD_PRELOAD", &clock.library);
+            command.env("FAKETIME_TIMESTAMP_FILE", &clock.file);
+            command.env("FAKETIME_CACHE_DURATION", "1");
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        command
+    }
+
+    /// Starts the server. Retries while the store is unavailable, as a service manager would.
     pub(crate) async fn start(&mut self) {
         loop {
-            let mut command = self.site.tombola();
-            if let Some(clock) = &self.clock {
-                command.env("LD_PRELOAD", &clock.library);
-                command.env("FAKETIME_TIMESTAMP_FILE", &clock.file);
-                command.env("FAKETIME_CACHE_DURATION", "1");
-                command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-            }
-            match Server::start_or_end(command).await {
-                Ok(server) => {
-                    self.at.send_replace(Some(server.client()));
-                    self.server = Some(server);
-                    return;
-                }
+            match Server::start_or_end(self.command()).await {
+                Ok(server) => return self.serve(server),
                 Err(Finished { status, stderr, .. }) => {
                     assert_eq!(status.code(), Some(MAY_PASS), "{}: {stderr}", self.name);
                     self.tried_again += 1;
@@ -133,7 +150,53 @@ impl Instance {
         }
     }
 
-    /// Ends it with SIGKILL or, as it should end, with SIGTERM.
+    fn serve(&mut self, server: Server) {
+        self.at.send_replace(Some(server.client()));
+        self.server = Some(server);
+    }
+
+    /// Starts the server together with a copy of its folder, and takes numbers from both until one has ended
+    /// because it is stale. Then the copy ends and this instance runs, with partitions of its own if it was
+    /// stale.
+    pub(crate) async fn start_beside_a_copy(&mut self) {
+        let copy = Site::new(&self.config);
+        copy_folder(&self.site.data(), &copy.data());
+        let start = async |mut command: Command| {
+            command.arg("--refuse-if-stale");
+            let started = Server::start_or_end(command).await;
+            started.inspect_err(|Finished { status, stderr, .. }| {
+                assert!(matches!(status.code(), Some(MAY_PASS | STALE)), "{status}: {stderr}");
+            })
+        };
+        let (own, copied) = tokio::join!(start(self.command()), start(copy.tombola()));
+        let Ok(own) = own else {
+            drop(copied);
+            return self.start().await;
+        };
+        self.serve(own);
+        let Ok(mut copied) = copied else { return };
+        let own = self.server.as_mut().unwrap();
+        eventually("the end of one of the two servers", async || {
+            for pool in &self.pools {
+                let answer = copied.client().send(Method::GET, &random(pool.name, None)).await;
+                for answer in answer.iter().filter(|answer| answer.status == 200) {
+                    pool.seen.note(&answer.numbers()[0], pool.decimals, "a copy");
+                }
+                pool.seen.assert_no_repeats();
+            }
+            (!own.process.is_running() || !copied.process.is_running()).then_some(())
+        })
+        .await;
+        drop(copied);
+        if !own.process.is_running() {
+            self.at.send_replace(None);
+            let Finished { status, stderr, .. } = own.process.finish().await;
+            assert_eq!(status.code(), Some(STALE), "{}: {stderr}", self.name);
+            self.start().await;
+        }
+    }
+
+    /// Ends the server with SIGKILL or, for a graceful stop, with SIGTERM.
     pub(crate) async fn end(&mut self, signal: Signal) {
         self.at.send_replace(None);
         let server = self.server.take().unwrap();
@@ -144,7 +207,7 @@ impl Instance {
         self.server.as_ref().unwrap().process.signal(signal);
     }
 
-    /// Fails when it has ended by itself.
+    /// Fails if the server has ended by itself.
     pub(crate) async fn assert_running(&mut self) {
         let Some(server) = &mut self.server else { return };
         if !server.process.is_running() {
@@ -153,7 +216,7 @@ impl Instance {
         }
     }
 
-    /// Waits for its clients, and stops it.
+    /// Waits for the clients, and stops the server.
     pub(crate) async fn stop(mut self) {
         while let Some(ended) = self.clients.join_next().await {
             ended.unwrap();
@@ -162,7 +225,7 @@ impl Instance {
     }
 }
 
-/// Waits until all serve and turn nobody away, and returns how long after the moment each began to.
+/// Waits until all instances serve and refuse no request. Returns how long after `moment` each began to.
 pub(crate) async fn serve_again(instances: &mut [Instance], moment: Instant) -> Vec<Duration> {
     let counts = |instance: &Instance| {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);

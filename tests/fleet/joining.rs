@@ -1,12 +1,14 @@
-//! Who may join a space, and who is refused.
+//! Which folders may join a space, and which are refused.
 
+#[cfg(feature = "etcd")]
+use crate::store::in_fleet;
 use crate::store::{Store, copy_folder};
 use crate::support::{Config, Server, Site, assert_each_once, run};
 
 const LAST: i64 = 19_999;
 const COUNTS: &[Option<u32>] = &[None, Some(40), None, Some(7)];
 
-/// A pool, the same alone and in the fleet.
+/// Adds the pool of these tests for an instance of a fleet.
 fn pool(config: Config) -> Config {
     config.pool("int", 0, LAST, 2, 400).set("fleet.lease_rows", 32)
 }
@@ -23,7 +25,7 @@ async fn take(server: &Server, numbers: usize) -> Vec<String> {
     taken
 }
 
-/// A site that has served alone, and what it handed out.
+/// Returns a site that has served without a fleet, and the numbers that it handed out.
 async fn served_alone() -> (Site, Vec<String>) {
     let site = Site::new(&alone());
     let server = site.start().await;
@@ -44,7 +46,7 @@ async fn a_folder_that_served_alone_joins_with_all_that_it_has() {
     numbers.extend(take(&beside, 1_000).await);
     numbers.extend(server.drain("int", 4, COUNTS).await);
     numbers.extend(beside.drain("int", 4, COUNTS).await);
-    // Stops were graceful: nothing is burned, and nothing that was there before is lost.
+    // All stops were graceful, so no number is burned, and the folder kept all numbers from before it joined.
     assert_each_once(&numbers, 0..=LAST);
 }
 
@@ -57,8 +59,8 @@ async fn a_second_folder_that_served_alone_is_refused() {
     let (second, _) = served_alone().await;
     second.configure(&pool(store.config()));
     let said = second.refusal().await;
-    assert!(said.contains("raffle"), "it names the space: {said}");
-    // As it was before.
+    assert!(said.contains("raffle"), "the message does not name the space: {said}");
+    // Without a fleet, it works as before.
     second.configure(&alone());
     second.start().await.stop().await;
 }
@@ -105,7 +107,7 @@ async fn settings_that_are_not_those_of_the_space_are_refused() {
         let said = other.refusal().await;
         assert!(said.contains("int") && said.contains("raffle"), "{key} = {value}: {said}");
     }
-    // What is nobody else's business may differ.
+    // Settings that don't concern other instances may differ.
     let other = Site::new(&pool(store.config()).set("pools.int.shard_size", 100));
     other.start().await.stop().await;
 }
@@ -123,11 +125,11 @@ async fn init_shards_fills_those_of_a_fleet() {
         numbers.extend(server.drain("int", 4, COUNTS).await);
         server.stop().await;
     }
-    // The first took all that the second did not hold.
+    // The first instance took all numbers except those of the partitions that the second one held.
     assert_each_once(&numbers, 0..=LAST);
 }
 
-/// Exit code of what may pass.
+/// The exit code for a temporary failure.
 const MAY_PASS: i32 = 1;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,4 +145,21 @@ async fn without_its_store_it_does_not_start_and_does_when_it_is_back() {
     assert_eq!(finished.status.code(), Some(MAY_PASS), "{}", finished.stderr);
     assert!(finished.stderr.contains("witness.db"), "{}", finished.stderr);
     site.start().await.stop().await;
+}
+
+/// 0.0.0.0 is not a loopback address, but reaches a closed port of this machine.
+#[cfg(feature = "etcd")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_for_the_store_in_plain_text_is_warned_of() {
+    let password = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(password.path(), "secret\n").unwrap();
+    let warning = "the password for the store crosses the network in plain text";
+    for (host, is_warned) in [("0.0.0.0:1", true), ("127.0.0.1:1", false), ("[::1]:1", false)] {
+        let config = in_fleet(Config::new(), &format!("etcd://tombola@{host}"))
+            .pool("int", 0, LAST, 1, 400)
+            .set("fleet.password_file", format!("'{}'", password.path().display()));
+        let finished = run(Site::new(&config).tombola()).await;
+        assert_eq!(finished.status.code(), Some(MAY_PASS), "{}", finished.stderr);
+        assert_eq!(finished.stderr.contains(warning), is_warned, "{host}: {}", finished.stderr);
+    }
 }

@@ -1,9 +1,9 @@
-//! The links between processes, each through a proxy that a test can cut and heal. Knows nothing of what
-//! they carry, except who sends to a peer of etcd.
+//! The links between processes, each through a proxy that a test can cut and heal. Knows nothing of what they
+//! carry, except who sends to a peer of etcd.
 //!
-//! Proxies, not network namespaces: these need root, which the machines that test a change need not give.
-//! What they can't do is to leave a connection unopened: a link that refuses closes it at once, and a
-//! silent one opens it and says nothing.
+//! Proxies are used because network namespaces need root, which a machine that tests a change need not give.
+//! A proxy can't leave a connection unopened: a link that refuses closes it at once, and a silent one opens
+//! it and sends nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,29 +15,29 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Read at a time; any size does.
+/// The size of one read; any size works.
 const PIECE_BYTES: usize = 1 << 16;
-/// Of a request's head; etcd's have less than a kilobyte.
+/// The limit of a request's head. The heads of etcd have less than a kilobyte.
 const HEAD_BYTES_MAX: usize = 1 << 14;
-/// In which a peer of etcd says who it is, in every request that carries messages of the consensus.
+/// The header with the id of the sending peer, in each etcd request that carries consensus messages.
 const SENDER: &str = "x-server-from:";
 
-/// What is wrong with a link.
+/// The fault of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// Connections are closed, and so are new ones.
+    /// Connections are closed, including new ones.
     Refused,
-    /// Nothing arrives, either way; it does when the link is healed.
+    /// No bytes arrive in either direction until the link is healed.
     Silent,
-    /// What is asked arrives; the answers are lost.
+    /// Requests arrive, but responses are lost.
     Mute,
 }
 
-/// From whom, and to whom.
+/// The sender and the receiver.
 type Link = (String, String);
 type Cuts = BTreeMap<Link, Cut>;
 
-/// All proxies of a test. They end with it.
+/// All proxies of a test, which end with it.
 pub(crate) struct Links {
     cuts: watch::Sender<Cuts>,
     proxies: JoinSet<()>,
@@ -48,7 +48,7 @@ impl Links {
         Self { cuts: watch::Sender::default(), proxies: JoinSet::new() }
     }
 
-    /// Opens a door to the socket. Who comes through it is `from`, or else says so.
+    /// Opens a link to the socket. Its sender is `from`; if there is none, the sender names itself.
     pub(crate) async fn open(
         &mut self,
         from: Option<&str>,
@@ -61,7 +61,7 @@ impl Links {
         self.proxies.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                // Of those that have ended nothing is kept.
+                // Removes connections that have ended.
                 while connections.try_join_next().is_some() {}
                 let (stream, _) = listener.accept().await.unwrap();
                 let (from, to) = (from.clone(), to.clone());
@@ -100,14 +100,14 @@ async fn connect(
     };
     let gate = Gate { link: (from, to), cuts };
     let refused = gate.clone();
-    // Any end of it is the end of both connections, and no failure of the test.
+    // However this ends, both connections end with it, and the test does not fail.
     tokio::select! {
         _ = refused.wait_for(|cut| cut == Some(Cut::Refused)) => {}
         _ = carry_both_ways(stream, &head, &socket, gate) => {}
     }
 }
 
-/// What becomes of a connection's bytes.
+/// Decides what happens to the bytes of a connection.
 #[derive(Clone)]
 struct Gate {
     link: Link,
@@ -119,19 +119,20 @@ impl Gate {
         self.cut(&self.cuts.borrow()) == Some(Cut::Mute)
     }
 
-    /// What is wrong with the link. Who did not say who it is may be anyone, and is cut with the first.
+    /// Returns the fault of the link. A sender without a name may be any of them, so the first cut to the
+    /// receiver applies to it.
     fn cut(&self, cuts: &Cuts) -> Option<Cut> {
         let (from, to) = &self.link;
         let ours = |link: &Link| link.1 == *to && (from.is_empty() || link.0 == *from);
         cuts.iter().find(|(link, _)| ours(link)).map(|(_, cut)| *cut)
     }
 
-    /// Waits until something may pass.
+    /// Waits until bytes may pass.
     async fn open(&self) -> io::Result<()> {
         self.wait_for(|cut| matches!(cut, None | Some(Cut::Mute))).await
     }
 
-    /// An error when there are no more links.
+    /// Waits until the link is in such a state. Fails when the links are gone.
     async fn wait_for(&self, holds: impl Fn(Option<Cut>) -> bool) -> io::Result<()> {
         let mut cuts = self.cuts.clone();
         let waited = cuts.wait_for(|cuts| holds(self.cut(cuts))).await;
@@ -139,8 +140,8 @@ impl Gate {
     }
 }
 
-/// Who sends, as the head of the first request says; nobody, when it does not: that is a probe, but
-/// messages may follow it on the same connection.
+/// Returns the sender named by the head of the first request. Returns an empty name if there is none: the
+/// request is then a probe, but messages may follow it on the same connection.
 async fn sender(stream: &mut TcpStream, head: &mut Vec<u8>) -> String {
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < HEAD_BYTES_MAX {
         if !matches!(stream.read_buf(head).await, Ok(1..)) {
@@ -166,8 +167,8 @@ async fn carry_both_ways(
     Ok(())
 }
 
-/// Carries what comes one way, when the link is open. What was lost of a stream can't be made up for:
-/// the next that comes ends the connection.
+/// Carries bytes in one direction while the link is open. Lost bytes of a stream can't be replaced, so after
+/// a loss the next bytes end the connection.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

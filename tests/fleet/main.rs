@@ -1,12 +1,14 @@
-//! A fleet as it runs: several instances of the real binary, a store of real processes, and everything
-//! that can happen to either. One thing is never allowed: a number that comes twice, from whomever.
+//! Tests of a fleet: several instances of the real binary, a store of real processes, and all faults that can
+//! happen to them. No number may be issued twice, whichever instances it comes from.
 //!
-//! [`chaos`] is three of each, under all faults: [`etcd`] is its store, [`links`] what lies between it and
-//! the instances, [`instance`] one of these with its clients, [`seen`] every number that came. The others
-//! are one story each, on every [`store`], with numbers [taken](`taking`) from instances that may end.
+//! [`chaos`] runs three instances under all faults. Its stores are in [`etcd`] and [`postgres`]; [`links`]
+//! connect the instances to a store; [`instance`] is one of them with its clients; and [`seen`] keeps all
+//! numbers that were received. The other modules tell one story each, on every [`store`], with numbers
+//! [taken](`taking`) from instances that may end.
 //!
-//! Clocks: those of instances are shifted while they run; etcd's are not. It is Go's, which asks the
-//! kernel and no library, and a namespace of time has no wall clock: only the machine's could be set.
+//! The clocks of instances are shifted while they run; those of etcd are not. It is written in Go, which asks
+//! the kernel for the time and no library, and a time namespace has no wall clock, so only the clock of the
+//! whole machine could be set.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -17,10 +19,14 @@ mod chaos;
 mod copies;
 mod etcd;
 mod exhaustion;
+mod figures;
 mod instance;
 mod joining;
 mod links;
+mod postgres;
+mod promotion;
 mod restored_store;
 mod seen;
 mod store;
 mod taking;
+mod witness;

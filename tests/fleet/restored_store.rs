@@ -1,23 +1,21 @@
-//! A store that was restored from a copy has forgotten steps and claims: nobody goes on before an
-//! operator has put back what each folder knows.
+//! A store that was restored from a copy lacks newer steps and claims. No instance continues until an
+//! operator has restored these entries from the data folders.
 
 use std::fs;
 use std::path::Path;
 
+use deadpool_sqlite::rusqlite::Connection;
 use tempfile::TempDir;
 
 use crate::store::Store;
 use crate::support::{Finished, Server, Site, column, integers, run};
-use crate::taking::{Came, Takers, take_some};
-
-/// Exit code of a folder that the store does not bear out.
-const NOT_OURS: i32 = 5;
+use crate::taking::{Came, NOT_OURS, take_some, take_until_not_ours};
 
 const ENOUGH: usize = 1_500;
 
 async fn nobody_goes_on_before_the_store_is_reseeded(mut store: Store) {
     let config = store.config().pool("int", 0, 99_999, 2, 500).set("fleet.lease_rows", 32);
-    let names = ["one that runs", "another that runs", "one that is stopped"];
+    let names = ["a running instance", "another running instance", "a stopped instance"];
     let sites = names.map(|_| Site::new(&config));
     let mut came = Came::default();
     let mut servers = Vec::new();
@@ -33,19 +31,16 @@ async fn nobody_goes_on_before_the_store_is_reseeded(mut store: Store) {
     servers.pop().unwrap().stop().await;
     store.restore(copy.path()).await;
 
-    // Those that run find it out at their next step. They may hand out what they leased before.
-    for (mut server, name) in servers.into_iter().zip(names) {
-        let takers = Takers::start(&server);
-        takers.reach(usize::MAX, &mut server).await;
-        came.note(takers.stop().await, name);
-        let Finished { status, stderr, .. } = server.process.finish().await;
-        assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
+    // The running instances find out at their next step. Until then, they may hand out rows that they leased
+    // before.
+    for (server, name) in servers.into_iter().zip(names) {
+        let stderr = take_until_not_ours(server, &mut came, name).await;
         assert!(stderr.contains("tombola fleet reseed"), "{stderr}");
     }
     for site in &sites {
         let Err(Finished { status, stderr, .. }) = Server::start_or_end(site.tombola()).await
         else {
-            panic!("it started with a store that has forgotten it");
+            panic!("it started although the store lacks its entries");
         };
         assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
         assert!(stderr.contains("tombola fleet reseed"), "{stderr}");
@@ -60,7 +55,7 @@ async fn nobody_goes_on_before_the_store_is_reseeded(mut store: Store) {
     }
     for (site, name) in sites.iter().zip(names) {
         let mut server = site.start().await;
-        assert!(site.files(".stale-").is_empty(), "what it had is its own again");
+        assert!(site.files(".stale-").is_empty(), "no file may be set aside");
         came.note(take_some(&mut server, 2 * ENOUGH).await, name);
         server.stop().await;
     }
@@ -78,27 +73,28 @@ async fn nobody_goes_on_before_a_restored_etcd_is_reseeded() {
     }
 }
 
-/// The store goes back to before a claim that no step of a fence has followed: no fence tells.
+/// The store is restored to a state before a claim that was followed by no step of a fence, so no fence
+/// reveals that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_a_restored_store_has_forgotten_is_not_drawn_from() {
     const LAST: u64 = 19_999;
-    /// Numbers of twenty generations, each of which needs more strata.
+    /// Enough numbers for twenty generations, each of which needs more partitions.
     const ALONE: usize = 2_000;
     let mut store = Store::witness();
-    let Store::Witness { file, .. } = &store else { panic!("it is one") };
+    let Store::Witness { file, .. } = &store else { panic!("the store is a witness") };
     let file = file.clone();
     let entries = |file: &Path, like: &str| -> Vec<String> {
         let sql = format!("SELECT key || value FROM entries WHERE key LIKE '{like}' ORDER BY key");
         column(file, &sql)
     };
     let claims_and_fences =
-        |file: &Path| (entries(file, "%/strata/%"), entries(file, "%/fences/%"));
+        |file: &Path| (entries(file, "%/partitions/%"), entries(file, "%/fences/%"));
     let config = store.config().pool("int", 0, LAST, 1, 100).set("fleet.lease_rows", 50);
     let config = config.set("fleet.claim", 1);
     let (site, other) = (Site::new(&config), Site::new(&config));
     let mut came = Came::default();
     let mut server = site.start().await;
-    // One at a time, until there is a claim and no step since the copy.
+    // Takes one number at a time, until there was a claim but no step since the copy.
     let mut copied = None::<(_, TempDir)>;
     for _ in 0..ALONE {
         came.note(integers(&server.take("int", None).await), "the instance");
@@ -108,7 +104,7 @@ async fn a_claim_that_a_restored_store_has_forgotten_is_not_drawn_from() {
             break;
         }
         let copy = store.copy().await;
-        // Of one moment, or of no use.
+        // A copy is useful only if the store did not change while it was made.
         copied = Some((now, copy)).filter(|(now, _)| *now == claims_and_fences(&file));
     }
     let Some((before, copy)) = copied else { return };
@@ -118,12 +114,44 @@ async fn a_claim_that_a_restored_store_has_forgotten_is_not_drawn_from() {
     let (claims, fences) = claims_and_fences(&aside);
     fs::remove_file(&aside).unwrap();
     if before.0 == claims || before.1 != fences {
-        // Every claim was followed by a step at once: a store without the one is behind the other, and what
-        // was leased by that step may come again.
+        // Each claim was followed by a step at once. A store without the claim lacks that step as well, and
+        // rows leased with it may be issued again, so there is nothing to test.
         return;
     }
 
     came.note(take_some(&mut server, 1_000).await, "the instance, since the store was restored");
     let mut beside = other.start().await;
     came.note(take_some(&mut beside, LAST as usize / 2).await, "another, which joined since");
+}
+
+/// Story: an instance had joined but claimed nothing yet when the store was lost and came back empty. Another
+/// instance then created the space again, with another secret. Both served from partitions of different
+/// secrets, which have values in common.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_ends_when_its_space_was_begun_again() {
+    const LAST: u64 = 2_999;
+    const COUNTS: &[Option<u32>] = &[None, Some(7)];
+    let store = Store::witness();
+    let Store::Witness { file, .. } = &store else { panic!("the store is a witness") };
+    let config = store.config().pool("int", 0, LAST, 1, 100).set("fleet.lease_rows", 50);
+    // The space exists already, so an instance joins without a write, and a read lock blocks its first claim.
+    Site::new(&config).start().await.stop().await;
+    let reader = Connection::open(file).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM entries").unwrap();
+    let (site, other) = (Site::new(&config), Site::new(&config));
+    let mut server = site.start().await;
+    fs::remove_file(file).unwrap();
+    let beside = other.start().await;
+    beside.take("int", None).await;
+
+    let mut came = Came::default();
+    came.note(take_some(&mut server, LAST as usize / 2).await, "the instance that joined before");
+    drop(reader);
+    came.note(integers(&beside.drain("int", 4, COUNTS).await), "the instance that began it again");
+    let Finished { status, stderr, .. } = server.process.finish().await;
+    assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
+    let Err(Finished { status, .. }) = Server::start_or_end(site.tombola()).await else {
+        panic!("it started although the space is another one");
+    };
+    assert_eq!(status.code(), Some(NOT_OURS));
 }

@@ -1,12 +1,13 @@
-//! Every number that came, of all instances: a bit each, so that half an hour of them fits into memory.
+//! All numbers that all instances handed out, as one bit each, so that half an hour of numbers fits into
+//! memory.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The last number of the range: 2^28 numbers are 32 MiB, and more than hours of this test hand out.
+/// The last number of the range. 2^28 numbers take 32 MiB, and hours of this test hand out fewer.
 pub(crate) const LAST: u64 = (1 << 28) - 1;
 
-/// Repeats that are kept to be shown.
+/// How many repeats are kept for the failure message.
 const REPEATS_SHOWN: usize = 10;
 
 pub(crate) struct Seen {
@@ -22,17 +23,18 @@ impl Seen {
         Self { bits, count: AtomicU64::new(0), repeats: Mutex::new(Vec::new()) }
     }
 
-    /// Notes a number as it was sent, with so many digits after the point at most, and whose it is.
+    /// Records a number as it was sent, with at most `decimals` digits after the point, and the instance
+    /// `whose` it is.
     pub(crate) fn note(&self, text: &str, decimals: usize, whose: &str) {
         let number = scaled(text, decimals);
-        assert!(number <= LAST, "{text} of {whose} is outside of the range");
+        assert!(number <= LAST, "{text} of {whose} is outside the range");
         let bit = 1 << (number % 64);
         let before = self.bits[(number / 64) as usize].fetch_or(bit, Ordering::SeqCst);
         self.count.fetch_add(1, Ordering::SeqCst);
         if before & bit != 0 {
             let mut repeats = self.repeats.lock().unwrap();
             if repeats.len() < REPEATS_SHOWN {
-                repeats.push(format!("{text}, the second time of {whose}"));
+                repeats.push(format!("{text}, the second time by {whose}"));
             }
         }
     }
@@ -43,11 +45,11 @@ impl Seen {
 
     pub(crate) fn assert_no_repeats(&self) {
         let repeats = self.repeats.lock().unwrap();
-        assert!(repeats.is_empty(), "numbers that came twice: {repeats:?} ...");
+        assert!(repeats.is_empty(), "numbers issued twice: {repeats:?} ...");
     }
 }
 
-/// The number without its point: 1.5 with 6 decimals is 1500000.
+/// Returns the number as a scaled integer: 1.5 with 6 decimals is 1500000.
 fn scaled(text: &str, decimals: usize) -> u64 {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     assert!(fraction.len() <= decimals, "{text} has more than {decimals} decimals");

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::etcd::{self, Cluster};
 use crate::support::Config;
 
-/// What the instances of these tests share.
+/// The space that the instances of these tests share.
 pub(crate) const SPACE: &str = "raffle";
 
 pub(crate) enum Store {
@@ -30,7 +30,7 @@ impl Store {
         Self::Witness { file: folder.path().join("witness.db"), _folder: folder }
     }
 
-    /// One node of etcd, where there is etcd.
+    /// Starts one node of etcd. Returns `None` if etcd can't be used here.
     pub(crate) async fn etcd() -> Option<Self> {
         if !etcd::is_there() {
             return None;
@@ -40,7 +40,7 @@ impl Store {
         Some(Self::Etcd { cluster, address })
     }
 
-    /// Settings of whoever shares its numbers here. Pools are yet to be added.
+    /// Returns the settings of an instance that uses this store, without pools.
     pub(crate) fn config(&self) -> Config {
         let address = match self {
             Self::Witness { file, .. } => format!("file://{}", file.display()),
@@ -49,7 +49,7 @@ impl Store {
         in_fleet(Config::new(), &address)
     }
 
-    /// A copy of all that it knows, for later; taken while nobody writes.
+    /// Copies everything in the store. No instance may write during the copy.
     pub(crate) async fn copy(&mut self) -> TempDir {
         match self {
             Self::Witness { file, .. } => {
@@ -67,7 +67,7 @@ impl Store {
         }
     }
 
-    /// Goes back to a copy, while instances run.
+    /// Restores a copy while instances are running.
     pub(crate) async fn restore(&mut self, copy: &Path) {
         match self {
             Self::Witness { file, .. } => replace_folder(copy, file.parent().unwrap()),
@@ -85,13 +85,13 @@ pub(crate) fn in_fleet(config: Config, address: &str) -> Config {
     config.set("fleet.store", format!("'{address}'")).set("fleet.space", format!("'{SPACE}'"))
 }
 
-/// A copy of a folder with all that is in it, its files as they are at the moment.
+/// Copies a folder with all its files as they are at the moment.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-r").args([from, to]).status().unwrap();
     assert!(copied.success(), "cp -r {} {}", from.display(), to.display());
 }
 
-/// Makes the files of the one folder those of the other.
+/// Replaces the files of one folder with those of another.
 fn replace_folder(from: &Path, to: &Path) {
     for file in fs::read_dir(to).unwrap() {
         fs::remove_file(file.unwrap().path()).unwrap();

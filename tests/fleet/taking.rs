@@ -1,4 +1,4 @@
-//! Taking numbers from instances that may end meanwhile, and what came of all of them.
+//! Clients that take numbers from instances that may end, and the numbers received from all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,16 +8,29 @@ use std::time::Duration;
 use reqwest::Method;
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Server, eventually, integers, random};
+use crate::support::{Client, Finished, Server, eventually, integers, random};
 
-/// Few: what is shown is the protocol, and numbers come from memory anyway.
+/// A few are enough: these tests exercise the protocol, and numbers are served from memory.
 const CLIENTS: usize = 4;
-/// What they ask for in turn; none is without a count.
+/// The counts that clients ask for in turn; `None` is a request without a count.
 const COUNTS: [Option<u32>; 3] = [None, Some(7), None];
-/// Before a client that was turned away asks again.
+/// The pause of a client after a refused request.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Clients at work on one instance, until they are told to stop, or it has ended, or has no more.
+/// The exit code for a folder that is not the instance's own, or that the store contradicts.
+pub(crate) const NOT_OURS: i32 = 5;
+
+/// Takes numbers until the instance ends because its folder is not its own. Returns its stderr.
+pub(crate) async fn take_until_not_ours(mut server: Server, came: &mut Came, name: &str) -> String {
+    let takers = Takers::start(&server);
+    takers.reach(usize::MAX, &mut server).await;
+    came.note(takers.stop().await, name);
+    let Finished { status, stderr, .. } = server.process.finish().await;
+    assert_eq!(status.code(), Some(NOT_OURS), "{stderr}");
+    stderr
+}
+
+/// Clients of one instance. They run until they are stopped, the instance ends, or the range is used up.
 pub(crate) struct Takers {
     clients: JoinSet<Vec<i64>>,
     taken: Arc<AtomicUsize>,
@@ -36,9 +49,9 @@ impl Takers {
         Self { clients, taken, stop }
     }
 
-    /// Waits until so many came, or the instance has ended.
+    /// Waits until the clients have received `count` numbers, or the instance has ended.
     pub(crate) async fn reach(&self, count: usize, server: &mut Server) {
-        eventually("numbers, or an end", async || {
+        eventually("enough numbers or the end of the instance", async || {
             let enough = self.taken.load(Ordering::SeqCst) >= count;
             (enough || !server.process.is_running()).then_some(())
         })
@@ -59,7 +72,7 @@ async fn take(
 ) -> Vec<i64> {
     let mut numbers = Vec::new();
     while !stop.load(Ordering::SeqCst) {
-        let count = counts.next().expect("for ever");
+        let count = counts.next().expect("counts repeat endlessly");
         let Ok(answer) = client.send(Method::GET, &random("int", count)).await else { break };
         match answer.status {
             200 => {
@@ -75,14 +88,14 @@ async fn take(
     numbers
 }
 
-/// Takes about so many, unless it ends before.
+/// Takes about `count` numbers, or fewer if the instance ends before.
 pub(crate) async fn take_some(server: &mut Server, count: usize) -> Vec<i64> {
     let takers = Takers::start(server);
     takers.reach(count, server).await;
     takers.stop().await
 }
 
-/// Every number that came, and from whom.
+/// All numbers received, with the instance that handed them out.
 #[derive(Default)]
 pub(crate) struct Came(HashMap<i64, String>);
 
@@ -90,7 +103,7 @@ impl Came {
     pub(crate) fn note(&mut self, numbers: Vec<i64>, whose: &str) {
         for number in numbers {
             let before = self.0.insert(number, whose.to_owned());
-            assert_eq!(before, None, "{number} came twice, the second time from {whose}");
+            assert_eq!(before, None, "{number} was issued twice, the second time by {whose}");
         }
     }
 

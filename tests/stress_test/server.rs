@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Far longer than any test runs: only a test that hangs ever meets it.
 const READ_LIMIT: Duration = Duration::from_secs(120);
 
-/// What came in.
+/// A request that was received.
 #[derive(Debug)]
 pub(crate) struct Request {
     /// From 0, over all connections, in the order of coming.
@@ -30,7 +30,7 @@ impl Request {
     }
 }
 
-/// What goes out.
+/// A response to send.
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// 200 with a body; the connection is kept.

@@ -1,5 +1,5 @@
-//! The engines that a fleet agrees in, as real processes on loopback: etcd's nodes, and PostgreSQL. What
-//! is asked of them is the tests' affair.
+//! The engines that can be a fleet's store, as real processes on loopback: nodes of etcd, and PostgreSQL.
+//! Knows nothing of what the tests do with them.
 
 use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -16,19 +16,20 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, Process, eventually, skipped};
 
-/// `nobody` of Debian, and of most others: PostgreSQL refuses to run as root.
+/// The user `nobody` of Debian and most other systems. PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
-/// An address that nobody listens on. Not one that the system gives to whoever asks for any, as all other
-/// tests do (32768 and above on Linux): it would be taken before the server listens.
+/// Returns an address that is not in use. Its port is below those that the system assigns by itself (32768
+/// and above on Linux): all other tests use these, and one of them might take the port before the server
+/// listens.
 pub(crate) fn free_address() -> SocketAddr {
     let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
     let listener = std::iter::repeat_with(|| rand::random_range(16_000..32_000)).find_map(free);
     listener.unwrap().local_addr().unwrap()
 }
 
-/// A root and what it vouches for, as PEM files: `server` is for 127.0.0.1, `client` for the user
-/// `tombola`, and `other-ca` is of somebody else.
+/// A root certificate and what it has signed, as PEM files: `server` is for 127.0.0.1, `client` is for the
+/// user `tombola`, and `other-ca` is an unrelated root.
 pub(crate) struct Pki {
     folder: TempDir,
 }
@@ -64,7 +65,8 @@ fn root(name: &str) -> (String, Issuer<'static, KeyPair>) {
     (certificate.pem(), Issuer::new(params, key))
 }
 
-/// Where a node of etcd listens, and where it says that it does: a proxy may be in between.
+/// The addresses on which a node of etcd listens, and those that it advertises. They differ if there is a
+/// proxy in between.
 #[derive(Clone, Copy)]
 pub(crate) struct Listens {
     pub(crate) client: SocketAddr,
@@ -74,14 +76,14 @@ pub(crate) struct Listens {
 }
 
 impl Listens {
-    /// Free ports, and nothing in between.
+    /// Returns free ports, with no proxy in between.
     pub(crate) fn new() -> Self {
         let (client, peer) = (free_address(), free_address());
         Self { client, peer, shown_client: client, shown_peer: peer }
     }
 }
 
-/// A cluster of etcd, whose nodes come and go and keep their data.
+/// A cluster of etcd. Its nodes can be stopped and started again, and keep their data.
 pub(crate) struct Etcd {
     folder: TempDir,
     scheme: &'static str,
@@ -91,13 +93,13 @@ pub(crate) struct Etcd {
 }
 
 impl Etcd {
-    /// None, with a line that says so, where it is not installed.
+    /// Starts a cluster. If etcd is not installed, reports that and returns `None`.
     pub(crate) async fn start(nodes: usize) -> Option<Self> {
         let listens: Vec<_> = (0..nodes).map(|_| Listens::new()).collect();
         Self::start_at(&listens, None).await
     }
 
-    /// One that speaks TLS with clients that show a certificate of the same root.
+    /// Starts one node that speaks TLS and requires a client certificate of the same root.
     pub(crate) async fn start_tls(pki: &Pki) -> Option<Self> {
         Self::start_at(&[Listens::new()], Some(pki)).await
     }
@@ -133,7 +135,7 @@ impl Etcd {
         Some(etcd)
     }
 
-    /// Waits until a node has a leader.
+    /// Waits until a node serves clients, for which the cluster needs a leader.
     pub(crate) async fn serves(&self, node: usize) {
         let process = self.nodes[node].as_ref().unwrap();
         eventually("a node of etcd that serves clients", async || {
@@ -142,12 +144,12 @@ impl Etcd {
         .await;
     }
 
-    /// Where its clients reach it, each as `HOST:PORT`.
+    /// Returns the addresses for clients, each as `HOST:PORT`.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.listens.iter().map(|listens| listens.shown_client.to_string()).collect()
     }
 
-    /// Starts a node, or starts it again.
+    /// Starts a node for the first time or again.
     pub(crate) fn run(&mut self, node: usize) {
         let listens = self.listens[node];
         let peers = self.listens.iter().enumerate();
@@ -167,15 +169,15 @@ impl Etcd {
         self.nodes[node] = Some(Process::spawn(command));
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL to a node.
     pub(crate) async fn kill(&mut self, node: usize) {
         let mut process = self.nodes[node].take().unwrap();
         process.signal(Signal::SIGKILL);
         process.finish().await;
     }
 
-    /// Once this returns, a node that was to stop says nothing any more: of the threads of a busy one
-    /// some may go on for a while after the signal was sent.
+    /// Sends a signal to a node. After SIGSTOP, it waits until all threads of the node have stopped: those of
+    /// a busy node may run for a while after the signal was sent.
     pub(crate) fn signal(&self, node: usize, signal: Signal) {
         let process = self.nodes[node].as_ref().unwrap();
         process.signal(signal);
@@ -185,7 +187,7 @@ impl Etcd {
         }
     }
 
-    /// One call of `etcdctl` at the first node; `root:secret` where users are asked for.
+    /// Runs `etcdctl` on the first node. `user` is `root:secret` if authentication is enabled.
     pub(crate) fn ctl(&self, user: Option<&str>, words: &[&str]) {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoints()[0]));
@@ -197,8 +199,8 @@ impl Etcd {
     }
 }
 
-/// A server of PostgreSQL that comes and goes and keeps its data. Its superuser is `tombola` with the
-/// password `secret`.
+/// A PostgreSQL server that can be stopped and started again, and keeps its data. Its superuser is `tombola`
+/// with the password `secret`, which its Unix socket does not require.
 pub(crate) struct Postgres {
     folder: TempDir,
     programs: PathBuf,
@@ -208,32 +210,11 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// None, with a line that says so, where it is not installed. `settings` are as in
-    /// `postgresql.conf`; with `pki` it speaks TLS only, with clients that show a certificate.
+    /// Starts a server. If PostgreSQL is not installed, reports that and returns `None`. `settings` are lines
+    /// of `postgresql.conf`. With `pki` it accepts TLS only, and requires a client certificate.
     pub(crate) async fn start(settings: &[&str], pki: Option<&Pki>) -> Option<Self> {
-        let Some(programs) = postgres_programs() else {
-            skipped("PostgreSQL is not installed (Debian: postgresql-15)");
-            return None;
-        };
-        let mut postgres = Self {
-            folder: tempfile::tempdir().unwrap(),
-            programs,
-            address: free_address(),
-            settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
-            server: None,
-        };
-        let password = postgres.file("password");
-        std::fs::write(&password, "secret\n").unwrap();
-        own(postgres.folder.path());
-        own(&password);
-        let mut init = postgres.command("initdb");
-        init.args(["--username=tombola", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"])
-            .arg(format!("--pwfile={}", password.display()))
-            // A folder that is lost in a crash is made anew by the next test.
-            .args(["--no-sync", "--pgdata"])
-            .arg(postgres.file("data"));
-        let init = super::run(init).await;
-        assert!(init.status.success(), "initdb: {}{}", init.stdout, init.stderr);
+        let mut postgres = Self::new(settings)?;
+        postgres.init().await;
         if let Some(pki) = pki {
             for (setting, name) in [
                 ("ssl_cert_file", "server.pem"),
@@ -254,49 +235,112 @@ impl Postgres {
         Some(postgres)
     }
 
-    /// Starts it, or starts it again, and waits until it serves.
+    /// Returns a server without data, which [`Self::init`] or [`Self::copy`] creates. Returns `None` under
+    /// the same condition as [`Self::start`].
+    pub(crate) fn new(settings: &[&str]) -> Option<Self> {
+        let Some(programs) = postgres_programs() else {
+            skipped("PostgreSQL is not installed (Debian: postgresql-15)");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        own(folder.path());
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        Some(Self { folder, programs, address: free_address(), settings, server: None })
+    }
+
+    /// Creates the data of a new server.
+    pub(crate) async fn init(&self) {
+        let password = self.file("password");
+        std::fs::write(&password, "secret\n").unwrap();
+        own(&password);
+        let mut init = self.command("initdb");
+        init.args(["--username=tombola", "--auth-host=scram-sha-256", "--auth-local=trust"])
+            .args(["--encoding=UTF8", "--locale=C"])
+            .arg(format!("--pwfile={}", password.display()))
+            // A small segment of the log keeps copies fast, for which tests wait.
+            .arg("--wal-segsize=1")
+            // No sync: after a crash of the machine, the next test creates its own folder.
+            .args(["--no-sync", "--pgdata"])
+            .arg(self.file("data"));
+        let init = super::run(init).await;
+        assert!(init.status.success(), "initdb: {}{}", init.stdout, init.stderr);
+    }
+
+    /// Creates the data of a standby of `primary`, which has to be running. Earlier data is lost.
+    pub(crate) async fn copy(&self, primary: &Self) {
+        let data = self.file("data");
+        if data.exists() {
+            std::fs::remove_dir_all(&data).unwrap();
+        }
+        let mut copy = primary.client("pg_basebackup");
+        copy.args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--pgdata"])
+            .arg(data);
+        let copy = super::run(copy).await;
+        assert!(copy.status.success(), "pg_basebackup: {}", copy.stderr);
+    }
+
+    /// Starts the server for the first time or again, and waits until it serves. A standby serves reads only.
     pub(crate) async fn run(&mut self) {
         let mut command = self.command("postgres");
         command
             .arg("-D")
             .arg(self.file("data"))
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c"])
+            .arg(format!("unix_socket_directories={}", self.folder.path().display()))
             .arg("-c")
             .arg(format!("port={}", self.address.port()));
         for setting in &self.settings {
             command.args(["-c", setting]);
         }
         let server = Process::spawn(command);
-        server.says("database system is ready to accept connections").await;
+        server.says("database system is ready to accept").await;
         self.server = Some(server);
     }
 
-    /// Ends it at once, as a crash would: what was committed is found again in its log.
-    pub(crate) async fn stop(&mut self) {
-        let mut server = self.server.take().unwrap();
-        // Its own children end with it.
-        server.signal(Signal::SIGQUIT);
-        server.finish().await;
+    /// Promotes a standby to a server that accepts writes, and waits until it does.
+    pub(crate) async fn promote(&self) {
+        let mut promote = self.command("pg_ctl");
+        promote.args(["promote", "--pgdata"]).arg(self.file("data"));
+        let promote = super::run(promote).await;
+        assert!(promote.status.success(), "{}{}", promote.stdout, promote.stderr);
     }
 
-    /// To the server and to those that it has started for its clients.
+    pub(crate) fn is_running(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// Ends the server at once, as a crash would, even after SIGSTOP. It recovers committed data from its
+    /// log.
+    pub(crate) async fn stop(&mut self) {
+        self.end_at_once();
+        self.server.take().unwrap().finish().await;
+    }
+
+    /// Sends SIGQUIT, because SIGKILL would leave the child processes behind. A process stopped by SIGSTOP
+    /// handles it only after SIGCONT.
+    fn end_at_once(&self) {
+        self.server.as_ref().unwrap().signal(Signal::SIGQUIT);
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Sends a signal to the server and to the processes that it has started for its clients.
     pub(crate) fn signal(&self, signal: Signal) {
         let server = self.server.as_ref().unwrap();
         server.signal(signal);
         for child in children(server.id()) {
-            // One may have ended just now.
+            // The child may have ended in the meantime.
             let _ = kill(child, signal);
         }
     }
 
-    /// To those alone that serve its clients now: who connects anew is served.
+    /// Sends a signal only to the processes that serve current connections. New connections are served.
     pub(crate) fn signal_sessions(&self, signal: Signal) {
         let mut sessions = children(self.server.as_ref().unwrap().id());
         sessions.retain(|session| {
             let title = std::fs::read_to_string(format!("/proc/{session}/cmdline"));
             title.is_ok_and(|title| title.starts_with("postgres: tombola "))
         });
-        assert!(!sessions.is_empty(), "nobody is connected");
+        assert!(!sessions.is_empty(), "no client is connected");
         for session in sessions {
             kill(session, signal).unwrap();
         }
@@ -307,20 +351,36 @@ impl Postgres {
         self.address.to_string()
     }
 
-    /// Asks it something with `psql`.
+    /// Returns the Unix socket on which it listens too, without a password.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.file(&format!(".s.PGSQL.{}", self.address.port()))
+    }
+
+    /// Adds a setting, which takes effect at the next start.
+    pub(crate) fn set(&mut self, setting: String) {
+        self.settings.push(setting);
+    }
+
+    /// Runs a statement with `psql`.
     pub(crate) async fn sql(&self, statement: &str) {
-        let mut command = self.command("psql");
-        command
-            .env("PGPASSWORD", "secret")
-            .args(["--no-psqlrc", "--host=127.0.0.1", "--username=tombola", "--dbname=postgres"])
-            .arg(format!("--port={}", self.address.port()))
-            .arg(format!("--command={statement}"));
+        let mut command = self.client("psql");
+        command.args(["--no-psqlrc", "--dbname=postgres", "--command", statement]);
         let finished = super::run(command).await;
         assert!(finished.status.success(), "{statement}: {}", finished.stderr);
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Returns the command line of a program that connects to the server.
+    fn client(&self, program: &str) -> Command {
+        let mut command = self.command(program);
+        command
+            .arg("--username=tombola")
+            .arg(format!("--host={}", self.folder.path().display()))
+            .arg(format!("--port={}", self.address.port()));
+        command
     }
 
     fn command(&self, program: &str) -> Command {
@@ -335,13 +395,11 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let Some(server) = &mut self.server else { return };
-        // SIGKILL would leave its children behind; a stopped process hears nothing else.
-        let _ = kill(Pid::from_raw(server.id() as i32), Signal::SIGQUIT);
-        for process in children(server.id()).into_iter().chain([Pid::from_raw(server.id() as i32)])
-        {
-            let _ = kill(process, Signal::SIGCONT);
+        if self.server.as_mut().is_none_or(|server| !server.is_running()) {
+            return;
         }
+        self.end_at_once();
+        let server = self.server.as_mut().unwrap();
         let deadline = std::time::Instant::now() + PATIENCE;
         while server.is_running() && std::time::Instant::now() < deadline {
             std::thread::sleep(super::POLL_INTERVAL);
@@ -349,7 +407,7 @@ impl Drop for Postgres {
     }
 }
 
-/// The newest that Debian has installed, or what the path leads to.
+/// Returns the programs of the newest version that Debian has installed, or else those on the `PATH`.
 fn postgres_programs() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").ok().into_iter().flatten();
     let debian = versions.map(|version| version.unwrap().path().join("bin"));
@@ -365,7 +423,7 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// Gives a file to whoever PostgreSQL runs as.
+/// Gives a file to the user that PostgreSQL runs as.
 fn own(path: &Path) {
     if is_root() {
         chown(path, Some(NOBODY), Some(NOBODY)).unwrap();

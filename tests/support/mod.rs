@@ -1,6 +1,6 @@
-//! What every test binary shares: a site (a temp folder and a config), the real binaries run on
-//! it, clients that count what they receive, and a look into the files. Knows nothing of the
-//! crate's own code: a test goes through the front door.
+//! Everything that the test binaries share: a site (a temporary folder with a config), the real binaries that
+//! run on it, clients that count what they receive, and queries on the files. Knows nothing of the crate's
+//! own code: a test uses the product from outside.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -27,23 +27,24 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// The bound of every wait. Only a hung server reaches it; no test measures speed by it.
+/// The bound of every wait. Only a server that hangs reaches it; no test measures speed by it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that is waited for; long enough to leave the server the CPU.
+/// The pause between two polls, long enough to leave the server the CPU.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The one message of a 503, word for word (DESIGN section 7).
+/// The message of a 503 `refilling`, word for word (`docs/http.md`).
 pub(crate) const REFILLING: &str =
     "No available numbers. Shard is being refilled. Please retry shortly.";
 
-/// Says that a test, or a part of one, is left out here; with `SKIP_NOTHING=1`, as `.ci/run` has it,
-/// that is a failure. The name is no `TOMBOLA_…`, which servers that inherit it would take for a setting.
+/// Reports that a test, or a part of it, is skipped. With `SKIP_NOTHING=1`, which `.ci/run` sets, that is a
+/// failure. The name does not begin with `TOMBOLA_`, because the servers inherit it and would take it for a
+/// setting.
 pub(crate) fn skipped(what: &str) {
     assert!(std::env::var_os("SKIP_NOTHING").is_none(), "nothing may be skipped: {what}");
     eprintln!("skipped: {what}");
 }
 
-/// Polls until `probe` gives something.
+/// Polls `probe` until it returns a value.
 pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -55,12 +56,12 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
     }
 }
 
-/// A config file in the making: `key = value` lines with dotted keys.
+/// A config file under construction: `key = value` lines with dotted keys.
 #[derive(Clone)]
 pub(crate) struct Config(BTreeMap<String, String>);
 
 impl Config {
-    /// No pool yet: `int` and `float` are left out until [`Config::pool`] adds them.
+    /// Returns a config without pools: `int` and `float` are disabled until [`Config::pool`] adds them.
     pub(crate) fn new() -> Self {
         Self(BTreeMap::new())
             .set("server.listen", "'127.0.0.1:0'")
@@ -70,7 +71,7 @@ impl Config {
             .set("pools.float.enabled", false)
     }
 
-    /// Adds a pool of whole numbers; set `pools.NAME.decimals` to make it another.
+    /// Adds a pool of integers; for another kind, set `pools.NAME.decimals` as well.
     pub(crate) fn pool(
         self,
         name: &str,
@@ -87,14 +88,22 @@ impl Config {
             .set(&format!("pools.{name}.shard_size"), shard_size)
     }
 
-    /// Sets a dotted key to a TOML value; a string brings its own quotes.
+    /// Adds the pool `int` of 0 to `last`, and the pool `float` of as many numbers with six decimals.
+    pub(crate) fn int_and_float(self, last: u64, shards: u16, shard_size: u32) -> Self {
+        let float_max = format!("{}.{:06}", last / 1_000_000, last % 1_000_000);
+        self.pool("int", 0, last, shards, shard_size)
+            .pool("float", "0.0", float_max, shards, shard_size)
+            .set("pools.float.decimals", 6)
+    }
+
+    /// Sets a dotted key to a TOML value; strings need their quotes.
     pub(crate) fn set(mut self, key: &str, value: impl Display) -> Self {
         self.0.insert(key.to_owned(), value.to_string());
         self
     }
 }
 
-/// A temp folder with `config.toml` and the data folder, on which servers come and go.
+/// A temporary folder with `config.toml` and a data folder, for the servers of a test.
 pub(crate) struct Site {
     folder: TempDir,
 }
@@ -106,7 +115,7 @@ impl Site {
         site
     }
 
-    /// Writes the config file anew.
+    /// Writes the config file again.
     pub(crate) fn configure(&self, config: &Config) {
         let config = config.clone().set("storage.dir", format!("'{}'", self.data().display()));
         let text: String =
@@ -126,7 +135,7 @@ impl Site {
         self.data().join(name)
     }
 
-    /// Names of the files in the data folder that contain `part`, sorted.
+    /// Returns the sorted names of the files in the data folder that contain `part`.
     pub(crate) fn files(&self, part: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.data()) else {
             return Vec::new();
@@ -139,17 +148,17 @@ impl Site {
         names
     }
 
-    /// The server's command line for this site, free of what the surroundings would set.
+    /// Returns the server's command line for this site, without settings from the environment.
     pub(crate) fn tombola(&self) -> Command {
         self.console(&[])
     }
 
-    /// The same for a command of its console: the words that come first.
+    /// Returns the same for a console command; `words` come first on the command line.
     pub(crate) fn console(&self, words: &[&str]) -> Command {
         self.command(env!("CARGO_BIN_EXE_tombola"), words)
     }
 
-    /// The same for `init-shards`.
+    /// Returns the same for `init-shards`.
     pub(crate) fn init_shards(&self) -> Command {
         self.command(env!("CARGO_BIN_EXE_init-shards"), &[])
     }
@@ -160,7 +169,7 @@ impl Site {
         command
     }
 
-    /// A command line that names no settings file.
+    /// Returns a command line that names no settings file.
     pub(crate) fn bare(&self, binary: &str, words: &[&str]) -> Command {
         let mut command = Command::new(binary);
         command.args(words);
@@ -185,13 +194,13 @@ impl Site {
         assert!(finished.status.success(), "{}", finished.stderr);
     }
 
-    /// Starts a server that has to refuse, and returns what it says on stderr.
+    /// Starts a server that has to refuse, and returns its stderr.
     pub(crate) async fn refusal(&self) -> String {
         refusal(self.tombola()).await
     }
 
-    /// Fills the shards, takes 60 % of all numbers, waits for a standby, and stops. Returns the
-    /// numbers taken. For two shards: one is then below its low water, and none is empty.
+    /// Fills the shards, takes 60 % of all numbers, waits for a standby generation, and stops. Returns the
+    /// numbers taken. With two shards, one is then below its low water, and neither is empty.
     pub(crate) async fn stop_with_standby(&self, shard_size: u32) -> Vec<String> {
         self.fill().await;
         let server = self.start().await;
@@ -204,8 +213,8 @@ impl Site {
         numbers
     }
 
-    /// Makes every refill of the pool fail, as on a full disk: a folder sits where the build
-    /// wants its file. `unblock_refills` takes it away.
+    /// Makes every refill of the pool fail, as on a full disk: a folder takes the path where a build creates
+    /// its file. [`Self::unblock_refills`] removes it.
     pub(crate) async fn block_refills(&self, pool: &str, shards: u16) {
         for path in self.build_paths(pool, shards) {
             eventually("a moment without a build", async || std::fs::create_dir(&path).ok()).await;
@@ -223,7 +232,7 @@ impl Site {
     }
 }
 
-/// A child process that does not outlive its test, and whose output is kept.
+/// A child process that ends with its test, and whose output is kept.
 pub(crate) struct Process {
     child: Child,
     stdout: Arc<Mutex<String>>,
@@ -252,17 +261,17 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits until this is in what it has said on stderr.
+    /// Waits until `words` are in its stderr.
     pub(crate) async fn says(&self, words: &str) {
         eventually(words, async || self.stderr.lock().unwrap().contains(words).then_some(())).await;
     }
 
-    /// Waits until this is in what it has said on stdout.
+    /// Waits until `words` are in its stdout.
     pub(crate) async fn prints(&self, words: &str) {
         eventually(words, async || self.stdout.lock().unwrap().contains(words).then_some(())).await;
     }
 
-    /// Waits for the line of stdout in which this is.
+    /// Waits for a line of stdout that contains `words`, and returns it.
     pub(crate) async fn line(&self, words: &str) -> String {
         eventually(words, async || {
             let stdout = self.stdout.lock().unwrap();
@@ -271,13 +280,13 @@ impl Process {
         .await
     }
 
-    /// Sends a signal; it is an error if the process has ended and was waited for.
+    /// Sends a signal. Panics if the process has ended and was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap());
         nix::sys::signal::kill(id, signal).unwrap();
     }
 
-    /// Waits for the end, and for the last of the output.
+    /// Waits until the process has ended and all of its output is read.
     pub(crate) async fn finish(&mut self) -> Finished {
         let status =
             eventually("the end of the process", async || self.child.try_wait().unwrap()).await;
@@ -294,7 +303,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Either fails when the process has ended already, and then nothing is left to do.
+        // Both fail if the process has already ended, and then there is nothing left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -303,22 +312,23 @@ impl Drop for Process {
     }
 }
 
-/// How a process ended and what it said.
+/// How a process ended, and its output.
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-/// Runs a command to its end.
+/// Runs a command until it ends.
 pub(crate) async fn run(command: Command) -> Finished {
     Process::spawn(command).finish().await
 }
 
-/// Runs a command that has to refuse: exit code 1 to 3 and a readable message, which is returned.
+/// Runs a command that has to refuse with exit code 1 to 3, or 6, and a readable message. Returns the
+/// message.
 pub(crate) async fn refusal(command: Command) -> String {
     match Server::start_or_refusal(command).await {
-        Ok(server) => panic!("it was to refuse, and serves on {}", server.address()),
+        Ok(server) => panic!("it had to refuse, but serves on {}", server.address()),
         Err(message) => message,
     }
 }
@@ -344,9 +354,13 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(command: Command) -> Self {
-        let mut process = Process::spawn(command);
+        Self::of(Process::spawn(command)).await
+    }
+
+    /// Waits until the server in `process` listens.
+    pub(crate) async fn of(mut process: Process) -> Self {
         let url = eventually("the line \"Listening on\"", async || {
-            assert!(process.is_running(), "the server ended at its start");
+            assert!(process.is_running(), "the server ended before it listened");
             let stdout = process.stdout.lock().unwrap();
             let line = stdout.split_inclusive('\n').find(|line| line.ends_with('\n'))?;
             let url = line.strip_prefix("Listening on ");
@@ -356,10 +370,10 @@ impl Server {
         Self { process, client: Client::new(url) }
     }
 
-    /// Starts a server that may refuse, which is an exit code of 1 to 3 and a readable message.
+    /// Starts a server that may refuse with exit code 1 to 3, or 6, and a readable message.
     pub(crate) async fn start_or_refusal(command: Command) -> Result<Self, String> {
         Self::start_or_end(command).await.map_err(|Finished { status, stderr, .. }| {
-            assert!(matches!(status.code(), Some(1..=3)), "{status}: {stderr}");
+            assert!(matches!(status.code(), Some(1..=3 | 6)), "{status}: {stderr}");
             assert!(stderr.contains("Error: ") && !stderr.contains("panicked"), "{stderr}");
             stderr
         })
@@ -383,12 +397,12 @@ impl Server {
         }
     }
 
-    /// `127.0.0.1:PORT`, for a connection by hand.
+    /// Returns `127.0.0.1:PORT`, for tests that open a connection of their own.
     pub(crate) fn address(&self) -> &str {
         self.client.url.split_once("://").unwrap().1
     }
 
-    /// For a request beside others.
+    /// Returns a client for requests in parallel with others.
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
@@ -401,7 +415,7 @@ impl Server {
         self.send(Method::GET, target).await
     }
 
-    /// Takes one number, or `count` of them, and comes back as long as the answer is 503.
+    /// Takes one number, or `count` of them, and retries as long as the status is 503.
     pub(crate) async fn take(&self, pool: &str, count: Option<u32>) -> Vec<String> {
         let target = random(pool, count);
         eventually("numbers instead of 503", async || {
@@ -418,8 +432,8 @@ impl Server {
         .await
     }
 
-    /// Takes with many clients until the range is used up, and returns every number received.
-    /// Client k begins with `counts[k]` and goes round; `None` asks without a count.
+    /// Takes numbers with many clients until the range is used up, and returns all of them. Client k begins
+    /// with `counts[k]` and cycles through `counts`; `None` is a request without a count.
     pub(crate) async fn drain(
         &self,
         pool: &str,
@@ -432,11 +446,11 @@ impl Server {
             numbers.extend(taken.numbers);
         }
         let after = self.get(&random(pool, None)).await;
-        assert_eq!(after.status, 410, "exhausted is final: {}", after.body);
+        assert_eq!(after.status, 410, "exhaustion is permanent: {}", after.body);
         numbers
     }
 
-    /// Starts clients as for [`Server::drain`], and returns at once.
+    /// Starts clients as [`Server::drain`] does, and returns at once.
     pub(crate) fn load(&self, pool: &str, clients: usize, counts: &'static [Option<u32>]) -> Load {
         let (total, taken) = watch::channel(0);
         let mut load = Load { clients: JoinSet::new(), taken };
@@ -452,21 +466,21 @@ impl Server {
         load
     }
 
-    /// SIGTERM, which has to end in exit code 0.
+    /// Sends SIGTERM, after which the exit code has to be 0.
     pub(crate) async fn stop(mut self) {
         self.process.signal(Signal::SIGTERM);
         let finished = self.process.finish().await;
         assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     }
 
-    /// SIGKILL: what the process has not handed to the kernel by now is lost.
+    /// Sends SIGKILL. The process loses whatever it has not handed to the kernel.
     pub(crate) async fn kill(mut self) {
         self.process.signal(Signal::SIGKILL);
         self.process.finish().await;
     }
 }
 
-/// The target of a request for one number, or for `count` of them.
+/// Returns the target of a request for one number, or for `count` of them.
 pub(crate) fn random(pool: &str, count: Option<u32>) -> String {
     match count {
         None => format!("/random?type={pool}"),
@@ -486,7 +500,7 @@ impl Client {
         Self { url, http }
     }
 
-    /// The same, from another address of this machine.
+    /// Returns the same client on another address of this machine.
     pub(crate) fn at(&self, address: &str) -> Self {
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE);
         let http = http.local_address(Some(address.parse().unwrap())).build().unwrap();
@@ -497,8 +511,8 @@ impl Client {
         self.send_with(method, target, &[]).await
     }
 
-    /// Sends with these headers. Every answer, errors included, has to be JSON (metrics are text) that
-    /// nobody keeps or takes for a page, and says nothing of the program.
+    /// Sends a request with these headers. Every response, errors included, has to be JSON (metrics are text)
+    /// that is neither cached nor rendered as a page, and must not reveal the server's software.
     pub(crate) async fn send_with(
         &self,
         method: Method,
@@ -537,14 +551,14 @@ impl Client {
     }
 }
 
-/// An answer as it came over the wire.
+/// A response as it was received.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
 }
 
-/// `{"number": ..., "shard": ...}`: these fields and no others.
+/// `{"number": ..., "shard": ...}` and no other fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct One<'a> {
@@ -553,7 +567,7 @@ pub(crate) struct One<'a> {
     pub(crate) shard: String,
 }
 
-/// `{"number": ...}`, of the rungs below the pool server: this field and no other.
+/// `{"number": ...}` and no other field: the response of the modes `simple`, `json` and `sqlite`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bare<'a> {
@@ -579,7 +593,7 @@ pub(crate) struct Failure {
     pub(crate) code: String,
 }
 
-/// `{"status": ..., "pools": {...}}`, of `/health`.
+/// `{"status": ..., "pools": {...}}`: the response of `/health`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Health {
@@ -602,13 +616,13 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// The body, which has to have exactly the fields of `T`.
+    /// Parses the body, which has to have exactly the fields of `T`.
     pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> T {
         serde_json::from_str(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.status, self.body))
     }
 
-    /// The numbers of any form, as the exact text that was sent.
+    /// Returns the numbers of any kind of response, each as the exact text that was sent.
     pub(crate) fn numbers(&self) -> Vec<String> {
         if self.body.contains("\"numbers\"") {
             let many: Many<'_> = self.parse();
@@ -637,7 +651,7 @@ impl Answer {
         assert!(seconds.parse::<u32>().is_ok(), "Retry-After: {seconds}");
     }
 
-    /// A 503 that names its cause and when to come back.
+    /// Fails unless this is a 503 with this code and a `Retry-After`.
     pub(crate) fn assert_unavailable(&self, code: &str) {
         assert_eq!(self.status, 503, "{}", self.body);
         assert_eq!(self.parse::<Failure>().code, code);
@@ -651,14 +665,14 @@ impl Answer {
     }
 }
 
-/// Clients at work.
+/// Running clients.
 pub(crate) struct Load {
     clients: JoinSet<Taken>,
-    /// Numbers that all of them have received so far.
+    /// The count of numbers that all clients together have received.
     taken: watch::Receiver<usize>,
 }
 
-/// What one client received, in order.
+/// The numbers that one client received, in order.
 pub(crate) struct Taken {
     pub(crate) numbers: Vec<String>,
     pub(crate) end: End,
@@ -667,14 +681,14 @@ pub(crate) struct Taken {
 /// Why a client ended.
 #[derive(Debug, PartialEq)]
 pub(crate) enum End {
-    /// Not even one number is left.
+    /// The range is used up: not even one number is left.
     Exhausted,
-    /// No answer came: the server is gone.
+    /// The server is gone: no response came, or it is stopping.
     Gone(String),
 }
 
 impl Load {
-    /// Waits until the clients have received `count` numbers in all.
+    /// Waits until the clients together have received `count` numbers.
     pub(crate) async fn reach(&mut self, count: usize) {
         let reached = self.taken.wait_for(|taken| *taken >= count);
         let reached = tokio::time::timeout(PATIENCE, reached).await;
@@ -685,14 +699,14 @@ impl Load {
         self.clients.join_all().await
     }
 
-    /// What all of them received.
+    /// Returns the numbers that all clients received.
     pub(crate) async fn join_numbers(self) -> Vec<String> {
         let clients = self.join().await.into_iter();
         clients.flat_map(|taken| taken.numbers).collect()
     }
 }
 
-/// One client. A count that is more than what is left for ever is halved until it is one.
+/// Runs one client. If a count exceeds what is left in the range, it is halved, down to one.
 async fn take_until_end(
     client: Client,
     pool: String,
@@ -729,36 +743,32 @@ async fn take_until_end(
                     }
                 }
             }
-            // A server that is stopping answers what came too late for it.
-            503 if answer.parse::<Failure>().code == "stopping" => {
-                let end = End::Gone(answer.body);
-                return Taken { numbers, end };
-            }
             _ => {
                 answer.assert_refilling();
-                assert!(progress.elapsed() < PATIENCE, "refilling for ever");
+                assert!(progress.elapsed() < PATIENCE, "no end of refilling");
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
     }
 }
 
-/// The whole numbers behind the texts, in order.
+/// Parses the texts as integers, in order.
 pub(crate) fn integers(numbers: &[String]) -> Vec<i64> {
     let parse = |text: &String| {
         let number: i64 = text.parse().unwrap();
-        assert_eq!(*text, number.to_string(), "not as an integer is written");
+        assert_eq!(*text, number.to_string(), "not the usual text of an integer");
         number
     };
     numbers.iter().map(parse).collect()
 }
 
-/// How many numbers of `range` are not among these, of which none may come twice or be outside.
+/// Returns how many numbers of `range` are not in `numbers`. Fails if `numbers` has a repeat or a number
+/// outside the range.
 pub(crate) fn missing(numbers: &[String], range: RangeInclusive<i64>) -> usize {
     let mut sorted = integers(numbers);
     sorted.sort_unstable();
     let outside: Vec<_> = sorted.iter().filter(|n| !range.contains(n)).take(10).collect();
-    assert!(outside.is_empty(), "outside of {range:?}: {outside:?} ...");
+    assert!(outside.is_empty(), "outside {range:?}: {outside:?} ...");
     let pairs = sorted.windows(2).filter(|pair| pair[0] == pair[1]);
     let repeats: Vec<_> = pairs.map(|pair| pair[0]).collect();
     assert!(
@@ -771,13 +781,13 @@ pub(crate) fn missing(numbers: &[String], range: RangeInclusive<i64>) -> usize {
     range.count() - sorted.len()
 }
 
-/// Fails unless the numbers are each number of `range` exactly once.
+/// Fails unless `numbers` are the numbers of `range`, each exactly once.
 pub(crate) fn assert_each_once(numbers: &[String], range: RangeInclusive<i64>) {
     let missing = missing(numbers, range.clone());
-    assert_eq!(missing, 0, "missing of {range:?}: nothing may be burned");
+    assert_eq!(missing, 0, "missing from {range:?}, though no number may be burned");
 }
 
-/// A token as `tombola token new` makes it.
+/// A token, as `tombola token new` creates it.
 #[derive(Clone)]
 pub(crate) struct Token {
     pub(crate) text: String,
@@ -805,7 +815,7 @@ pub(crate) fn with_tokens(config: Config, tokens: &[&Token]) -> Config {
     config.set("auth.tokens", format!("[{}]", entries.join(", ")))
 }
 
-/// The first column of a query on a database file.
+/// Returns the first column of a query on a database file.
 pub(crate) fn column<T: FromSql>(file: &Path, sql: &str) -> Vec<T> {
     let connection = Connection::open(file).unwrap();
     let mut statement = connection.prepare(sql).unwrap();

@@ -1,4 +1,4 @@
-//! What the product is held against: the least that anyone could do.
+//! The controls: the least work that any implementation has to do.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,21 +12,21 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tombola::sqlite::rusqlite::{Connection, params};
 
-/// Serves a constant of that many bytes at `/random` with a bare `axum::serve`, until killed.
+/// Serves a constant of `length` bytes at `/random` with a bare `axum::serve`, until it is killed.
 pub(crate) fn constant(length: usize) -> anyhow::Result<()> {
     let body: &'static str = "x".repeat(length).leak();
     tokio::runtime::Runtime::new()?.block_on(async {
-        let answer = move || async move { ([(CONTENT_TYPE, "application/json")], body) };
+        let respond = move || async move { ([(CONTENT_TYPE, "application/json")], body) };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("http://{}", listener.local_addr()?);
         std::io::stdout().flush()?;
-        Ok(axum::serve(listener, Router::new().route("/random", get(answer))).await?)
+        Ok(axum::serve(listener, Router::new().route("/random", get(respond))).await?)
     })
 }
 
-/// Plain rusqlite: for each pool, on a thread of its own, a ledger and some shards of the product's
-/// tables with as many rows, sorted before the clock starts, one transaction a shard. Prints the
-/// seconds.
+/// Fills the product's tables with plain rusqlite: for each pool, on a thread of its own, a ledger and
+/// `shards` shards of `rows` rows, which are sorted before the clock starts, in one transaction for each
+/// shard. Prints the seconds.
 pub(crate) fn inserts(dir: &Path, pools: u64, shards: u64, rows: u64) -> anyhow::Result<()> {
     let batches: Vec<Vec<Vec<(i64, i64)>>> = (0..pools)
         .map(|pool| (0..shards).map(|shard| batch(pool * shards + shard, rows)).collect())
@@ -46,7 +46,7 @@ pub(crate) fn inserts(dir: &Path, pools: u64, shards: u64, rows: u64) -> anyhow:
     Ok(())
 }
 
-/// Strata and values as a ledger keeps them, in its order.
+/// Returns random strata and values in the order of a ledger.
 fn batch(seed: u64, rows: u64) -> Vec<(i64, i64)> {
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let mut rows: Vec<_> = (0..rows)

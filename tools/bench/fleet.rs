@@ -1,10 +1,9 @@
-//! What sharing a space costs: instances of a fleet beside each other, and the one etcd node in which they
-//! agree. All of them share this machine's cores, so that the whole does not get faster with more
-//! instances; what each number costs the store is what says how far a fleet goes.
+//! The cost of a shared space: instances of a fleet beside each other, and the one etcd node that they
+//! share. All of them use this machine's cores, so more instances are not faster here. The cost of each
+//! number for the store shows how large a fleet can be.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -12,15 +11,15 @@ use std::thread;
 use anyhow::{Context, ensure};
 
 use crate::Plan;
-use crate::drive::{Load, drive};
+use crate::drive::{Load, ask, drive};
 use crate::peers::{free_address, is_installed, wait_for};
 use crate::report::Report;
 use crate::side::{Side, Site, cpu_seconds};
 
-/// Instances beside each other.
+/// Numbers of instances.
 const FLEETS: [usize; 3] = [1, 2, 4];
 
-/// One node, alone: every write is synced by it and by no other.
+/// One node without others, killed when dropped. Every write is synced by it alone.
 struct Etcd {
     process: Child,
     client: SocketAddr,
@@ -33,6 +32,7 @@ impl Drop for Etcd {
     }
 }
 
+/// Measures fleets of 1, 2 and 4 instances, where etcd is installed and compiled in.
 pub(crate) fn fleet(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     if !cfg!(feature = "etcd") || !is_installed("etcd")? {
         eprintln!(
@@ -67,7 +67,7 @@ pub(crate) fn fleet(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 
 fn measure(plan: &Plan, report: &mut Report, etcd: &Etcd, sides: &[Side]) -> anyhow::Result<()> {
     let load = Load { paths: &["/random"], connections: 64, length: plan.run() };
-    let (mut rates, mut own, mut stores, mut asked) = (vec![], vec![], vec![], vec![]);
+    let (mut rates, mut own, mut stores, mut per_store) = (vec![], vec![], vec![], vec![]);
     for _ in 0..plan.pairs {
         let before = (own_cpu(sides)?, etcd.cpu_seconds()?, etcd.requests()?);
         let outcomes = thread::scope(|scope| {
@@ -82,13 +82,13 @@ fn measure(plan: &Plan, report: &mut Report, etcd: &Etcd, sides: &[Side]) -> any
         rates.push(outcomes.iter().map(|outcome| outcome.per_second()).sum());
         own.push((own_cpu(sides)? - before.0) / numbers * 1e6);
         stores.push((etcd.cpu_seconds()? - before.1) / numbers * 1e6);
-        asked.push((etcd.requests()? - before.2) / numbers * 1e6);
+        per_store.push((etcd.requests()? - before.2) / numbers * 1e6);
     }
     let what = |what: &str| format!("fleet of {}: {what}", sides.len());
     report.figure(what("numbers"), "numbers/s", &rates, None, "64 connections each");
     report.figure(what("instances' CPU"), "µs/number", &own, None, "");
     report.figure(what("the store's CPU"), "µs/number", &stores, None, "one etcd node");
-    report.figure(what("requests to the store"), "per million", &asked, None, "");
+    report.figure(what("requests to the store"), "per million", &per_store, None, "");
     Ok(())
 }
 
@@ -120,12 +120,9 @@ impl Etcd {
         cpu_seconds(self.process.id())
     }
 
-    /// Questions of the key-value service that it has answered, by its own count.
+    /// Returns how many requests its key-value service has handled, by its own count.
     fn requests(&self) -> anyhow::Result<f64> {
-        let mut stream = TcpStream::connect(self.client)?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
+        let text = String::from_utf8(ask(self.client, "/metrics")?)?;
         let counts = text.lines().filter(|line| {
             line.starts_with("grpc_server_handled_total")
                 && line.contains("grpc_service=\"etcdserverpb.KV\"")

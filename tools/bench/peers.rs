@@ -1,5 +1,5 @@
-//! What one would pick instead: `SPOP` of random members from a Redis set, over HTTP by webdis, with
-//! every pop on the disk before it is answered.
+//! An alternative to the product: `SPOP` of random members from a Redis set, over HTTP by webdis, with
+//! every pop on the disk before its response.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use crate::drive::{Load, ask, drive};
 use crate::report::Report;
 use crate::side::Site;
 
-/// Members of the set at first.
+/// Members of the set at the start.
 const MEMBERS: usize = 3_000_000;
 
-/// A process that is ended with this.
+/// A process that is killed when dropped.
 struct Peer(Child);
 
 impl Drop for Peer {
@@ -29,6 +29,7 @@ impl Drop for Peer {
     }
 }
 
+/// Measures requests/s, leased and strict, in pairs with Redis.
 pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     if !is_installed("redis-server")? || !is_installed("webdis")? {
         eprintln!("redis-server or webdis is not installed: the part peers is left out");
@@ -65,18 +66,20 @@ pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     Ok(fs::remove_dir_all(&dir)?)
 }
 
-/// Without starting it: webdis takes `--version` for its settings' name, and serves.
+/// Returns whether a program is on the path. It is not started, because webdis takes `--version` for the
+/// name of its settings, and serves.
 pub(crate) fn is_installed(program: &str) -> anyhow::Result<bool> {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output()?;
     Ok(found.status.success())
 }
 
+/// Returns how many members the set has.
 fn left(webdis: SocketAddr) -> anyhow::Result<u64> {
-    let answer: serde_json::Value = serde_json::from_slice(&ask(webdis, "/SCARD/numbers")?)?;
-    answer["SCARD"].as_u64().context("SCARD is a number")
+    let response: serde_json::Value = serde_json::from_slice(&ask(webdis, "/SCARD/numbers")?)?;
+    response["SCARD"].as_u64().context("SCARD is a number")
 }
 
-/// A port that was free a moment ago: neither of the peers takes port 0.
+/// Returns an address that was free a moment ago, for servers that do not take port 0.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
@@ -108,6 +111,7 @@ fn start_webdis(dir: &Path, redis: SocketAddr, address: SocketAddr) -> anyhow::R
     Ok(peer)
 }
 
+/// Waits until a server listens.
 pub(crate) fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(10) {
@@ -116,10 +120,10 @@ pub(crate) fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    bail!("nobody listens on {address} after ten seconds")
+    bail!("no server listens on {address} after ten seconds")
 }
 
-/// Random members, a thousand a command. Says how many there are.
+/// Adds random members, a thousand in each command. Returns how many.
 fn fill_set(redis: SocketAddr) -> anyhow::Result<usize> {
     const EACH: usize = 1000;
     let mut stream = TcpStream::connect(redis)?;
@@ -131,9 +135,9 @@ fn fill_set(redis: SocketAddr) -> anyhow::Result<usize> {
             command += &format!("${}\r\n{member}\r\n", member.len());
         }
         stream.write_all(command.as_bytes())?;
-        let mut answer = [0; 16];
-        let length = stream.read(&mut answer)?;
-        ensure!(answer[..length].starts_with(b":"), "SADD: {}", String::from_utf8_lossy(&answer));
+        let mut reply = [0; 16];
+        let length = stream.read(&mut reply)?;
+        ensure!(reply[..length].starts_with(b":"), "SADD: {}", String::from_utf8_lossy(&reply));
     }
     Ok(MEMBERS)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// What a ratio or a figure should reach.
+/// The bound that a ratio or a figure should keep.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Budget {
@@ -24,16 +24,16 @@ pub(crate) struct Row {
     control: Option<f64>,
     /// Median of product / control of each pair.
     ratio: Option<f64>,
-    /// The smallest and the largest of these.
+    /// The smallest and the largest ratio.
     ratio_range: Option<(f64, f64)>,
-    /// Of the ratio where there is a control, else of the figure.
+    /// The budget of the ratio if there is a control, else of the figure.
     budget: Option<Budget>,
     met: Option<bool>,
-    /// What else is worth knowing of the product's runs.
+    /// More about the product's runs.
     notes: String,
 }
 
-/// All that was measured.
+/// All rows, and the machine.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     cores: usize,
@@ -106,7 +106,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// The table on standard output, and all of it as JSON into the file.
+    /// Prints the table, and writes it as JSON into the file.
     pub(crate) fn print(&self, file: &Path) -> anyhow::Result<()> {
         std::fs::write(file, serde_json::to_vec_pretty(self)?)?;
         let mut out = io::stdout().lock();
@@ -158,13 +158,13 @@ impl Budget {
     }
 }
 
-/// The middle of the figures, which are sorted by this. Of an even count the lower one.
+/// Sorts the figures and returns their median, the lower one of an even count.
 pub(crate) fn median(figures: &mut [f64]) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[(figures.len() - 1) / 2]
 }
 
-/// Three digits that matter, with a suffix for large ones.
+/// Writes a figure with three significant digits, and a suffix if it is large.
 pub(crate) fn short(figure: f64) -> String {
     let (scaled, suffix) = match figure.abs() {
         size if size >= 1e6 => (figure / 1e6, "M"),

@@ -1,35 +1,37 @@
-//! Requests under load: against a constant answer, in batches, and for long.
+//! Requests under load: against a constant response, in batches, and for a long time.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::Plan;
 use crate::drive::{Load, Outcome, ask, drive};
+use crate::nginx;
 use crate::report::{Budget, Report, median, short};
 use crate::side::{Side, Site};
 
 const ONE: &[&str] = &["/random"];
 const FLOAT: &[&str] = &["/random?type=float"];
-const MIXED: &[&str] = &["/random", "/random?type=float"];
+pub(crate) const MIXED: &[&str] = &["/random", "/random?type=float"];
 
-/// Shards so small that some are always being built.
+/// Shards so small that one is always being built.
 const ALWAYS_REFILLED: &str =
     "[pools.int]\nshard_size = 200_000\n[pools.float]\nshard_size = 200_000\n";
 const STRICT: &str = "[lease]\nrows = 0\n";
-/// Shards that last for all runs of a row, so that none is built meanwhile.
+/// Shards that last for all runs of a row, so that no shard is built during them.
 const NEVER_REFILLED: &str = "[refill]\nlow_water = 0.001\n\
      [pools.int]\nshard_size = 12_000_000\n[pools.float]\nenabled = false\n";
 
-/// One run under load, with what it cost the server.
+/// One run under load, and its cost for the server.
 #[derive(Clone, Copy, Debug)]
-struct Run {
-    outcome: Outcome,
+pub(crate) struct Run {
+    pub(crate) outcome: Outcome,
     /// Server CPU per request, in microseconds.
-    cpu: f64,
+    pub(crate) cpu: f64,
 }
 
-fn run(side: &Side, load: Load<'_>) -> anyhow::Result<Run> {
+/// Loads a server.
+pub(crate) fn run(side: &Side, load: Load<'_>) -> anyhow::Result<Run> {
     let before = side.cpu_seconds()?;
     let outcome = drive(side.address, load)?;
     let cpu = (side.cpu_seconds()? - before) * 1e6 / outcome.requests as f64;
@@ -37,12 +39,12 @@ fn run(side: &Side, load: Load<'_>) -> anyhow::Result<Run> {
 }
 
 /// Waits until all pools of the server have all their shards.
-fn wait_until_full(side: &Side) -> anyhow::Result<()> {
+pub(crate) fn wait_until_full(side: &Side) -> anyhow::Result<()> {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(120) {
-        // Refused as long as a pool has no shard at all.
-        if let Ok(answer) = ask(side.address, "/health") {
-            let health: serde_json::Value = serde_json::from_slice(&answer)?;
+        // The status is 503 as long as a pool has no shard.
+        if let Ok(body) = ask(side.address, "/health") {
+            let health: serde_json::Value = serde_json::from_slice(&body)?;
             let pools = health["pools"].as_object().context("/health names the pools")?;
             if pools.values().all(|pool| pool["shards"] == pool["shards_in_rotation"]) {
                 return Ok(());
@@ -53,7 +55,7 @@ fn wait_until_full(side: &Side) -> anyhow::Result<()> {
     bail!("the shards are not full after two minutes")
 }
 
-/// Requests/s and CPU per request, in pairs with a constant answer of the same length.
+/// Measures requests/s and CPU per request, in pairs with a constant response of the same length.
 pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let least = Some(Budget::AtLeast(1.0));
     let budget_at = |connections| if connections == 64 { least } else { None };
@@ -63,6 +65,7 @@ pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     for connections in [1, 16, 64, 256] {
         pairs(plan, report, &side, "int", ONE, connections, budget_at(connections))?;
     }
+    against_nginx(plan, report, &side)?;
     pairs(plan, report, &side, "float", FLOAT, 64, least)?;
     pairs(plan, report, &side, "int and float in turn", MIXED, 64, least)?;
     let peak = side.peak_memory()? as f64;
@@ -103,15 +106,15 @@ fn pairs(
     let length = ask(product.address, paths[0])?.len();
     let control = Side::constant(length)?;
     let load = Load { paths, connections, length: plan.run() };
-    let asked_of_control = Load { paths: &[ONE[0]; 2][..paths.len()], ..load };
+    let control_load = Load { paths: &[ONE[0]; 2][..paths.len()], ..load };
     let mut runs = Vec::new();
     for _ in 0..plan.pairs {
-        runs.push((run(product, load)?, run(&control, asked_of_control)?));
+        runs.push((run(product, load)?, run(&control, control_load)?));
     }
     let refused: u64 = runs.iter().map(|(product, _)| product.outcome.refused).sum();
-    let asked: u64 = runs.iter().map(|(product, _)| product.outcome.requests).sum();
-    if runs.iter().any(|(_, control)| control.outcome.refused > 0) || refused * 100 > asked {
-        bail!("{what}, {connections} connections: {refused} of {asked} answers were refusals");
+    let requests: u64 = runs.iter().map(|(product, _)| product.outcome.requests).sum();
+    if runs.iter().any(|(_, control)| control.outcome.refused > 0) || refused * 100 > requests {
+        bail!("{what}, {connections} connections: {refused} of {requests} responses were refusals");
     }
     let rate: Vec<_> =
         runs.iter().map(|(p, c)| (p.outcome.per_second(), c.outcome.per_second())).collect();
@@ -142,10 +145,32 @@ fn pairs(
     Ok(())
 }
 
-/// Numbers/s with `?count=N`.
+/// Measures requests/s and CPU per request, in pairs with nginx, which returns a constant of the same
+/// length.
+fn against_nginx(plan: &Plan, report: &mut Report, product: &Side) -> anyhow::Result<()> {
+    if !nginx::is_installed()? {
+        eprintln!("nginx is not installed: the row against it is left out");
+        return Ok(());
+    }
+    let control = nginx::constant(&plan.dir, ask(product.address, ONE[0])?.len())?;
+    let load = Load { paths: ONE, connections: 64, length: plan.run() };
+    let (mut rate, mut cpu) = (Vec::new(), Vec::new());
+    for _ in 0..plan.pairs {
+        let (product, control) = (run(product, load)?, run(&control, load)?);
+        ensure!(product.outcome.refused + control.outcome.refused == 0, "a side refused");
+        rate.push((product.outcome.per_second(), control.outcome.per_second()));
+        cpu.push((product.cpu, control.cpu));
+    }
+    let what = "int, 64 connections, against nginx with one worker and no log";
+    report.compare(what, "requests/s", &rate, Some(Budget::AtLeast(1.0)), "");
+    report.compare("the same, server CPU per request", "µs", &cpu, None, "");
+    Ok(())
+}
+
+/// Measures numbers/s with `?count=N`.
 pub(crate) fn batches(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let sites =
-        [("full shards", NEVER_REFILLED, 1.5e6), ("always being refilled", ALWAYS_REFILLED, 0.4e6)];
+        [("full shards", NEVER_REFILLED, 1.5e6), ("always being refilled", ALWAYS_REFILLED, 1.0e6)];
     for (what, settings, least) in sites {
         let site = Site::new(&plan.dir, "batches", settings)?;
         site.fill()?;
@@ -154,17 +179,17 @@ pub(crate) fn batches(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             let path = format!("/random?count={count}");
             let load = Load { paths: &[&path], connections: 16, length: Duration::from_secs(1) };
             let mut rates = Vec::new();
-            let (mut refused, mut asked) = (0, 0);
+            let (mut refused, mut requests) = (0, 0);
             for _ in 0..plan.pairs {
                 wait_until_full(&side)?;
                 let outcome = drive(side.address, load)?;
                 refused += outcome.refused;
-                asked += outcome.requests;
+                requests += outcome.requests;
                 let served = (outcome.requests - outcome.refused) * count;
                 rates.push(served as f64 / outcome.seconds);
             }
             let budget = (count == 1000).then_some(Budget::AtLeast(least));
-            let notes = format!("{refused} of {asked} requests refused");
+            let notes = format!("{refused} of {requests} requests refused");
             report.figure(format!("count={count}, {what}"), "numbers/s", &rates, budget, notes);
         }
         side.stop()?;
@@ -172,8 +197,8 @@ pub(crate) fn batches(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Full load without a pause on the default settings: what is answered 503, and how the rate while
-/// shards are built compares with the rate while none is.
+/// Measures the share of 503 at full load with the default settings, and the rate while shards are
+/// always being built against the rate while none is.
 pub(crate) fn dry(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let site = Site::new(&plan.dir, "dry", "")?;
     site.fill()?;

@@ -1,4 +1,4 @@
-//! The processes that are measured: started, asked what they used, and ended.
+//! The processes under measurement: how they start and end, and their CPU time and memory.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,14 +14,14 @@ use nix::unistd::Pid;
 /// Clock ticks of `/proc/PID/stat` in a second: `USER_HZ`, 100 on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A server under measurement. Killed when dropped.
+/// A server under measurement. It is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Side {
     process: Child,
     pub(crate) address: SocketAddr,
 }
 
-/// The settings of a product run that differ from the defaults.
+/// The folder of a product run and its settings, those that differ from the defaults.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) dir: PathBuf,
@@ -29,7 +29,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A folder that is not there yet, and its settings.
+    /// Removes what a run before has left, and writes the settings.
     pub(crate) fn new(bench: &Path, name: &str, settings: &str) -> anyhow::Result<Self> {
         let dir = bench.join(name);
         if dir.exists() {
@@ -40,7 +40,7 @@ impl Site {
         Ok(Self { dir, settings: file })
     }
 
-    /// Fills all shards. Says how long that took, and the process's peak memory in bytes.
+    /// Fills all shards. Returns how long that took, and the process's peak memory in bytes.
     pub(crate) fn fill(&self) -> anyhow::Result<(Duration, u64)> {
         let started = Instant::now();
         let mut process =
@@ -64,7 +64,7 @@ impl Site {
         Side::start(&mut command)
     }
 
-    /// Removes the folder: whoever writes into it makes it.
+    /// Removes the folder. The next process on it creates it.
     pub(crate) fn clear(&self) -> anyhow::Result<()> {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)?;
@@ -82,13 +82,13 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        // Gigabytes that nobody looks at again.
+        // Gigabytes that are no longer needed.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 impl Side {
-    /// Starts a server that says on its first line of output where it listens.
+    /// Starts a server that prints its address at the end of its first line.
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let mut process = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
@@ -98,23 +98,28 @@ impl Side {
         Ok(Self { process, address })
     }
 
-    /// Starts this program's own constant answer of that many bytes.
+    /// Wraps a server process that listens on this address.
+    pub(crate) fn of(process: Child, address: SocketAddr) -> Self {
+        Self { process, address }
+    }
+
+    /// Starts this program's own server of a constant of `length` bytes.
     pub(crate) fn constant(length: usize) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         Self::start(Command::new(program).arg("constant").arg(length.to_string()))
     }
 
-    /// User and system time that the process used so far, in seconds.
+    /// Returns the user and system time of the process so far, in seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(self.process.id())
     }
 
-    /// The most memory that the process had so far, in bytes.
+    /// Returns the peak memory of the process so far, in bytes.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
         peak_memory(self.process.id()).context("/proc/PID/status has no VmHWM")
     }
 
-    /// Ends it in good order.
+    /// Stops it gracefully.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
         self.process.wait()?;
@@ -129,7 +134,7 @@ impl Drop for Side {
     }
 }
 
-/// User and system time that a process used so far, in seconds.
+/// Returns the user and system time of a process so far, in seconds.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.

@@ -1,4 +1,4 @@
-//! From the start of the process to the first number.
+//! The time from the start of the process to the first number.
 
 use std::time::Instant;
 
@@ -7,6 +7,7 @@ use crate::drive::ask;
 use crate::report::{Budget, Report};
 use crate::side::Site;
 
+/// Measures the start with full shards and on an empty folder.
 pub(crate) fn start(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let site = Site::new(&plan.dir, "start", "")?;
     let mut empty = Vec::new();
@@ -26,6 +27,7 @@ pub(crate) fn start(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the seconds from the start of the process to its first number.
 fn first_number(site: &Site) -> anyhow::Result<f64> {
     let started = Instant::now();
     let side = site.serve()?;

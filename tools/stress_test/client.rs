@@ -1,195 +1,165 @@
-//! One keep-alive connection to the server. Reads no JSON, counts nothing and retries nothing.
+//! A client of the server, on one connection that stays open between requests. Reads no JSON, counts
+//! nothing and repeats nothing.
 
 use std::error::Error as _;
-use std::fmt;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::RETRY_AFTER;
-use hyper::{Request, Response};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::Request;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{AUTHORIZATION, HOST, RETRY_AFTER};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::args::Target;
+use crate::args::Args;
 
-/// A request as every connection sends it.
-pub(crate) type Question = Request<Empty<Bytes>>;
+/// Pause after a failed attempt to connect, so that a server that is down is not hammered.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes of a body for one number; the longest number has 17 characters.
+const NUMBER_LIMIT_BYTES: usize = 32;
+/// Bytes of a body for everything else: names of shards, or an error page.
+const REST_LIMIT_BYTES: usize = 64 << 10;
 
-/// Head of an answer; its body is in the buffer that was lent.
+const BROKEN: &str = "broken connection";
+/// Also the kind of a 200 with other content.
+pub(crate) const WRONG: &str = "wrong answer";
+
+/// A whole response.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct Response {
     pub(crate) status: u16,
-    /// Only when it is there and a number of seconds.
+    /// The header, if it is a number of seconds.
     pub(crate) retry_after: Option<Duration>,
-    /// From handing over the request, on an open connection, to the last byte of the answer.
+    /// From sending the request on an open connection to the last byte of the body.
     pub(crate) latency: Duration,
+    pub(crate) body: Bytes,
 }
 
-/// Why there is no whole answer.
+/// Why there is no whole response.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// None within this time.
-    TimedOut(Duration),
-    /// The connection could not be made.
-    NoConnection(String),
-    /// The connection ended before the answer did.
-    Broken(String),
-    /// What came is no HTTP, or longer than any right answer.
-    Unreadable(String),
+pub(crate) struct Failure {
+    /// The kind of the attempt, in the summary.
+    pub(crate) kind: &'static str,
+    pub(crate) reason: String,
 }
 
-/// Why [`Connection::ask`] has no answer.
+/// A connection, opened when it is needed.
 #[derive(Debug)]
-pub(crate) enum AskError {
-    /// The connection had ended before the request left, so that asking elsewhere is no repetition.
-    NeverSent,
-    /// The server may have had the request.
-    Failed(Failure),
+pub(crate) struct Client {
+    args: &'static Args,
+    connection: Option<SendRequest<Empty<Bytes>>>,
 }
 
-/// What moves bytes between the socket and those who ask.
-type Driver = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
-
-/// An open connection, driven by whoever asks: there is no task behind it.
-pub(crate) struct Connection {
-    sender: http1::SendRequest<Empty<Bytes>>,
-    /// None once the connection has ended.
-    driver: Option<Pin<Box<Driver>>>,
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("open", &self.driver.is_some()).finish_non_exhaustive()
+impl Client {
+    pub(crate) fn new(args: &'static Args) -> Self {
+        Self { args, connection: None }
     }
-}
 
-/// Finds the server, and proves it with an open connection.
-///
-/// # Errors
-/// In words, when the name is not known or no address of it takes a connection.
-pub(crate) async fn reach(
-    target: &Target,
-    patience: Duration,
-) -> Result<(SocketAddr, Connection), String> {
-    let addresses = timeout(patience, tokio::net::lookup_host(target.host_and_port()))
-        .await
-        .map_err(|_| "looking up its name timed out".to_owned())?
-        .map_err(|error| error.to_string())?;
-    let mut last = "its name has no address".to_owned();
-    for address in addresses {
-        match timeout(patience, Connection::open(address)).await {
-            Ok(Ok(connection)) => return Ok((address, connection)),
-            Ok(Err(Failure::NoConnection(reason) | Failure::Broken(reason))) => last = reason,
-            Ok(Err(other)) => last = format!("{other:?}"),
-            Err(_) => last = "connecting timed out".to_owned(),
+    /// Opens the connection.
+    pub(crate) async fn connect(&mut self) -> anyhow::Result<()> {
+        self.connection = Some(timeout(self.args.timeout, connect(self.args)).await??);
+        Ok(())
+    }
+
+    /// Requests numbers of a pool.
+    pub(crate) async fn get(&mut self, pool: &str) -> Result<Response, Failure> {
+        let exchange = timeout(self.args.timeout, self.exchange(pool)).await;
+        let result =
+            exchange.unwrap_or_else(|_| failure("timed out", "no whole response within --timeout"));
+        if result.is_err() {
+            // A late response must not be taken for that of the next request.
+            self.connection = None;
         }
-    }
-    Err(last)
-}
-
-impl Connection {
-    /// Connects. The caller bounds the wait.
-    ///
-    /// # Errors
-    /// [`Failure::NoConnection`]
-    pub(crate) async fn open(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| Failure::NoConnection(error.to_string()))?;
-        // Requests are one small write each: waiting to fill a packet would be all of the latency.
-        stream.set_nodelay(true).map_err(|error| Failure::NoConnection(error.to_string()))?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Failure::NoConnection(reason(&error)))?;
-        Ok(Self { sender, driver: Some(Box::pin(driver)) })
+        result
     }
 
-    /// Asks, and adds the answer's body to `body`. The caller bounds the wait; when it gives up it
-    /// must drop the connection, or the late answer is taken for the next one's.
-    ///
-    /// # Errors
-    /// [`AskError`]; after any, the connection is of no use.
-    pub(crate) async fn ask(
-        &mut self,
-        question: Question,
-        body: &mut Vec<u8>,
-        body_limit_bytes: usize,
-    ) -> Result<Reply, AskError> {
-        let driver = &mut self.driver;
-        let drive = async {
-            if let Some(open) = driver {
-                // Its error reaches the exchange as well, and belongs to what was asked there.
-                let _ = open.as_mut().await;
-                *driver = None;
+    async fn exchange(&mut self, pool: &str) -> Result<Response, Failure> {
+        let mut request = request(self.args, pool);
+        loop {
+            let is_new = self.connection.is_none();
+            let connection = match &mut self.connection {
+                Some(open) => open,
+                None => match connect(self.args).await {
+                    Ok(new) => self.connection.insert(new),
+                    Err(error) => {
+                        sleep(CONNECT_PAUSE).await;
+                        return failure("no connection", error.to_string());
+                    }
+                },
+            };
+            if connection.ready().await.is_ok() {
+                let sent = Instant::now();
+                match connection.try_send_request(request).await {
+                    Ok(response) => return read(response, sent, self.args).await,
+                    Err(mut error) => match error.take_message() {
+                        Some(unsent) => request = unsent,
+                        None => return not_received(&error.into_error()),
+                    },
+                }
             }
-            // What has arrived is still to be read: only the exchange says when it is over.
-            std::future::pending().await
-        };
-        tokio::select! {
-            biased;
-            reply = exchange(&mut self.sender, question, body, body_limit_bytes) => reply,
-            never = drive => match never {},
-        }
-    }
-}
-
-async fn exchange(
-    sender: &mut http1::SendRequest<Empty<Bytes>>,
-    question: Question,
-    body: &mut Vec<u8>,
-    body_limit_bytes: usize,
-) -> Result<Reply, AskError> {
-    sender.ready().await.map_err(|_| AskError::NeverSent)?;
-    let sent = Instant::now();
-    let mut response = sender.try_send_request(question).await.map_err(|mut error| match error
-        .take_message()
-    {
-        Some(_unsent) => AskError::NeverSent,
-        None => AskError::Failed(failure(&error.into_error())),
-    })?;
-    while let Some(frame) = response.body_mut().frame().await {
-        let frame = frame.map_err(|error| {
-            let cut = format!("cut off {} bytes into the body: {}", body.len(), reason(&error));
-            AskError::Failed(Failure::Broken(cut))
-        })?;
-        if let Some(bytes) = frame.data_ref() {
-            if body.len() + bytes.len() > body_limit_bytes {
-                let long = format!("the body is longer than {body_limit_bytes} bytes");
-                return Err(AskError::Failed(Failure::Unreadable(long)));
+            // A server may close a connection between two requests. This request was not sent, so that
+            // a new connection repeats nothing.
+            if is_new {
+                return failure(BROKEN, "closed before a request was sent");
             }
-            body.extend_from_slice(bytes);
+            self.connection = None;
         }
     }
-    Ok(Reply {
-        status: response.status().as_u16(),
-        retry_after: retry_after(&response),
-        latency: sent.elapsed(),
-    })
 }
 
-fn failure(error: &hyper::Error) -> Failure {
+async fn connect(args: &Args) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+    let stream = TcpStream::connect(args.address()).await?;
+    // A request is one small write: to wait for more would be all of the latency.
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with its sender, and its error reaches the request that it belongs to.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn request(args: &Args, pool: &str) -> Request<Empty<Bytes>> {
+    let mut request = Request::get(args.resource(pool)).header(HOST, args.authority());
+    if let Some(authorization) = &args.authorization {
+        request = request.header(AUTHORIZATION, authorization);
+    }
+    request.body(Empty::new()).expect("host, path and pool were checked with the arguments")
+}
+
+async fn read(
+    response: hyper::Response<Incoming>,
+    sent: Instant,
+    args: &Args,
+) -> Result<Response, Failure> {
+    let status = response.status().as_u16();
+    // The date form of RFC 9110 would be compared with this machine's clock, and no server of ours
+    // sends it.
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| {
+        let seconds = value.to_str().ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    });
+    let limit_bytes = REST_LIMIT_BYTES + args.count.unwrap_or(1) as usize * NUMBER_LIMIT_BYTES;
+    match Limited::new(response.into_body(), limit_bytes).collect().await {
+        Ok(body) => {
+            Ok(Response { status, retry_after, latency: sent.elapsed(), body: body.to_bytes() })
+        }
+        Err(error) if error.is::<LengthLimitError>() => {
+            failure(WRONG, format!("the body is longer than {limit_bytes} bytes"))
+        }
+        Err(error) => failure(BROKEN, format!("cut off in the body: {error}")),
+    }
+}
+
+fn not_received(error: &hyper::Error) -> Result<Response, Failure> {
+    // hyper's own text says only where it failed, if there is a cause beneath.
+    let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
     match error.is_parse() {
-        true => Failure::Unreadable(format!("not HTTP: {}", reason(error))),
-        false => Failure::Broken(reason(error)),
+        true => failure(WRONG, format!("not HTTP: {reason}")),
+        false => failure(BROKEN, reason),
     }
 }
 
-/// Seconds only: the date form of RFC 9110 would be read against this machine's clock, and no
-/// server of ours sends it.
-fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
-/// hyper's own `Display` says only where it struck, when there is a reason beneath.
-fn reason(error: &hyper::Error) -> String {
-    match error.source() {
-        Some(reason) => reason.to_string(),
-        None => error.to_string(),
-    }
+fn failure(kind: &'static str, reason: impl Into<String>) -> Result<Response, Failure> {
+    Err(Failure { kind, reason: reason.into() })
 }

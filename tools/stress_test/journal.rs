@@ -1,311 +1,120 @@
-//! Writes down each outcome: a line on the console or a progress bar, and a line in the log.
-//! Decides nothing and counts nothing.
+//! A line for each attempt, on the console and in the log. Counts nothing.
 
-use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Args;
-use crate::judge::{Verdict, when};
-use crate::load::Ask;
-use tombola::figures::{thousands, time};
+use crate::judge::Verdict;
+use crate::load::Attempt;
 
-/// Numbers of one answer that the console shows; the log has all.
-const NUMBERS_SHOWN: usize = 3;
-/// Runs begun in the same second in the same folder that still find a name for their log.
-const LOG_NAMES: u32 = 100;
+/// Characters of a line on the console: the numbers of a large `--count` would fill it.
+const CONSOLE_CHARS: usize = 160;
 
-/// How far the run has come, for the progress bar.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    pub(crate) requests: u64,
-    pub(crate) elapsed: Duration,
-    pub(crate) numbers: u64,
-    pub(crate) repeats: u64,
-    pub(crate) failures: u64,
-}
-
-/// Where outcomes are written. Lines gather until [`Journal::flush`].
-#[derive(Debug)]
 pub(crate) struct Journal {
-    console: Console,
-    log: Option<Log>,
-}
-
-#[derive(Debug)]
-enum Console {
-    Lines(String),
-    Bar {
-        bar: ProgressBar,
-        duration: Option<Duration>,
-    },
-    /// Whoever read it has gone: the run goes on, for the log and the exit code.
-    Gone,
-}
-
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    file: File,
-    lines: String,
-    /// The first one; nothing is written after it.
-    error: Option<io::Error>,
+    is_quiet: bool,
+    console: Output,
+    log: Output,
+    /// Where the log is, unless there is to be none.
+    pub(crate) log_path: Option<PathBuf>,
 }
 
 impl Journal {
-    /// Begins the log, unless there is to be none.
-    ///
-    /// # Errors
-    /// The log cannot be written.
+    /// Creates the log. Its name has the time in UTC, unless `--log` names it.
     pub(crate) fn open(args: &Args) -> anyhow::Result<Self> {
-        let log = match &args.log {
+        let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        let log_path = match &args.log {
             _ if args.no_log => None,
-            Some(path) => {
-                let file = File::create(path)
-                    .with_context(|| format!("cannot write --log {}", path.display()))?;
-                Some(Log::new(path.clone(), file))
-            }
-            None => Some(Log::under_new_name().context("cannot write a log here; see --no-log")?),
+            Some(path) => Some(path.clone()),
+            None => Some(format!("stress_log_{}.txt", now.replace(':', "-")).into()),
         };
-        let console = if args.quiet { bar(args) } else { Console::Lines(String::new()) };
-        Ok(Self { console, log })
+        let mut log = match &log_path {
+            Some(path) => Output::new(File::create(path).with_context(|| {
+                format!("cannot write the log {}; see --log and --no-log", path.display())
+            })?),
+            None => Output::new(io::sink()),
+        };
+        let command: Vec<String> = std::env::args().collect();
+        log.write(&format!(
+            "# {}\n# started {now}\n\
+             # seconds\trequest\tattempt\ttype\tstatus\tlatency_us\tshards\toutcome\tnumbers or detail\n",
+            command.join(" ")
+        ));
+        Ok(Self { is_quiet: args.quiet, console: Output::new(io::stdout()), log, log_path })
     }
 
-    pub(crate) fn log_path(&self) -> Option<&Path> {
-        self.log.as_ref().map(|log| log.path.as_path())
+    pub(crate) fn write(&mut self, attempt: &Attempt, verdict: &Verdict<'_>) {
+        let Attempt { request, number, pool, .. } = attempt;
+        let (status, latency) = match &attempt.result {
+            Ok(response) => (response.status.to_string(), response.latency.as_micros().to_string()),
+            Err(_) => ("-".to_owned(), "-".to_owned()),
+        };
+        let shards = verdict.numbers.shards.iter().map(|(name, count)| format!("{name}={count}"));
+        let shards = shards.collect::<Vec<_>>().join(",");
+        let Verdict { kind, numbers, detail, .. } = verdict;
+        let numbers = numbers.texts.join(" ");
+        let mut line = format!(
+            "{request}\t{number}\t{pool}\t{status}\t{latency}\t{shards}\t{kind}\t{numbers}{detail}"
+        );
+        for (number, first) in &verdict.duplicates {
+            line += &format!("\tREPEATED {number}, {first}");
+        }
+        if !self.is_quiet {
+            let shown: String = line.chars().take(CONSOLE_CHARS).collect();
+            self.console.write(&format!("#{shown}\n"));
+        }
+        self.log.write(&format!("{:.6}\t{line}\n", attempt.ended_after.as_secs_f64()));
     }
 
-    /// Notes one outcome.
-    pub(crate) fn write(&mut self, ask: &Ask, pool: &str, verdict: &Verdict<'_>) {
-        // Writing into a String cannot fail.
-        if let Console::Lines(lines) = &mut self.console {
-            let _ = write_console_line(lines, ask, pool, verdict);
-        }
-        if let Some(log) = &mut self.log {
-            let _ = write_log_line(&mut log.lines, ask, pool, verdict);
-        }
+    /// Writes out all lines so far.
+    pub(crate) fn flush(&mut self) {
+        self.console.flush();
+        self.log.flush();
     }
 
-    /// Puts out what has gathered.
-    pub(crate) fn flush(&mut self, progress: &Progress) {
-        match &mut self.console {
-            Console::Lines(lines) => {
-                let written = write_out(lines.as_bytes());
-                lines.clear();
-                if written.is_err() {
-                    self.console = Console::Gone;
-                }
-            }
-            Console::Bar { bar, duration } => {
-                bar.set_position(match duration {
-                    Some(_) => millis(progress.elapsed),
-                    None => progress.requests,
-                });
-                bar.set_message(progress.to_string());
-            }
-            Console::Gone => {}
-        }
-        if let Some(log) = &mut self.log {
-            log.flush();
-        }
+    /// Prints the summary. If the console was closed, the run has still ended as its exit code says.
+    pub(crate) fn print(&mut self, summary: &str) {
+        self.console.write(summary);
+        self.console.flush();
     }
 
-    /// Ends the log with the summary, which the console gets as well.
+    /// Ends the log with a text.
     ///
     /// # Errors
-    /// The log is not complete.
-    pub(crate) fn close(mut self, summary: &str) -> io::Result<()> {
-        if let Console::Bar { bar, .. } = &self.console {
-            bar.finish_and_clear();
+    /// A part of the log is missing.
+    pub(crate) fn close(mut self, text: &str) -> io::Result<()> {
+        for line in text.lines() {
+            self.log.write(format!("# {line}").trim_end());
+            self.log.write("\n");
         }
-        if !matches!(self.console, Console::Gone) {
-            // Nobody is left to be told that nobody reads this; the exit code says what it said.
-            let _ = write_out(summary.as_bytes());
-        }
-        self.close_log(summary)
-    }
-
-    /// Ends the log with a reason; the console is the caller's.
-    ///
-    /// # Errors
-    /// The log is not complete.
-    pub(crate) fn close_log(&mut self, last_words: &str) -> io::Result<()> {
-        let Some(log) = &mut self.log else {
-            return Ok(());
-        };
-        for line in last_words.lines() {
-            log.lines.push_str(if line.is_empty() { "#" } else { "# " });
-            log.lines.push_str(line);
-            log.lines.push('\n');
-        }
-        log.flush();
-        log.error.take().map_or(Ok(()), Err)
+        self.log.flush();
+        self.log.result
     }
 }
 
-impl Log {
-    fn new(path: PathBuf, file: File) -> Self {
-        let command: Vec<String> = std::env::args().collect();
-        let started = humantime::format_rfc3339_millis(SystemTime::now());
-        let lines = format!(
-            "# {}\n# begun {started}\n\
-             # seconds\trequest\tattempt\ttype\tstatus\tlatency_us\tshards\toutcome\tnumbers or detail\n",
-            command.join(" "),
-        );
-        Self { path, file, lines, error: None }
+/// The console or the log. After an error, nothing more is written, and the run goes on.
+struct Output {
+    writer: BufWriter<Box<dyn Write + Send>>,
+    result: io::Result<()>,
+}
+
+impl Output {
+    fn new(writer: impl Write + Send + 'static) -> Self {
+        Self { writer: BufWriter::new(Box::new(writer)), result: Ok(()) }
     }
 
-    /// `stress_log_<time>.txt`, in UTC, and without the colons that some file systems refuse.
-    fn under_new_name() -> io::Result<Self> {
-        let now =
-            humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
-        for attempt in 1..LOG_NAMES {
-            let suffix = if attempt == 1 { String::new() } else { format!("_{attempt}") };
-            let path = PathBuf::from(format!("stress_log_{now}{suffix}.txt"));
-            match File::create_new(&path) {
-                Ok(file) => return Ok(Self::new(path, file)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
+    fn write(&mut self, text: &str) {
+        if self.result.is_ok() {
+            self.result = self.writer.write_all(text.as_bytes());
         }
-        Err(io::Error::from(io::ErrorKind::AlreadyExists))
     }
 
     fn flush(&mut self) {
-        if self.error.is_none() {
-            self.error = self.file.write_all(self.lines.as_bytes()).err();
-        }
-        self.lines.clear();
-    }
-}
-
-impl std::fmt::Display for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} numbers", thousands(self.numbers))?;
-        if self.repeats > 0 {
-            write!(f, ", {} REPEATED", thousands(self.repeats))?;
-        }
-        if self.failures > 0 {
-            write!(f, ", {} failures", thousands(self.failures))?;
-        }
-        Ok(())
-    }
-}
-
-fn bar(args: &Args) -> Console {
-    let (length, template) = match args.duration {
-        Some(duration) => (millis(duration), "{wide_bar} {elapsed} of {prefix}  {msg}"),
-        None => (args.requests, "{wide_bar} {human_pos} of {human_len} requests  {msg}"),
-    };
-    let bar = ProgressBar::new(length)
-        .with_style(ProgressStyle::with_template(template).expect("checked by the tests' --quiet"))
-        .with_prefix(args.duration.map(time).unwrap_or_default());
-    Console::Bar { bar, duration: args.duration }
-}
-
-fn write_out(bytes: &[u8]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
-    out.flush()
-}
-
-fn write_console_line(
-    line: &mut String,
-    ask: &Ask,
-    pool: &str,
-    verdict: &Verdict<'_>,
-) -> std::fmt::Result {
-    write!(line, "#{:<7} {pool:<6} ", ask.request)?;
-    match (&ask.outcome, &verdict.answer) {
-        (Ok(reply), Some(answer)) => {
-            write!(line, "{}  ", reply.status)?;
-            write_shards(line, answer.shards())?;
-            let numbers = answer.numbers();
-            let count = numbers.len();
-            for number in numbers.take(NUMBERS_SHOWN) {
-                write!(line, "  {number}")?;
-            }
-            if count > NUMBERS_SHOWN {
-                write!(line, "  … {count} numbers")?;
-            }
-            write!(line, "  ({})", time(reply.latency))?;
-        }
-        (Ok(reply), None) => {
-            write!(line, "{}  ", reply.status)?;
-            write_failure(line, verdict)?;
-        }
-        (Err(_), _) => {
-            line.push_str("-    ");
-            write_failure(line, verdict)?;
+        if self.result.is_ok() {
+            self.result = self.writer.flush();
         }
     }
-    for (number, sighting) in &verdict.repeats {
-        write!(line, "  REPEATED {number}, {}", when(*sighting))?;
-    }
-    line.push('\n');
-    Ok(())
-}
-
-fn write_log_line(
-    line: &mut String,
-    ask: &Ask,
-    pool: &str,
-    verdict: &Verdict<'_>,
-) -> std::fmt::Result {
-    let seconds = ask.ended_after.as_secs_f64();
-    write!(line, "{seconds:.6}\t{}\t{}\t{pool}\t", ask.request, ask.attempt)?;
-    match &ask.outcome {
-        Ok(reply) => write!(line, "{}\t{}\t", reply.status, reply.latency.as_micros())?,
-        Err(_) => line.push_str("-\t-\t"),
-    }
-    match &verdict.answer {
-        Some(answer) => {
-            write_shards(line, answer.shards())?;
-            write!(line, "\t{}\t", verdict.kind)?;
-            for (place, number) in answer.numbers().enumerate() {
-                line.push_str(if place == 0 { "" } else { " " });
-                line.push_str(number);
-            }
-        }
-        None => write!(line, "-\t{}\t{}", verdict.kind, verdict.detail)?,
-    }
-    for (number, sighting) in &verdict.repeats {
-        write!(line, "\tREPEATED {number}, {}", when(*sighting))?;
-    }
-    line.push('\n');
-    Ok(())
-}
-
-/// What came instead of numbers. When it was to be expected, its status says what it is.
-fn write_failure(line: &mut String, verdict: &Verdict<'_>) -> std::fmt::Result {
-    if !verdict.kind.is_expected() {
-        write!(line, "FAILED, {}: ", verdict.kind)?;
-    }
-    line.write_str(&verdict.detail)
-}
-
-/// One shard by its name, several with their share of the numbers.
-fn write_shards<'a>(
-    line: &mut String,
-    shards: impl Iterator<Item = (&'a str, u64)>,
-) -> std::fmt::Result {
-    let mut shards = shards.peekable();
-    let Some((first, count)) = shards.next() else {
-        line.push('-');
-        return Ok(());
-    };
-    line.push_str(first);
-    if shards.peek().is_some() {
-        write!(line, "={count}")?;
-    }
-    shards.try_for_each(|(shard, count)| write!(line, ",{shard}={count}"))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

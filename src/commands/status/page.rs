@@ -1,5 +1,4 @@
-//! `/status` as it comes over the wire. Fields that are not shown are not read, so that a newer server
-//! can say more.
+//! The response of `/status`. Fields that are not shown are not parsed, so that a newer server can send more.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -53,7 +52,7 @@ pub(super) struct Pool {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Range {
-    /// With all its decimals, as it was written.
+    /// Has all its decimals, as in the response.
     pub(super) min: Box<RawValue>,
     pub(super) max: Box<RawValue>,
 }
@@ -85,8 +84,7 @@ pub(super) struct Event {
     pub(super) message: Text,
 }
 
-/// A text that is safe to print: whatever answers at the other end, it does not get to command the
-/// terminal.
+/// A text that is safe to print: a server can't use it to control the terminal.
 #[derive(Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(from = "String")]
 pub(super) struct Text(String);
@@ -117,12 +115,12 @@ impl TryFrom<String> for Moment {
 
     fn try_from(text: String) -> Result<Self, String> {
         let parsed = humantime::parse_rfc3339(&text);
-        parsed.map(Self).map_err(|error| format!("{text:?} is no time: {error}"))
+        parsed.map(Self).map_err(|error| format!("{text:?} is not a time: {error}"))
     }
 }
 
 impl Moment {
-    /// Seconds from the earlier one to this; 0 when that is later.
+    /// Returns the seconds from `earlier` to this, or 0 if `earlier` is later.
     pub(super) fn seconds_since(self, earlier: Self) -> f64 {
         self.0.duration_since(earlier.0).unwrap_or_default().as_secs_f64()
     }

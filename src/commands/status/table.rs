@@ -1,4 +1,4 @@
-//! The page as lines of text, laid out for a width. Asks nobody and prints nothing.
+//! Lays out the status as lines of text for a width. Requests nothing and prints nothing.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use console::{measure_text_width, pad_str, style, truncate_str};
 use super::page::{Event, History, LastRefill, Moment, Page, Pool, Requests, Shard, Text};
 use crate::figures::{span, thousands, time};
 
-/// Events that are shown: what went wrong lately, and room for the shards.
+/// The most events to show, so that there is room for the shards.
 const EVENTS_SHOWN: usize = 8;
 
-/// Columns of a shard's level, at most and at least.
+/// The fewest and the most columns of a shard's level.
 const BAR_COLUMNS: std::ops::RangeInclusive<usize> = 6..=30;
 
-/// Between two columns of the table.
+/// The gap between two columns of the table.
 const GAP: &str = "  ";
 
-/// The whole page.
+/// Returns the lines of the whole status.
 pub(super) fn table(page: &Page, server: &str, width: usize) -> Vec<String> {
     let mut lines = vec![
         format!(
@@ -63,7 +63,7 @@ fn requests(requests: &Requests) -> String {
     )
 }
 
-/// Numbers a second over the last minutes, the oldest first.
+/// Returns a line with the numbers per second over the last minutes, the oldest first.
 fn history(history: &History) -> Option<String> {
     const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let rates: Vec<f64> =
@@ -104,7 +104,7 @@ fn head(name: &Text, pool: &Pool) -> Vec<String> {
 }
 
 fn used_up(pool: &Pool) -> String {
-    // Numbers that were burned never come: what counts is what is left.
+    // Burned numbers are never handed out, so only those that are left count.
     if pool.pooled == 0 && pool.free == 0 {
         return "used up".to_owned();
     }
@@ -121,16 +121,16 @@ fn guess(chance: f64) -> String {
     format!("one guess in {} hits an issued number", thousands((1.0 / chance).round() as u64))
 }
 
-/// One table of all shards, so that the columns of all pools stand below each other.
+/// Returns one table of all shards, so that the columns of all pools are aligned.
 fn shards(page: &Page, width: usize) -> Vec<String> {
-    const HEAD: [&str; 5] = ["SHARD", "STATE", "LEFT", "NEXT FILLING", "LAST REFILL"];
+    const HEAD: [&str; 5] = ["SHARD", "STATE", "LEFT", "NEXT GENERATION", "LAST REFILL"];
     let all: Vec<&Shard> = page.pools.values().flat_map(|pool| &pool.shards).collect();
     let rows: Vec<[String; 5]> = all.iter().map(|shard| cells(shard, page.time)).collect();
     let columns: [usize; 5] = std::array::from_fn(|index| {
         let widths = rows.iter().map(|row| measure_text_width(&row[index]));
         widths.chain([HEAD[index].len()]).max().unwrap_or_default()
     });
-    // What does not fit is left out from the right; the level takes the room that is left.
+    // Columns that don't fit are dropped from the right; the level takes the remaining width.
     let fits = |shown: usize| {
         let text: usize = columns[..shown].iter().sum();
         text + GAP.len() * shown + BAR_COLUMNS.start() <= width
@@ -177,7 +177,7 @@ fn cells(shard: &Shard, now: Moment) -> [String; 5] {
 
 fn level(shard: &Shard, columns: usize) -> String {
     let share = shard.left as f64 / shard.size.max(1) as f64;
-    // One that is not empty shows, and one that is not full shows as well.
+    // A shard that is not empty has at least one filled column, and one that is not full an empty one.
     let filled = ((share.clamp(0.0, 1.0) * columns as f64).round() as usize)
         .max(usize::from(shard.left > 0))
         .min(columns - usize::from(shard.left < shard.size));
@@ -190,7 +190,7 @@ fn event(event: &Event, now: Moment) -> String {
     format!("{ago:<12} {}  {about}  {}", coloured(&event.kind), event.message.as_str())
 }
 
-/// A word of state in the colour of its meaning, where there are colours; with spaces for underscores.
+/// Returns a state's word in its colour, if there are colours, with spaces instead of underscores.
 fn coloured(word: &Text) -> String {
     let text = word.as_str().replace('_', " ");
     match word.as_str() {

@@ -1,11 +1,11 @@
-//! etcd as the store. Its transactions are its promise; all reads go through its leader.
+//! etcd as the store: changes are transactions, and all reads are linearizable.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use etcd_client::{
     Channel, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, KvClient,
-    Txn, TxnOp,
+    Txn, TxnOp, TxnOpResponse,
 };
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
@@ -15,11 +15,11 @@ use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
 use crate::config::{StoreAddress, StoreConfig};
 use crate::pem::{self, PemError};
 
-/// Keys created in one transaction: each is an operation with another in it, and etcd takes no more
-/// than 128 of them (`--max-txn-ops`).
+/// Keys created in one transaction. Each is an operation with another one inside, and etcd accepts at most
+/// 128 (`--max-txn-ops`).
 const CREATE_BATCH: usize = 100;
 
-/// Bytes of one listing: the strata of a pool take half a megabyte, and of 100 pools this.
+/// The most bytes of one listing. A pool's partitions take half a megabyte, so those of 100 pools would fit.
 const LIST_MAX_BYTES: usize = 64 << 20;
 
 /// See the [module](self).
@@ -69,15 +69,27 @@ impl EtcdStore {
         self.0.ask(Unanswered::AskAgain, question).await
     }
 
-    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
+    pub(super) async fn create(
+        &self,
+        given: &[(String, String)],
+        entries: &[(String, String)],
+    ) -> Result<bool, StoreError> {
+        let mut all = true;
         for batch in entries.chunks(CREATE_BATCH) {
             let question = |mut client: KvClient| async move {
-                let operations = batch.iter().map(create).collect::<Vec<_>>();
-                client.txn(Txn::new().and_then(operations)).await.map_err(problem).map(drop)
+                let is_there = |(key, value): &(String, String)| {
+                    Compare::value(key.as_str(), CompareOp::Equal, value.as_str())
+                };
+                let transaction = Txn::new()
+                    .when(given.iter().map(is_there).collect::<Vec<_>>())
+                    .and_then(batch.iter().map(create).collect::<Vec<_>>());
+                let done = client.txn(transaction).await.map_err(problem)?;
+                let is_created = |response: &TxnOpResponse| matches!(response, TxnOpResponse::Txn(created) if created.succeeded());
+                Ok(done.succeeded() && done.op_responses().iter().all(is_created))
             };
-            self.0.ask(Unanswered::AskAgain, question).await?;
+            all &= self.0.ask(Unanswered::GiveUp, question).await?;
         }
-        Ok(())
+        Ok(all)
     }
 
     pub(super) async fn replace(
@@ -87,7 +99,7 @@ impl EtcdStore {
         to: &str,
     ) -> Result<bool, StoreError> {
         let question = |mut client: KvClient| async move {
-            // A key that is not there has no value, not even an empty one.
+            // A missing key has no value, so this comparison fails for it.
             let transaction = Txn::new()
                 .when([Compare::value(key, CompareOp::Equal, from)])
                 .and_then([TxnOp::put(key, to, None)]);
@@ -112,8 +124,8 @@ impl Connect for Etcd {
             }
         };
         let channel = channel.connect().await.map_err(described)?;
-        // A node that knows that it is cut off says so at once. What a token that has expired was to
-        // let in, was not let in: that may be sent again.
+        // A node that knows that it is cut off fails at once. A request with an expired token was not
+        // processed, so it may be sent again.
         let mut options =
             ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         if let Some((user, password)) = &self.credentials {
@@ -124,7 +136,7 @@ impl Connect for Etcd {
         Ok(client.kv_client().max_decoding_message_size(LIST_MAX_BYTES))
     }
 
-    /// It connects anew by itself before it sends anything.
+    /// Returns false, because the channel reconnects by itself before it sends a request.
     fn is_broken(_: &KvClient) -> bool {
         false
     }
@@ -133,8 +145,8 @@ impl Connect for Etcd {
 fn tls(config: &StoreConfig) -> Result<Option<ClientTlsConfig>, StoreError> {
     let Some(files) = &config.tls else { return Ok(None) };
     let unfit = |error: PemError| unusable(config, error.to_string());
-    // tonic takes the text, says of a bad file only that it is bad, and of one without certificates
-    // nothing.
+    // The files are checked here, because tonic does not say what is wrong with a bad file, and accepts a
+    // file without certificates.
     let read = |path: &Path| {
         std::fs::read(path)
             .map_err(|error| unusable(config, format!("{}: {error}", path.display())))
@@ -159,7 +171,7 @@ fn create((key, value): &(String, String)) -> TxnOp {
 fn text(entry: KeyValue) -> Result<(String, String), String> {
     let (key, value) = entry.into_key_value();
     let text = |bytes: Vec<u8>| {
-        String::from_utf8(bytes).map_err(|error| format!("what it holds is not text: {error}"))
+        String::from_utf8(bytes).map_err(|error| format!("an entry in it is not text: {error}"))
     };
     Ok((text(key)?, text(value)?))
 }
@@ -171,7 +183,7 @@ fn problem(error: Error) -> String {
     };
     let advice = advice(&status);
     let said = match std::error::Error::source(&status) {
-        // What the network said: its code is this side's guess.
+        // A network error, whose status code is only guessed on this side.
         Some(source) => describe(source),
         None => status.message().to_owned(),
     };
@@ -181,15 +193,15 @@ fn problem(error: Error) -> String {
     }
 }
 
-/// What to mend, by what etcd says (its `rpctypes/error.go`).
+/// Returns the remedy for an error message of etcd (its `rpctypes/error.go`).
 fn advice(status: &Status) -> Option<&'static str> {
     let is = |words: &str| status.message().contains(words);
     if is("invalid user ID or password") {
         Some("check the user in fleet.store and the password in fleet.password_file")
     } else if is("user name is empty") {
-        Some("it lets nobody in without a user: put USER@ before the first host of fleet.store")
+        Some("it requires a user: put USER@ before the first host of fleet.store")
     } else if is("authentication is not enabled") {
-        Some("leave out USER@ in fleet.store, or enable it there: etcdctl auth enable")
+        Some("leave out USER@ in fleet.store, or enable authentication: etcdctl auth enable")
     } else if status.code() == Code::PermissionDenied {
         Some(
             "grant it: etcdctl role grant-permission ROLE --prefix=true readwrite tombola/, and \

@@ -1,5 +1,5 @@
-//! A SQLite file as the store, best on another volume than the folder: a witness of how far the folder
-//! has come, which a restored backup of the folder does not take back. Several instances of one machine
+//! A SQLite file as the store, best on another volume than the data folder: a witness of the folder's
+//! progress that is not reverted when a backup of the folder is restored. Several instances of one machine
 //! can share it.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::StoreError;
+use crate::files;
 use crate::sqlite::{self, Format, rusqlite};
 
 /// "TBWT", and the version of the table below.
@@ -22,15 +23,26 @@ const SELECT_ALL: &str = "SELECT key, value FROM entries WHERE substr(key, 1, le
 const INSERT: &str = "INSERT OR IGNORE INTO entries VALUES (?1, ?2)";
 const UPDATE: &str = "UPDATE entries SET value = ?3 WHERE key = ?1 AND value = ?2";
 
-/// See the [module](self). The file is open only while it is asked: that is seldom, and others may wait.
+/// The access to the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Reads it. It must exist.
+    Look,
+    /// Reads and changes it. Creates it if it is missing.
+    Change,
+}
+
+/// See the [module](self). The file is open only during a request: requests are rare, and other processes may
+/// wait for it.
 #[derive(Debug)]
 pub struct FileStore {
     path: PathBuf,
+    access: Access,
 }
 
 impl FileStore {
-    pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+    pub(super) fn new(path: &Path, access: Access) -> Self {
+        Self { path: path.to_owned(), access }
     }
 
     pub(super) fn address(&self) -> String {
@@ -52,15 +64,28 @@ impl FileStore {
         .await
     }
 
-    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
-        let entries = entries.to_owned();
+    pub(super) async fn create(
+        &self,
+        given: &[(String, String)],
+        entries: &[(String, String)],
+    ) -> Result<bool, StoreError> {
+        let (given, entries) = (given.to_owned(), entries.to_owned());
         self.ask(move |connection| {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            for (key, value) in entries {
-                transaction.execute(INSERT, params![key, value])?;
+            for (key, value) in given {
+                let found: Option<String> =
+                    transaction.query_row(SELECT, [key], |row| row.get(0)).optional()?;
+                if found != Some(value) {
+                    return Ok(false);
+                }
             }
-            transaction.commit()
+            let mut all = true;
+            for (key, value) in entries {
+                all &= transaction.execute(INSERT, params![key, value])? == 1;
+            }
+            transaction.commit()?;
+            Ok(all)
         })
         .await
     }
@@ -80,9 +105,12 @@ impl FileStore {
         &self,
         question: impl FnOnce(&mut Connection) -> Result<T, rusqlite::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let path = self.path.clone();
+        let (path, access) = (self.path.clone(), self.access);
         let asked = tokio::task::spawn_blocking(move || {
-            let mut connection = open(&path)?;
+            let mut connection = match access {
+                Access::Look => open_to_look(&path)?,
+                Access::Change => open(&path)?,
+            };
             question(&mut connection).map_err(|error| error.to_string())
         });
         asked
@@ -92,10 +120,12 @@ impl FileStore {
     }
 }
 
-/// Opens the file, and makes it where it is missing; never its folder: that of a volume which is not
-/// mounted is not there.
+/// Opens the file, and creates it if it is missing. Does not create its folder, which is missing if the
+/// volume is not mounted.
 fn open(path: &Path) -> Result<Connection, String> {
     let failed = |error: rusqlite::Error| error.to_string();
+    // Created here, because SQLite would let all users read it, and it contains the secrets of the space.
+    files::create_if_absent(path).map_err(|error| error.to_string())?;
     let mut connection = sqlite::open_shared(path).map_err(failed)?;
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
@@ -110,6 +140,15 @@ fn open(path: &Path) -> Result<Connection, String> {
         };
         make(&mut connection).map_err(failed)?;
     }
+    checked(path, connection)
+}
+
+fn open_to_look(path: &Path) -> Result<Connection, String> {
+    let connection = sqlite::open_beside(path).map_err(|error| error.to_string())?;
+    checked(path, connection)
+}
+
+fn checked(path: &Path, connection: Connection) -> Result<Connection, String> {
     sqlite::check_format(path, &connection, &WITNESS_FILE).map_err(|error| error.to_string())?;
     Ok(connection)
 }

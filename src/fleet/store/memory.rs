@@ -1,18 +1,18 @@
-//! A store in memory for tests, which loses replies and is away when it is told to.
+//! A store in memory for tests, which can lose replies and be unreachable.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::StoreError;
 
-/// What goes wrong with the changes to come, one after the other; then nothing.
+/// The fate of one change to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// The change succeeds.
     None,
     /// The change is not made.
     Lost,
-    /// The change is made, and the caller hears of an error.
+    /// The change is made, but the caller gets an error.
     ReplyLost,
 }
 
@@ -27,17 +27,17 @@ struct Content {
 }
 
 impl MemoryStore {
-    /// Plans what goes wrong, the first first.
+    /// Sets the faults of the next changes, in their order. Later changes have none.
     pub(crate) fn fail(&self, faults: &[Fault]) {
         self.content().faults = faults.iter().rev().copied().collect();
     }
 
-    /// From now on nobody reaches it, or all do again.
+    /// Makes the store unreachable, or reachable again.
     pub(crate) fn set_away(&self, away: bool) {
         self.content().away = away;
     }
 
-    /// All that is there: to look at, or to keep as a copy.
+    /// Returns a copy of all entries.
     pub(crate) fn entries(&self) -> BTreeMap<String, String> {
         self.content().entries.clone()
     }
@@ -59,11 +59,20 @@ impl MemoryStore {
         Ok(entries)
     }
 
-    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
+    pub(super) async fn create(
+        &self,
+        given: &[(String, String)],
+        entries: &[(String, String)],
+    ) -> Result<bool, StoreError> {
         self.change(|content| {
+            if given.iter().any(|(key, value)| content.get(key) != Some(value)) {
+                return false;
+            }
+            let before = content.len();
             for (key, value) in entries {
                 content.entry(key.clone()).or_insert_with(|| value.clone());
             }
+            content.len() == before + entries.len()
         })
     }
 

@@ -1,5 +1,5 @@
-//! One of several nodes is asked, in bounded time, and the next one when it does not answer. Knows no
-//! engine.
+//! Sends a request to one of several nodes, in bounded time, and to the next one if it does not respond.
+//! Knows nothing of any engine.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -12,39 +12,40 @@ use tokio::time::{Instant, timeout_at};
 use super::StoreError;
 use crate::config::StoreConfig;
 
-/// For one node. A node that is cut off from the others accepts connections and never answers; one that
-/// is well answers within milliseconds, in another part of the world within a few hundred.
+/// The time limit for one node. A node that is cut off from the others accepts connections and never
+/// responds. A healthy node responds within milliseconds, or a few hundred from another part of the world.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// In all. Two nodes may be cut off, and the third answers; a store that elects a leader just then takes
-/// a second or two. Who asks has numbers to serve from for longer than that.
+/// The time limit for all nodes. If two nodes are cut off, the third one responds in time, also if the store
+/// takes a second or two to elect a leader. The leased numbers last for longer than this limit.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// How an engine is reached at one node.
+/// Connects to one node of an engine.
 pub(super) trait Connect {
-    /// A connection; its clones are the same one.
+    /// A connection. Its clones share it.
     type Connection: Clone + Send;
 
-    /// Connects, and finds out whether who asks is let in.
+    /// Connects, and checks that the user has access.
     fn connect(
         &self,
         endpoint: &str,
     ) -> impl Future<Output = Result<Self::Connection, String>> + Send;
 
-    /// Whether it is known to be broken. One that is not may be.
+    /// Returns whether a connection is known to be broken. A connection may be broken without being known to
+    /// be.
     fn is_broken(connection: &Self::Connection) -> bool;
 }
 
-/// What may be done when a node did not answer, which may have heard all the same.
+/// The reaction to a node that does not respond, although it may have received the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unanswered {
-    /// Ask another: twice is as good as once.
+    /// Send the request to another node: repeating it does no harm.
     AskAgain,
-    /// Nothing: who asked finds out what became of it.
+    /// Return the error: the caller finds out whether the change was made.
     GiveUp,
 }
 
-/// The nodes of a store, one of which is connected to, or about to be.
+/// The nodes of a store, with a connection to at most one of them.
 pub(super) struct Nodes<E: Connect> {
     engine: E,
     address: String,
@@ -53,7 +54,7 @@ pub(super) struct Nodes<E: Connect> {
 }
 
 struct Current<C> {
-    /// Which endpoint.
+    /// The position of the endpoint.
     index: usize,
     connection: Option<C>,
 }
@@ -72,7 +73,7 @@ impl<E: Connect> Nodes<E> {
         self.address.clone()
     }
 
-    /// Asks a node, and others when it does not answer.
+    /// Sends a request to a node, and to others if it does not respond.
     pub(super) async fn ask<T, F>(
         &self,
         unanswered: Unanswered,
@@ -83,7 +84,7 @@ impl<E: Connect> Nodes<E> {
     {
         let deadline = Instant::now() + LIMIT;
         let mut problems = BTreeMap::<String, Vec<&str>>::new();
-        // Once more than there are nodes: the connection that was kept may have broken long ago.
+        // One try more than there are nodes, because the kept connection may have broken long ago.
         for _ in 0..=self.endpoints.len() {
             let until = deadline.min(Instant::now() + ATTEMPT);
             let (index, connected) = match self.kept() {
@@ -137,7 +138,7 @@ impl<E: Connect> Nodes<E> {
         }
     }
 
-    /// The next one is asked from now on, unless others have found so before.
+    /// Switches to the next node, unless another request has done so already.
     fn leave(&self, index: usize) {
         let mut current = self.current();
         if current.index == index {
@@ -151,7 +152,7 @@ impl<E: Connect> Nodes<E> {
     }
 }
 
-/// Without the engine, which knows passwords.
+/// Omits the engine, which contains passwords.
 impl<E: Connect> fmt::Debug for Nodes<E> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Nodes").field("address", &self.address).finish_non_exhaustive()
@@ -162,13 +163,13 @@ fn silence<T>() -> Result<T, String> {
     Err(format!("no answer within {} s", ATTEMPT.as_secs()))
 }
 
-/// `HOST:PORT` as the host alone, which certificates are for, and the port.
+/// Splits `HOST:PORT` into the host, as certificates name it, and the port.
 pub(super) fn host_and_port(endpoint: &str) -> (&str, &str) {
     let (host, port) = endpoint.rsplit_once(':').expect("the settings add the port");
     (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
-/// The password of the user, where one is set.
+/// Reads the user's password, if one is set.
 pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, StoreError> {
     let Some(path) = &config.password_file else { return Ok(None) };
     let unfit = |problem: String| unusable(config, format!("{}: {problem}", path.display()));
@@ -180,12 +181,12 @@ pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, StoreErro
     }
 }
 
-/// The settings can't be used.
+/// Returns the error for settings that can't be used.
 pub(super) fn unusable(config: &StoreConfig, problem: impl Into<String>) -> StoreError {
     StoreError { address: config.address.to_string(), problem: problem.into() }
 }
 
-/// What an error says with all that it stems from, and what to mend where that is known.
+/// Describes an error with all its causes, and the remedy if it is known.
 pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
     let mut texts = Vec::<String>::new();
     let mut next = Some(error);
@@ -198,13 +199,25 @@ pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
     }
     let mut text = texts.join(": ");
     const UNTRUSTED: &str = "fleet.tls.ca does not lead to its certificate";
-    const UNENCRYPTED: &str = "it does not speak TLS there: leave out [fleet.tls], or mend it";
+    const UNENCRYPTED: &str =
+        "it does not speak TLS there: enable TLS in the store, or remove [fleet.tls]";
     let advice = [
         ("invalid peer certificate: UnknownIssuer", UNTRUSTED),
-        // A root of the same name, but another one.
+        // Another root with the same name.
         ("invalid peer certificate: BadSignature", UNTRUSTED),
-        ("invalid peer certificate", "its certificate is not for this host, or not for now"),
-        ("received fatal alert", "it wants a certificate that it trusts: fleet.tls.cert and .key"),
+        (
+            "invalid peer certificate",
+            "its certificate is not for this host, or is not valid at this time",
+        ),
+        (
+            "received fatal alert",
+            "it requires a certificate that it trusts: set fleet.tls.cert and .key",
+        ),
+        // The alert is lost if the request is written before it arrives.
+        (
+            "stream closed because of a broken pipe",
+            "it closed the connection: if it requires a certificate, set fleet.tls.cert and .key",
+        ),
         ("InvalidContentType", UNENCRYPTED),
         ("does not support TLS", UNENCRYPTED),
     ];

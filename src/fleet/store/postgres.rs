@@ -1,12 +1,12 @@
-//! A database that speaks PostgreSQL's protocol as the store: one table, and of its hosts the one that
-//! can be written to. Knows no statement that is prepared: a pooler may be in between.
+//! A database that speaks PostgreSQL's protocol as the store: one table, on the host that can be written to.
+//! Prepares no statements, because there may be a connection pooler in between.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::crypto::ring;
@@ -17,16 +17,21 @@ use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
 use crate::config::{StoreAddress, StoreConfig};
 use crate::pem::{self, PemError};
 
-/// Asked first, because to create what is there already may be forbidden.
+/// Sent first, because creating a table that exists may be forbidden.
 const MISSING: &str = "SELECT to_regclass('tombola') IS NULL";
 const CREATE: &str =
     "CREATE TABLE IF NOT EXISTS tombola (key text PRIMARY KEY, value text NOT NULL)";
-const SELECT: &str = "SELECT key, value FROM tombola WHERE key = $1";
-const SELECT_ALL: &str = "SELECT key, value FROM tombola WHERE substr(key, 1, length($1)) = $1";
-/// In the order of the keys: two that create the same ones don't wait for each other in a circle.
+/// Locks the rows that it reads, so that reading commits like a write and waits for the synchronous standby.
+/// Otherwise a primary could return a change, after a crash, that no standby has confirmed.
+const SELECT: &str = "SELECT key, value FROM tombola WHERE key = $1 FOR KEY SHARE";
+const SELECT_ALL: &str = "SELECT key, value FROM tombola WHERE substr(key, 1, length($1)) = $1
+    FOR KEY SHARE";
+/// Inserts in the order of the keys, so that two statements with the same keys can't deadlock.
 const INSERT: &str = "INSERT INTO tombola (key, value)
-    SELECT entry.key, entry.value FROM unnest($1, $2) AS entry (key, value) ORDER BY entry.key
-    ON CONFLICT (key) DO NOTHING";
+    SELECT entry.key, entry.value FROM unnest($1, $2) AS entry (key, value)
+    WHERE (SELECT count(*) FROM tombola JOIN unnest($3, $4) AS given (key, value) USING (key, value))
+        = cardinality($3)
+    ORDER BY entry.key ON CONFLICT (key) DO NOTHING";
 const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $2";
 
 /// See the [module](self).
@@ -34,7 +39,7 @@ const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $
 pub struct PostgresStore(Box<Nodes<Postgres>>);
 
 struct Postgres {
-    /// All but the host.
+    /// Everything except the host.
     config: Config,
     tls: Option<MakeRustlsConnect>,
 }
@@ -81,17 +86,20 @@ impl PostgresStore {
         self.0.ask(Unanswered::AskAgain, question).await
     }
 
-    pub(super) async fn create(&self, entries: &[(String, String)]) -> Result<(), StoreError> {
-        let (keys, values): (Vec<_>, Vec<_>) =
-            entries.iter().map(|(key, value)| (key.as_str(), value.as_str())).unzip();
-        let (keys, values) = (&keys, &values);
+    pub(super) async fn create(
+        &self,
+        given: &[(String, String)],
+        entries: &[(String, String)],
+    ) -> Result<bool, StoreError> {
+        let (keys, values) = &columns(entries);
+        let (given_keys, given_values) = &columns(given);
         let question = |client: Arc<Client>| async move {
-            let texts = Type::TEXT_ARRAY;
-            let created =
-                client.execute_typed(INSERT, &[(keys, texts.clone()), (values, texts)]).await;
-            created.map_err(problem).map(drop)
+            let texts = [keys, values, given_keys, given_values]
+                .map(|column| (column as &(dyn ToSql + Sync), Type::TEXT_ARRAY));
+            let created = client.execute_typed(INSERT, &texts).await.map_err(problem)?;
+            Ok(created == entries.len() as u64)
         };
-        self.0.ask(Unanswered::AskAgain, question).await
+        self.0.ask(Unanswered::GiveUp, question).await
     }
 
     pub(super) async fn replace(
@@ -115,8 +123,8 @@ impl Connect for Postgres {
         let (host, port) = nodes::host_and_port(endpoint);
         let mut config = self.config.clone();
         config.host(host).port(port.parse().expect("the settings read it as a port"));
-        // Its task ends when the last clone of the client is dropped, or when it breaks: then the next
-        // question says so.
+        // The connection's task ends when the last clone of the client is dropped, or when the connection
+        // breaks, which the next request notices.
         let client = match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(problem)?;
@@ -135,11 +143,11 @@ impl Connect for Postgres {
         };
         if is_missing().await? {
             let created = client.batch_execute(CREATE).await;
-            // Another one may have been faster: it is an error even so, of the catalogue's own keys.
+            // If another instance was faster, this is an error too, about the keys of the system catalogue.
             if let (Err(error), true) = (created, is_missing().await?) {
                 return Err(format!(
-                    "{}: let somebody who may create it there: {CREATE}; GRANT SELECT, INSERT, \
-                     UPDATE ON tombola TO the user of fleet.store",
+                    "{}: as a user who may create tables, run: {CREATE}; GRANT SELECT, INSERT, UPDATE \
+                     ON tombola TO the user of fleet.store",
                     problem(error)
                 ));
             }
@@ -175,6 +183,10 @@ fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, StoreError> {
     Ok(Some(MakeRustlsConnect::new(tls)))
 }
 
+fn columns(entries: &[(String, String)]) -> (Vec<&str>, Vec<&str>) {
+    entries.iter().map(|(key, value)| (key.as_str(), value.as_str())).unzip()
+}
+
 fn entry(row: &Row) -> Result<(String, String), String> {
     Ok((row.try_get(0).map_err(problem)?, row.try_get(1).map_err(problem)?))
 }
@@ -195,7 +207,7 @@ fn problem(error: Error) -> String {
         "check the user in fleet.store, the password in fleet.password_file, the certificate in \
          fleet.tls, and its pg_hba.conf"
     } else if *code == SqlState::INVALID_CATALOG_NAME {
-        "create the database, or mend its name in fleet.store"
+        "create the database, or correct its name in fleet.store"
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         "the user of fleet.store needs SELECT, INSERT and UPDATE on the table tombola"
     } else {

@@ -1,17 +1,17 @@
-// The page at `/`: asks /status once a second and shows the answer. What comes from the server is put
-// in as text and attributes only, never as markup. Tokens are sent in a header, never in a URL.
+// The page at `/`: requests /status once a second and shows the response. Data from the server is inserted
+// as text and attributes only, never as markup. Tokens are sent in a header, never in a URL.
 
 const POLL_MS = 1000;
-// An answer that takes longer counts as none: the server answers /status in milliseconds.
+// A request that takes longer has failed: the server responds to /status within milliseconds.
 const PATIENCE_MS = 5000;
 const UNKNOWN = "–";
 const MINUS = "−";
-// Events that are read out to those who cannot see them; the others come too often.
+// Events that screen readers announce. The others are too frequent.
 const GRAVE = ["damaged", "exhausted", "refill_failed"];
 
 const STATES = {
   ok: "serves",
-  degraded: "serves, needs looking after",
+  degraded: "serves, needs attention",
   down: "does not serve",
   in_rotation: "in rotation",
   refilling: "refilling",
@@ -21,7 +21,7 @@ const STATES = {
 
 const $ = (id) => document.getElementById(id);
 
-// ---- Numbers in words
+// ---- Formatting of numbers
 
 const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 });
@@ -33,7 +33,7 @@ function rate(number) {
   return number > 0 && number < 10 ? short.format(number) : grouped.format(number);
 }
 
-// Of answers: 0.00012 is 120 µs.
+// A response time: 0.00012 is 120 µs.
 function latency(seconds) {
   if (seconds === null) return UNKNOWN;
   const [factor, unit] = seconds < 1e-3 ? [1e6, "µs"] : seconds < 1 ? [1e3, "ms"] : [1, "s"];
@@ -49,7 +49,7 @@ function large(number) {
   return name ? `${short.format(number / size)} ${name}` : rate(number);
 }
 
-// As people say it: the largest unit of which there are two.
+// A duration in the largest unit of which it has at least two.
 function span(seconds) {
   const units = [[31_557_600, "year"], [86_400, "day"], [3_600, "hour"], [60, "minute"], [1, "second"]];
   const [size, name] = units.find(([size]) => seconds >= 2 * size) ?? units.at(-1);
@@ -58,13 +58,13 @@ function span(seconds) {
   return `${text} ${name}${count === 1 ? "" : "s"}`;
 }
 
-// Numbers that were burned never come: what counts is what is left.
+// Burned numbers are never handed out, so the range is used up if no others are left.
 function until(pool) {
-  if (pool.pooled + pool.free === 0) return "it is used up";
-  return pool.seconds_until_used_up === null ? "nothing is drawn now" : span(pool.seconds_until_used_up);
+  if (pool.pooled + pool.free === 0) return "already used up";
+  return pool.seconds_until_used_up === null ? "no numbers are being drawn" : span(pool.seconds_until_used_up);
 }
 
-const chance = (share) => (share > 0 ? `1 in ${large(1 / share)}` : "none is issued");
+const chance = (share) => (share > 0 ? `1 in ${large(1 / share)}` : "none issued yet");
 
 function percent(share) {
   const of = share * 100;
@@ -80,7 +80,7 @@ function bound(number, decimals) {
 
 const clock = (date) => date.toLocaleTimeString("en-GB");
 
-// Today's times without the day.
+// A time, without the day if it is today.
 function moment(text) {
   const date = new Date(text);
   const today = date.toDateString() === new Date().toDateString();
@@ -88,9 +88,9 @@ function moment(text) {
   return `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${clock(date)}`;
 }
 
-// ---- What is put into the page
+// ---- Updating the page
 
-// Writes only what is new, so that a selection stays and nothing is read out twice.
+// Writes a text only if it changes, so that a selection stays and screen readers don't repeat it.
 function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -106,7 +106,7 @@ function element(name, text, attributes = {}) {
   return node;
 }
 
-// The children of `list` for these keys, in their order; those that are there stay.
+// Makes the children of `list` match these keys, in this order. Existing children are kept.
 function keyed(list, keys, make) {
   const old = new Map([...list.children].map((child) => [child.dataset.key, child]));
   keys.forEach((key, index) => {
@@ -132,7 +132,7 @@ function fill(bar, share) {
 
 const TOKENS = { observe: "tombola.observe", draw: "tombola.draw" };
 
-// Some have one token for both: it is tried before another is asked for.
+// One token may have both scopes: it is tried before the page asks for another.
 function tokenFor(scope) {
   return sessionStorage.getItem(TOKENS[scope]) ?? (scope === "draw" ? sessionStorage.getItem(TOKENS.observe) : null);
 }
@@ -147,11 +147,11 @@ function forget(scope) {
   $("forget").hidden = !Object.values(TOKENS).some((key) => sessionStorage.getItem(key));
 }
 
-// Why a token is asked for, in words.
+// Why the page asks for a token, and whether a wrong one was given.
 function why(status, scope) {
   const given = sessionStorage.getItem(TOKENS[scope]);
-  if (given && status === 401) return ["This server does not know that token. Check that all of it was copied.", true];
-  if (given) return [`This server knows that token, but it is not for this: its scope is not ${scope}.`, true];
+  if (given && status === 401) return ["This server does not know that token. Check that you copied all of it.", true];
+  if (given) return [`This server knows that token, but its scope is not ${scope}.`, true];
   const what = scope === "draw" ? "draw here" : "see what this server does";
   return [`To ${what}, a token is needed.`, false];
 }
@@ -165,13 +165,13 @@ function askForToken(form, status, scope) {
   form.hidden = false;
 }
 
-// The focus would be lost with it.
+// Moves the focus first if it is in the form, because hiding the form would lose it.
 function close(form) {
   if (form.contains(document.activeElement)) $("draw-one").focus();
   form.hidden = true;
 }
 
-// Calls `use` when a token is entered that can be one.
+// Calls `use` when a well-formed token is entered.
 function onToken(form, scope, use) {
   const input = form.querySelector("input");
   const note = form.querySelector(".why");
@@ -180,7 +180,7 @@ function onToken(form, scope, use) {
     const token = input.value.trim();
     input.value = "";
     if (!/^[\x21-\x7e]+$/.test(token)) {
-      put(note, "A token is one word of plain letters and digits. Check that nothing else was copied.");
+      put(note, "A token is one word of plain letters and digits. Check that you copied nothing else.");
       note.toggleAttribute("data-wrong", true);
       return;
     }
@@ -189,7 +189,7 @@ function onToken(form, scope, use) {
   });
 }
 
-// ---- Asking the server
+// ---- Requests to the server
 
 function ask(target, scope) {
   const token = scope && tokenFor(scope);
@@ -220,14 +220,14 @@ async function poll() {
   }
 }
 
-// Whether to look again by itself.
+// Requests /status and shows it. Returns whether to poll again.
 async function look() {
   let answer, text;
   try {
     answer = await ask("status", "observe");
     text = await answer.text();
   } catch {
-    gone("No answer from the server");
+    gone("No response from the server");
     return true;
   }
   const body = parse(text);
@@ -242,11 +242,11 @@ async function look() {
     await lock(answer.status);
     return false;
   }
-  gone(`The server answers ${answer.status}${body?.error ? ` (${body.error})` : ""}`);
+  gone(`The server has responded with ${answer.status}${body?.error ? ` (${body.error})` : ""}`);
   return true;
 }
 
-// Nothing, if it is no JSON: a proxy in between may say something of its own.
+// The parsed text, or null if it is not JSON, such as an error page of a proxy.
 function parse(text) {
   try {
     return JSON.parse(text);
@@ -260,7 +260,7 @@ document.addEventListener("visibilitychange", () => {
   else if ($("observe").hidden) poll();
 });
 
-// Says what is wrong and since when, or with null that nothing is.
+// Shows what is wrong and since when. With null it hides the message.
 let wrongSince = null;
 function gone(what) {
   document.body.classList.toggle("stale", what !== null);
@@ -271,12 +271,12 @@ function gone(what) {
   }
   wrongSince ??= heard ?? new Date();
   put($("banner"), `${what} since ${clock(wrongSince)}. Trying again every second.`);
-  put($("state"), "no answer");
+  put($("state"), "no response");
   set($("state"), "data-is", "down");
-  document.title = "tombola: no answer";
+  document.title = "tombola: no response";
 }
 
-// Without a token nothing is shown but the pools that one can draw from.
+// Without a token, the page shows only the pools to draw from.
 async function lock(status) {
   askForToken($("observe"), status, "observe");
   for (const id of ["now", "charts", "history"]) $(id).hidden = true;
@@ -286,7 +286,7 @@ async function lock(status) {
   set($("state"), "data-is", "");
   put($("build"), "");
   document.title = "tombola: a token is needed";
-  // /health is open, and says the names of the pools.
+  // /health needs no token and has the names of the pools.
   const health = await ask("health", null).then((answer) => answer.json()).catch(() => ({ pools: {} }));
   choices(Object.keys(health.pools));
 }
@@ -303,7 +303,7 @@ function render(status) {
   put($("state"), ill.length ? `${ill.join(", ")} ${STATES[status.status]}` : "all pools serve");
   set($("state"), "data-is", status.status);
   put($("build"), `${status.version} · up ${span(status.uptime_seconds)}`);
-  document.title = ill.length ? `tombola: look at ${ill.join(", ")}` : `tombola: ${rate(numbers)}/s`;
+  document.title = ill.length ? `tombola: check ${ill.join(", ")}` : `tombola: ${rate(numbers)}/s`;
 
   put($("rate"), rate(numbers));
   put($("requests"), rate(status.requests.per_second));
@@ -368,7 +368,7 @@ function renderShard(row, shard) {
 
 function next(shard) {
   if (shard.standby) return "is ready";
-  return shard.progress === null ? "is not begun" : `is ${percent(shard.progress)} built`;
+  return shard.progress === null ? "is not started" : `is ${percent(shard.progress)} built`;
 }
 
 function last(refill) {
@@ -377,7 +377,8 @@ function last(refill) {
   return `Last refilled at ${moment(refill.at)} in ${latency(refill.seconds)}`;
 }
 
-// The time of the last event. Ids begin anew with the server, times (RFC 3339, all of one width) do not.
+// The time of the newest event that was shown. Ids start again with the server; times (RFC 3339, of equal
+// width) do not.
 let newest = null;
 function renderEvents(events) {
   const rows = keyed($("events"), events.map((event) => `${event.at} ${event.id}`), () => element("li", ""));
@@ -413,7 +414,7 @@ function svg(name, attributes, text) {
   return node;
 }
 
-// Up to four steps of 1, 2 or 5 times a power of ten, from 0 to above the highest.
+// Up to four steps of 1, 2 or 5 times a power of ten, from 0 to at least the highest value.
 function linearScale(highest) {
   const top = Math.max(highest, 4);
   const power = 10 ** Math.floor(Math.log10(top / 4));
@@ -422,7 +423,7 @@ function linearScale(highest) {
   return { ticks, place: (value) => value / ticks.at(-1) };
 }
 
-// Powers of ten, from below the lowest to above the highest.
+// Powers of ten, from the lowest value or below to the highest or above.
 function powerScale(lowest, highest) {
   const first = Math.floor(Math.log10(lowest));
   const last = Math.max(first + 1, Math.ceil(Math.log10(highest)));
@@ -430,7 +431,7 @@ function powerScale(lowest, highest) {
   return { ticks, place: (value) => (Math.log10(value) - first) / (last - first) };
 }
 
-// The runs of values that are there, as points.
+// The runs of values without null between them, as points.
 function runs(values, x, y) {
   const runs = [[]];
   values.forEach((value, index) => {
@@ -469,7 +470,7 @@ function chart(frame, label, scale, write, lines) {
         parts.push(svg("path", { class: "area", d: `${path(points)}L${to} ${BOTTOM}L${from} ${BOTTOM}Z` }));
       }
       parts.push(svg("path", { class: `line${of}`, d: path(points) }));
-      // The end; also, a point alone would not be seen.
+      // Marks the end. Without it, a run of one point would be invisible.
       const [cx, cy] = points.at(-1);
       parts.push(svg("circle", { class: `dot${of}`, cx, cy, r: 3 }));
     }
@@ -491,7 +492,7 @@ function renderCharts() {
   const current = numbers.at(-1) ?? null;
   chart(
     $("rate-chart"),
-    `Numbers per second: now ${rate(current)}, at most ${rate(highest)} in the last minutes`,
+    `Numbers per second: now ${rate(current)}, at most ${rate(highest)} in the last five minutes`,
     linearScale(highest),
     compact,
     [{ values: numbers }],
@@ -499,7 +500,7 @@ function renderCharts() {
   const times = [...p50, ...p99].filter((value) => value > 0);
   chart(
     $("latency-chart"),
-    `Time to answer a request: now half within ${latency(p50.at(-1) ?? null)}, 99 of 100 within ${latency(p99.at(-1) ?? null)}`,
+    `Response time: now p50 ${latency(p50.at(-1) ?? null)}, p99 ${latency(p99.at(-1) ?? null)}`,
     times.length ? powerScale(Math.min(...times), Math.max(...times)) : powerScale(1e-4, 1e-2),
     latency,
     [{ values: p50, name: "p50" }, { values: p99, name: "p99" }],
@@ -521,7 +522,7 @@ function choices(names) {
 
 const target = () => `random?type=${encodeURIComponent($("pool").value)}`;
 
-// The secret itself is not shown: the screen may be on a wall.
+// The token itself is not shown, because the screen may be public.
 function showCommand() {
   const token = tokenFor("draw") || !$("draw-ask").hidden;
   const header = token ? `-H "Authorization: Bearer $TOKEN" ` : "";
@@ -552,7 +553,7 @@ async function draw() {
     }
   } catch {
     $("answer").hidden = true;
-    put($("outcome"), "No answer from the server. Whether a number was drawn is not known; if one was, it never comes again.");
+    put($("outcome"), "No response from the server. A number may have been drawn; if so, it is never handed out again.");
   }
   showCommand();
   put($("copied"), "");
@@ -567,9 +568,9 @@ async function copyCommand() {
     await navigator.clipboard.writeText($("curl").textContent);
     put($("copied"), "Copied.");
   } catch {
-    // Browsers give no clipboard to a page that came over http from another machine.
+    // Browsers give no clipboard access to a page that was loaded over http from another machine.
     getSelection().selectAllChildren($("curl"));
-    put($("copied"), "Selected: copy it with Ctrl+C.");
+    put($("copied"), "Selected. Copy it with Ctrl+C.");
   }
 }
 
@@ -583,7 +584,7 @@ $("forget").addEventListener("click", () => {
   forget("draw");
   $("draw-ask").hidden = true;
   $("answer").hidden = true;
-  put($("outcome"), "The tokens are forgotten.");
+  put($("outcome"), "The tokens have been forgotten.");
   poll();
 });
 $("forget").hidden = !tokenFor("draw");

@@ -6,7 +6,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::*;
 use crate::shard::Row;
 
-/// A file of `left` rows with ids from `first`, as the worker sees it.
+/// A file of `left` rows with ids from `next_id`, as the worker sees it.
 struct File {
     next_id: u32,
     left: u64,
@@ -21,16 +21,16 @@ impl File {
     }
 }
 
-/// What a request that waited is sent.
+/// The message that a waiting request receives.
 type Rows = (Vec<Row>, Generation);
 
-/// A request that waits, or holds rows which it may give back.
+/// A request that waits, or holds rows which it may return.
 enum Request {
     Waits(oneshot::Receiver<Rows>),
     Holds(Vec<Row>, Generation),
 }
 
-/// What a test does to a buffer, between two looks of the worker.
+/// An action of a test on a buffer, between two runs of the worker.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Pop,
@@ -55,23 +55,30 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 1..200)
 }
 
-/// A buffer with a worker of flesh: what `Slot` and `Worker` do, one step at a time.
+/// A buffer with a simulated worker, which does the steps of `Slot` and `Worker` one at a time.
 struct Model {
     buffer: Buffer<Rows>,
     file: File,
     generation: i64,
     requests: Vec<Request>,
     handed_out: BTreeSet<u32>,
-    /// Whether the worker would look at the buffer again without a further call.
+    /// Whether the worker will look at the buffer again without being called.
     awake: bool,
 }
 
 const ROWS: u64 = 50;
 
+/// Returns a buffer whose file is open and full.
+fn serving() -> Buffer<Rows> {
+    let mut buffer = Buffer::new(10, 0, Some((Generation(1), ROWS)), None);
+    buffer.opened(Generation(1), ROWS);
+    buffer
+}
+
 impl Model {
     fn new(lease_rows: usize) -> Self {
-        let mut buffer = Buffer::new(lease_rows, ROWS / 2, None);
-        buffer.opened(Generation(1), ROWS, None);
+        let mut buffer = Buffer::new(lease_rows, ROWS / 2, Some((Generation(1), ROWS)), None);
+        buffer.opened(Generation(1), ROWS);
         Self {
             buffer,
             file: File { next_id: 0, left: ROWS },
@@ -139,15 +146,15 @@ impl Model {
         }
     }
 
-    /// The worker, until it sleeps.
+    /// Runs the worker until it sleeps.
     fn work(&mut self) {
         loop {
             let mut deliveries = Vec::new();
             let task = self.buffer.next(&mut deliveries);
             self.buffer.calls_refiller();
             for Delivery { rows, generation, reply } in deliveries {
-                assert!(!rows.is_empty(), "nobody is served with nothing");
-                reply.send((rows, generation)).expect("nobody is served who vanished");
+                assert!(!rows.is_empty(), "a delivery is never empty");
+                reply.send((rows, generation)).expect("a dropped request is never served");
             }
             self.receive();
             match task {
@@ -158,7 +165,10 @@ impl Model {
                 Task::Swap => {
                     self.generation += 1;
                     self.file.left = ROWS;
-                    self.buffer.opened(Generation(self.generation), ROWS, None);
+                    self.buffer.installed();
+                }
+                Task::Open => {
+                    self.buffer.opened(Generation(self.generation), ROWS);
                 }
                 Task::Retire => {}
                 Task::Sleep => break,
@@ -168,7 +178,7 @@ impl Model {
         self.awake = false;
     }
 
-    /// Those who were served hold their rows, those who were turned away are gone.
+    /// Updates the requests: those that were served hold their rows, and those that were turned away end.
     fn receive(&mut self) {
         for request in std::mem::take(&mut self.requests) {
             let Request::Waits(mut reply) = request else {
@@ -195,7 +205,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-/// A request that waits and that nobody will serve hangs until its client gives up.
+/// A waiting request that is never served would hang until its client gives up.
     #[test]
     fn nobody_waits_while_the_worker_sleeps_for_good(lease_rows in prop_oneof![Just(0), 1..80_usize], acts in acts()) {
         let mut model = Model::new(lease_rows);
@@ -206,7 +216,7 @@ proptest! {
                 prop_assert!(model.waiting() == 0 || loans > 0, "a request is forgotten after {act:?}");
             }
         }
-        // All loans end, the worker works: then nobody may wait, and every row is accounted for.
+        // When all loans have ended and the worker has run, no request waits, and every row is accounted for.
         while model.loans() > 0 || model.awake {
             let held = model.requests.iter().position(|request| matches!(request, Request::Holds(..)));
             if let Some(held) = held {
@@ -223,39 +233,59 @@ proptest! {
     }
 }
 
-/// What is not handed out of a file that is set aside never comes: leased or not, on loan or not.
+/// Rows that were not handed out of a file that is set aside are burned: leased or not, on loan or not.
 #[test]
 fn what_is_lost_is_burned_and_what_was_issued_is_not() {
-    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
-    buffer.opened(Generation(1), ROWS, None);
+    let mut buffer = serving();
     buffer.leased((0..10).map(Row::for_test).collect(), ROWS - 10);
     buffer.pop();
     let Take::Rows(mut rows, generation) = buffer.take(3, false) else {
-        panic!("they are there");
+        panic!("the rows are ready");
     };
     assert_eq!(buffer.issued(), 1);
-    assert_eq!(buffer.lost(None), ROWS - 4);
+    assert_eq!(buffer.lost(), ROWS - 4);
     assert!(buffer.is_damaged());
     assert_eq!(buffer.loan_returned(&mut rows, generation), 3);
     assert_eq!((buffer.issued(), buffer.burned()), (1, ROWS - 1));
-    buffer.opened(Generation(2), ROWS, None);
+    buffer.standby_ready(ROWS);
+    assert_eq!(buffer.next(&mut Vec::new()), Task::Swap);
+    buffer.installed();
+    assert_eq!(buffer.opened(Generation(2), ROWS), 0);
     assert!(!buffer.is_damaged());
 }
 
-/// A standby that was put in place and can't be opened is lost whole.
+/// If an installed standby can't be opened, all of its rows are burned.
 #[test]
 fn a_standby_that_is_set_aside_is_burned() {
-    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
-    buffer.opened(Generation(1), 0, Some(ROWS));
-    assert_eq!(buffer.lost(None), ROWS);
-    assert_eq!(buffer.burned(), ROWS);
+    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, Some((Generation(1), 0)), Some(ROWS));
+    buffer.opened(Generation(1), 0);
+    assert_eq!(buffer.next(&mut Vec::new()), Task::Swap);
+    buffer.installed();
+    assert_eq!(buffer.lost(), ROWS);
+    assert_eq!((buffer.burned(), buffer.has_standby()), (ROWS, false));
 }
 
-/// Story: on a full disk a load balancer was told to send on what nobody could serve.
+/// A disk fault closes the file, which is then opened again. Rows leased earlier stay valid, and only the
+/// failed lease may be burned.
+#[test]
+fn a_fault_of_the_disk_burns_no_more_than_the_lease_that_failed() {
+    let mut buffer = serving();
+    buffer.standby_ready(ROWS);
+    buffer.leased((0..10).map(Row::for_test).collect(), ROWS - 10);
+    buffer.closed();
+    buffer.pause();
+    assert!(buffer.pop().is_some(), "what is leased is served while the file is closed");
+    assert_eq!(buffer.next(&mut Vec::new()), Task::Open);
+    assert!(!buffer.remembers(ROWS - 9), "a lease that was committed is not forgotten");
+    assert!(buffer.remembers(ROWS - 30));
+    assert_eq!(buffer.opened(Generation(1), ROWS - 30), 20);
+    assert_eq!((buffer.burned(), buffer.left(), buffer.standby()), (20, ROWS - 21, Some(ROWS)));
+}
+
+/// Story: on a full disk, a load balancer was told to send requests that could not be served.
 #[test]
 fn a_shard_that_fails_serves_while_it_has_leased_rows() {
-    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, None);
-    buffer.opened(Generation(1), ROWS, None);
+    let mut buffer = serving();
     buffer.leased(vec![Row::for_test(0)], ROWS - 1);
     buffer.pause();
     assert!(buffer.can_serve());

@@ -1,5 +1,5 @@
-//! Stands in for the files of the shards under the model: the same operations on a disk in memory,
-//! each in two steps, so that anything can happen between its effect and its answer.
+//! Simulates the shards' files for the model: the same operations on a disk in memory, each in two steps, so
+//! that anything can happen between its effect and its result.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,18 +11,18 @@ use shuttle::rand::{Rng, thread_rng};
 use crate::batch::{Generation, ShardIndex};
 use crate::folder::PoolPaths;
 use crate::shard::Row;
-use crate::sqlite::LOG_PAGES_MAX;
+use crate::sqlite::{Fault, LOG_PAGES_MAX};
 
 /// A failure that the schedule chose.
 #[derive(Debug, thiserror::Error)]
 #[error("a fault")]
 pub(in crate::pool) struct WorkError {
-    transient: bool,
+    fault: Fault,
 }
 
 impl WorkError {
-    pub(in crate::pool) fn is_transient(&self) -> bool {
-        self.transient
+    pub(in crate::pool) fn fault(&self) -> Fault {
+        self.fault
     }
 }
 
@@ -33,18 +33,19 @@ pub(in crate::pool) struct Content {
     /// The ids of its rows, which no other generation has.
     pub(in crate::pool) rows: Range<u32>,
     pub(in crate::pool) unused: Vec<Row>,
+    pub(in crate::pool) in_use: bool,
 }
 
-/// What lies on the disk: shuttle makes a new one for each schedule.
+/// The simulated disk. Shuttle creates a new one for each schedule.
 #[derive(Debug, Default)]
 pub(in crate::pool) struct Disk {
     pub(in crate::pool) live: BTreeMap<ShardIndex, Content>,
     pub(in crate::pool) standby: BTreeMap<ShardIndex, Content>,
-    /// One operation in so many fails; 0 for none.
+    /// One of this many operations fails. 0 means none.
     pub(in crate::pool) fault_in: u32,
 }
 
-/// No schedule switches tasks while it is held.
+/// Returns the disk. No schedule switches tasks while it is locked.
 pub(in crate::pool) fn disk() -> MutexGuard<'static, Disk> {
     shuttle::lazy_static! {
         static ref DISK: Mutex<Disk> = Mutex::default();
@@ -52,15 +53,19 @@ pub(in crate::pool) fn disk() -> MutexGuard<'static, Disk> {
     DISK.lock().expect("a panic ends the schedule")
 }
 
-/// Lets the others go on, and fails if the schedule says so.
-async fn step(may_be_transient: bool) -> Result<(), WorkError> {
+/// Lets other tasks run, and fails in one of these ways if the schedule says so.
+async fn step(faults: &[Fault]) -> Result<(), WorkError> {
     yield_now().await;
     let fault_in = disk().fault_in;
     if fault_in > 0 && thread_rng().gen_range(0..fault_in) == 0 {
-        return Err(WorkError { transient: may_be_transient && thread_rng().r#gen() });
+        return Err(WorkError { fault: faults[thread_rng().gen_range(0..faults.len())] });
     }
     Ok(())
 }
+
+/// Faults that are possible before anything was changed, and after.
+const BEFORE: &[Fault] = &[Fault::Passing, Fault::Io, Fault::Content];
+const AFTER: &[Fault] = &[Fault::Io, Fault::Content];
 
 pub(in crate::pool) struct OpenFile {
     index: ShardIndex,
@@ -70,10 +75,15 @@ pub(in crate::pool) struct OpenFile {
 
 impl OpenFile {
     pub(in crate::pool) async fn open(_: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
-        step(true).await?;
-        let Some(generation) = disk().live.get(&index).map(|content| content.generation) else {
-            return Err(WorkError { transient: false });
+        step(BEFORE).await?;
+        let Some(generation) = disk().live.get_mut(&index).map(|content| {
+            content.in_use = true;
+            content.generation
+        }) else {
+            return Err(WorkError { fault: Fault::Content });
         };
+        // A repeated swap may find the file already marked as in use.
+        step(AFTER).await?;
         Ok(Self { index, generation, log_pages: 0 })
     }
 
@@ -81,7 +91,7 @@ impl OpenFile {
         self.generation
     }
 
-    /// Of the fleet, which this model is not of.
+    /// Does nothing: the model has no fleet.
     pub(in crate::pool) fn count_leases(&mut self) {}
 
     /// See [`count_leases`](Self::count_leases).
@@ -102,34 +112,35 @@ impl OpenFile {
         rows: usize,
         _unserved: Option<usize>,
     ) -> Result<Vec<Row>, WorkError> {
-        step(true).await?;
+        step(BEFORE).await?;
         let leased = self.content(|content| {
             let kept = content.unused.len().saturating_sub(rows);
             content.unused.split_off(kept)
         });
         self.log_pages += thread_rng().gen_range(0..=4 * LOG_PAGES_MAX);
-        step(false).await?;
+        step(AFTER).await?;
         Ok(leased)
     }
 
     pub(in crate::pool) async fn checkpoint(&mut self) -> Result<(), WorkError> {
-        step(true).await?;
+        step(BEFORE).await?;
         self.log_pages = 0;
-        step(false).await
+        step(AFTER).await
     }
 
     pub(in crate::pool) async fn give_back(self, mut rows: Vec<Row>) -> Result<(), WorkError> {
-        step(true).await?;
+        step(BEFORE).await?;
         self.content(|content| {
             let own = |row: &Row| content.rows.contains(&row.id_for_test());
             assert!(rows.iter().all(own), "a row outlived its generation: {rows:?}");
             content.unused.append(&mut rows);
+            content.in_use = false;
         });
-        step(true).await
+        step(BEFORE).await
     }
 
     pub(in crate::pool) async fn close(self) -> Result<(), WorkError> {
-        step(true).await
+        step(BEFORE).await
     }
 
     fn content<R>(&self, work: impl FnOnce(&mut Content) -> R) -> R {
@@ -144,22 +155,26 @@ pub(in crate::pool) async fn install_standby(
     _: &PoolPaths,
     index: ShardIndex,
 ) -> Result<(), WorkError> {
-    step(true).await?;
+    step(BEFORE).await?;
     {
         let mut disk = disk();
-        // An earlier try may have got that far.
+        // An earlier attempt may have completed this step.
         if let Some(next) = disk.standby.remove(&index) {
             disk.live.insert(index, next);
         }
     }
-    step(true).await
+    step(BEFORE).await
+}
+
+pub(in crate::pool) async fn read_through(_: &PoolPaths, _: ShardIndex) -> Result<(), WorkError> {
+    step(&[Fault::Io]).await
 }
 
 pub(in crate::pool) async fn set_aside(
     _: &PoolPaths,
     index: ShardIndex,
 ) -> Result<&'static std::path::Path, WorkError> {
-    step(true).await?;
+    step(BEFORE).await?;
     disk().live.remove(&index);
     Ok(std::path::Path::new("aside"))
 }

@@ -1,7 +1,7 @@
-//! All numbers in one JSON file, read at the start and replaced before an answer goes out. Knows
-//! nothing of who asks. A number is kept as the text that callers saw, so `grep` finds it.
+//! Keeps all numbers in one JSON file, which is read at the start and replaced before a response is sent.
+//! Knows nothing of requests. A number is stored as the text that callers got, so `grep` finds it.
 //!
-//! A write holds every number there is: its cost grows with them, which is what this rung shows.
+//! Each write contains all numbers, so its cost grows with them, which is what this mode demonstrates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ use crate::files;
 use crate::folder::JSON_STORE;
 use crate::space::{Number, Space, Value};
 
-/// What the file says of itself, first of all.
+/// The file's format, which is its first entry.
 const FORMAT: &str = "tombola used numbers, version 1";
 
-/// The file, and all that is in it.
+/// The file and its content.
 #[derive(Debug)]
 pub struct JsonStore {
     path: PathBuf,
-    /// Those of the settings, in their order; then those that only the file has.
+    /// The pools of the settings, in their order; then those that only the file has.
     pools: Vec<Pool>,
 }
 
@@ -36,7 +36,7 @@ struct Pool {
 }
 
 impl Store for JsonStore {
-    // Nobody else changes the file: waiting would change nothing.
+    // No other process changes the file, so waiting would not help.
     const RETRY_DELAY: Duration = Duration::ZERO;
 
     fn open(folder: &Path, pools: &[PoolConfig]) -> Result<Self, OpenError> {
@@ -74,7 +74,7 @@ impl Store for JsonStore {
             return Ok(fresh);
         }
         self.save().map_err(|error| {
-            // Nobody gets them, so they are free, whichever content a crash would leave.
+            // The numbers are not handed out, so they are free, whichever content a crash leaves.
             for (candidate, _) in candidates.iter().zip(&fresh).filter(|(_, fresh)| **fresh) {
                 self.pools[candidate.pool.0].used.remove(&candidate.value);
             }
@@ -129,7 +129,7 @@ fn write_numbers<S: Serializer>(pool: &&Pool, serializer: S) -> Result<S::Ok, S:
     serializer.collect_seq(pool.used.iter().map(|&value| pool.space.number(value)))
 }
 
-/// The file as it is read: numbers stay the text that they are.
+/// The file as it is read: numbers stay texts.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<'a> {
@@ -150,15 +150,18 @@ struct DocumentPool<'a> {
     numbers: Vec<&'a RawValue>,
 }
 
-/// Reads a file of ours.
+/// Parses the content of the file.
 ///
 /// # Errors
-/// For people: why it is none, or not whole.
+/// The problem in words, if the content is damaged or not tombola's.
 fn read(text: &[u8]) -> Result<Vec<Pool>, String> {
     let document: Document<'_> = serde_json::from_slice(text)
         .map_err(|error| format!("it is not a whole file of tombola's ({error})"))?;
     if document.format != FORMAT {
-        return Err(format!("its format is {:?}, this program knows {FORMAT:?}", document.format));
+        return Err(format!(
+            "its format is {:?}, but this program knows {FORMAT:?}",
+            document.format
+        ));
     }
     document.pools.iter().map(|(name, pool)| read_pool(name, pool)).collect()
 }
@@ -176,7 +179,7 @@ fn read_pool(name: &str, pool: &DocumentPool<'_>) -> Result<Pool, String> {
             return Err(refuse(format!("{text} is not a number of {space}")));
         }
         if !used.insert(value) {
-            return Err(refuse(format!("{text} stands twice")));
+            return Err(refuse(format!("{text} occurs twice")));
         }
     }
     let name = PoolName::new(name).ok_or_else(|| format!("{name:?} is not a pool's name"))?;

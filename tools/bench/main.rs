@@ -1,34 +1,25 @@
-//! Whole-process comparisons: the real binaries against a control, in turn, in one run.
+//! Whole-process benchmarks: the real binaries against a control, in turn, in one run.
 //!
-//! `cargo bench --bench whole -- --help` says what there is. Each row is measured in pairs, product and
+//! `cargo bench --bench whole -- --help` lists the parts. Most rows are measured in pairs, product and
 //! control one after the other (A B A B …), and reported as the median of the pairs' ratios: on a noisy
-//! machine a ratio holds where a figure does not. A row during which a side gave a wrong answer is not
-//! reported.
+//! machine, a ratio is more stable than a figure. A row is not reported if a side gave a wrong response.
 //!
-//! `rows` has what is compared, `side` the processes, `drive` the load, `control` what the product is
-//! held against, `report` the table.
+//! The parts are `requests`, `fill`, `start`, `growth`, `modes`, `peers` and `fleet`. `side` has the
+//! processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
 
 #![forbid(unsafe_code)]
 
-#[path = "bench/control.rs"]
 mod control;
-#[path = "bench/drive.rs"]
 mod drive;
-#[path = "bench/fill.rs"]
 mod fill;
-#[path = "bench/fleet.rs"]
 mod fleet;
-#[path = "bench/growth.rs"]
 mod growth;
-#[path = "bench/peers.rs"]
+mod modes;
+mod nginx;
 mod peers;
-#[path = "bench/report.rs"]
 mod report;
-#[path = "bench/requests.rs"]
 mod requests;
-#[path = "bench/side.rs"]
 mod side;
-#[path = "bench/start.rs"]
 mod start;
 
 use std::path::PathBuf;
@@ -38,7 +29,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use report::Report;
 
-/// Measures tombola against a control, in turn, and prints a table.
+/// Measures tombola against a control, in turn, and prints a table
 #[derive(Debug, Parser)]
 #[command(
     name = "whole",
@@ -50,15 +41,15 @@ struct Arguments {
     child: Option<Child>,
     #[command(flatten)]
     plan: Plan,
-    /// Given by cargo
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What is measured, and how long.
+/// The parts to measure, and how long each takes.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all but growth, peers and fleet]
+    /// Only these parts [default: all except growth, modes, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -67,19 +58,19 @@ struct Plan {
     /// Length of a run under load, in seconds
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
     seconds: f64,
-    /// Length of the run without a pause, at full load with the default settings, in seconds
+    /// Length of the run of the part dry, in seconds
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     long: f64,
     /// Values in the ledger at the end of the part growth
     #[arg(long, default_value_t = 200_000_000, value_name = "N")]
     to: u64,
-    /// Values of a draw between the sizes that the part growth reports: with more, it is there sooner
+    /// Values of a draw between the sizes that the part growth reports: larger draws reach them sooner
     #[arg(long, default_value_t = growth::BATCH, value_name = "N")]
     stride: u64,
-    /// Redis behind webdis too, where both are installed: the same as --only peers beside the rest
+    /// Measure the part peers in addition to the default ones
     #[arg(long)]
     peers: bool,
-    /// Folder for data and results; it must have space for what is filled
+    /// Folder for data and results, with space for the filled shards
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     dir: PathBuf,
 }
@@ -87,7 +78,7 @@ struct Plan {
 impl Plan {
     fn wants(&self, part: Part) -> bool {
         match part {
-            Part::Growth | Part::Fleet => self.only.contains(&part),
+            Part::Growth | Part::Modes | Part::Fleet => self.only.contains(&part),
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -100,11 +91,11 @@ impl Plan {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Requests/s and CPU per request against a constant answer
+    /// Requests/s and CPU per request against a constant response, of axum and of nginx
     Requests,
     /// Numbers/s with ?count=N, shards full and being refilled
     Batches,
-    /// A long run with the default settings: what is answered 503
+    /// A long run at full load with the default settings: the share of 503
     Dry,
     /// Ten million numbers against plain inserts
     Fill,
@@ -112,18 +103,24 @@ enum Part {
     Start,
     /// Cost of a draw as the ledger grows, with a plot
     Growth,
-    /// Redis behind webdis
+    /// The four modes, each on an empty folder: speed, CPU and disk as numbers are issued
+    Modes,
+    /// SPOP of a Redis behind webdis, where both are installed
     Peers,
-    /// Instances that share a space in one etcd node
+    /// Instances that share a space in one etcd node, where etcd is installed
     Fleet,
 }
+
+/// The parts that put servers under load.
+const LOADED: [Part; 6] =
+    [Part::Requests, Part::Batches, Part::Dry, Part::Modes, Part::Peers, Part::Fleet];
 
 #[derive(Debug, Subcommand)]
 enum Child {
     /// A bare axum::serve that returns a constant
     #[command(hide = true)]
     Constant { length: usize },
-    /// Plain inserts of as many sorted rows
+    /// Plain inserts of sorted rows
     #[command(hide = true)]
     Inserts { dir: PathBuf, pools: u64, shards: u64, rows: u64 },
 }
@@ -147,6 +144,9 @@ fn main() -> ExitCode {
 }
 
 fn measure(plan: &Plan) -> anyhow::Result<()> {
+    if LOADED.iter().any(|part| plan.wants(*part)) {
+        drive::require_wrk()?;
+    }
     std::fs::create_dir_all(&plan.dir)?;
     let mut report = Report::new();
     if plan.wants(Part::Requests) {
@@ -166,6 +166,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Growth) {
         growth::growth(plan, &mut report)?;
+    }
+    if plan.wants(Part::Modes) {
+        modes::modes(plan, &mut report)?;
     }
     if plan.wants(Part::Peers) {
         peers::peers(plan, &mut report)?;

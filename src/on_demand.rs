@@ -1,15 +1,15 @@
-//! The rungs below the pool server: a number is drawn when it is asked for, and kept in a [`Store`]
-//! before it is handed out. Here are the tries that a number gets, and how those who ask at the same
-//! time share one commit. Knows nothing of HTTP, and of a store only its trait.
+//! The simpler modes: a number is drawn when it is requested, and saved in a [`Store`] before it is handed out.
+//! Knows nothing of HTTP, and nothing of a store but its trait.
 //!
-//! [`Numbers`] belongs to one thread. Rung 1 calls it for each request; rungs 2 and 3 let it
-//! [`run`](Numbers::run) beside the runtime and ask through a [`Desk`].
+//! A [`Generator`] belongs to one thread. The mode simple calls it for each request, on the only thread that the
+//! server has. The modes json and sqlite [run](Generator::run) it on a thread of its own, where concurrent
+//! requests share one commit. A [`Handle`] hides the difference.
 
 mod json_store;
 mod table_store;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,17 +23,17 @@ pub use self::json_store::JsonStore;
 pub use self::table_store::TableStore;
 use crate::config::{Config, PoolConfig};
 use crate::files::FileError;
-use crate::folder::{Folder, FolderError};
+use crate::folder::{self, Folder, FolderError};
 use crate::space::{Space, Value};
 use crate::sqlite::rusqlite;
 
-/// Tries that one number gets.
+/// The most tries for one number.
 pub const TRIES_MAX: u32 = 100;
 
-/// Draws that share one commit, and as many may wait for the next. More wait in their connections.
+/// The most draws that share one commit. As many can wait for the next one; more wait in their connections.
 const GROUP_MAX: usize = 1024;
 
-/// Which pool: its place in the settings.
+/// A pool's position in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolIndex(pub usize);
 
@@ -46,28 +46,28 @@ pub struct Candidate {
     pub value: Value,
 }
 
-/// What the rungs differ in: where the numbers that were handed out are kept.
+/// The store of the numbers that were handed out, in which these modes differ.
 pub trait Store: Sized + Send + 'static {
-    /// How long to wait before those who had no luck try again.
+    /// How long to wait before the draws without a fresh number try again.
     const RETRY_DELAY: Duration;
 
-    /// Opens what the folder holds, or begins anew where it holds nothing.
+    /// Opens the store in a folder, or creates it if there is none.
     ///
     /// # Errors
-    /// [`OpenError`]; what is there is left as it was.
+    /// [`OpenError`]; existing files are left unchanged.
     fn open(folder: &Path, pools: &[PoolConfig]) -> Result<Self, OpenError>;
 
-    /// Keeps those of the candidates that are fresh, durably once this returns, and says of each
-    /// whether it was. Of two that are the same, the second is not.
+    /// Saves the fresh candidates, durably before this returns, and returns whether each was fresh. If two
+    /// are the same, the second is not fresh.
     ///
     /// # Errors
     /// [`StoreError`]; none of them may be handed out then.
     fn insert(&mut self, candidates: &[Candidate]) -> Result<Vec<bool>, StoreError>;
 
-    /// Ends the use of the files.
+    /// Closes the files.
     ///
     /// # Errors
-    /// [`StoreError`]; all that was kept stays kept.
+    /// [`StoreError`]; all saved numbers stay saved.
     fn close(self) -> Result<(), StoreError>;
 }
 
@@ -88,21 +88,21 @@ pub enum OpenError {
         /// The error.
         source: rusqlite::Error,
     },
-    /// The file is not ours, or not whole.
+    /// The file is damaged, or not tombola's.
     #[error(
-        "{path} can't be used: {problem}. It was left as it is. Without it nobody can tell which \
-         numbers were handed out: restore it from a backup, or use another folder with --data-dir"
+        "{path} can't be used: {problem}. Only this file says which numbers were handed out, so it was left \
+         as it is: restore it from a backup, or use another folder with --data-dir"
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The problem.
         problem: String,
     },
-    /// The file holds numbers that the configured range does not have.
+    /// The file may contain numbers outside the configured range.
     #[error(
-        "{path} has the pool {pool} for {stored}, the configuration says {configured}: a range can \
-         grow, but not shrink or change its decimals; use another pool name or another folder"
+        "{path} has the range {stored} for the pool {pool}, but {configured} is configured: a range can \
+         grow, but not shrink or change its decimals. Use another pool name or another folder"
     )]
     OtherRange {
         /// The file.
@@ -116,10 +116,10 @@ pub enum OpenError {
     },
 }
 
-/// Why a store did not keep what it was given.
+/// Why a store did not save the candidates.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Someone else has the file just now.
+    /// Another process has locked the file.
     #[error("it is locked by another process")]
     Locked,
     /// It could not be written.
@@ -130,84 +130,81 @@ pub enum StoreError {
 /// Why there is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrawError {
-    /// None of the [`TRIES_MAX`] tries hit a free number while the store was there.
+    /// Each of the [`TRIES_MAX`] tries hit a used number or a locked file.
     OutOfTries,
-    /// The number could not be kept, so it must not be handed out.
+    /// The number could not be saved, so it must not be handed out.
     NotSaved,
 }
 
-/// How fit a rung is to serve.
+/// The health of a mode below sharded.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Whether someone serves at all.
+    /// Whether the thread that draws is alive.
     pub alive: bool,
-    /// Why the last numbers could not be kept.
+    /// Why the last numbers could not be saved.
     pub trouble: Option<String>,
 }
 
-/// Why the last insert failed; shared with those who ask.
+/// Why the last insert failed. The desks share it.
 type Trouble = Arc<Mutex<Option<String>>>;
 
-/// Someone who waits for a number.
+/// A request that waits for a number.
 #[derive(Debug)]
 struct Draw {
     pool: PoolIndex,
     tries: u32,
-    answer: oneshot::Sender<Result<Value, DrawError>>,
+    result: oneshot::Sender<Result<Value, DrawError>>,
 }
 
 impl Draw {
     fn new(pool: PoolIndex) -> (Self, oneshot::Receiver<Result<Value, DrawError>>) {
-        let (answer, answered) = oneshot::channel();
-        (Self { pool, tries: 0, answer }, answered)
+        let (result, receiver) = oneshot::channel();
+        (Self { pool, tries: 0, result }, receiver)
     }
 
-    fn end(self, outcome: Result<Value, DrawError>) {
-        // Nobody is there any more: the number is burned, as one lost on the way would be.
-        let _ = self.answer.send(outcome);
+    fn end(self, result: Result<Value, DrawError>) {
+        // If the client has gone, the number is burned, as a number in a lost response would be.
+        let _ = self.result.send(result);
     }
 }
 
-/// Draws numbers, and hands out those that the store kept.
+/// Draws numbers, and hands out those that the store has saved.
 #[derive(Debug)]
-pub struct Numbers<S> {
+pub struct Generator<S> {
     store: S,
     spaces: Vec<Space>,
     rng: ChaCha20Rng,
     trouble: Trouble,
 }
 
-impl<S: Store> Numbers<S> {
+impl<S: Store> Generator<S> {
     /// Locks the folder and opens the store in it.
     ///
     /// # Errors
-    /// [`OpenError`]; what is there is left as it was.
+    /// [`OpenError`]; existing files are left unchanged.
     pub fn open(config: &Config) -> Result<(Folder, Self), OpenError> {
-        let folder = Folder::open(&config.dir, config.server.mode, false)?;
-        let numbers = Self {
+        let folder = Folder::open(&config.dir, config.server.mode, false, folder::PATIENCE)?;
+        let generator = Self {
             store: S::open(folder.path(), &config.pools)?,
             spaces: config.pools.iter().map(|pool| pool.space).collect(),
             rng: ChaCha20Rng::try_from_rng(&mut SysRng)
                 .expect("the operating system has randomness"),
             trouble: Trouble::default(),
         };
-        Ok((folder, numbers))
+        Ok((folder, generator))
     }
 
     /// Draws one number.
-    ///
-    /// # Errors
-    /// [`DrawError`].
-    pub fn draw(&mut self, pool: PoolIndex) -> Result<Value, DrawError> {
-        let (draw, mut answered) = Draw::new(pool);
+    fn draw(&mut self, pool: PoolIndex) -> Result<Value, DrawError> {
+        let (draw, mut result) = Draw::new(pool);
         let mut draws = vec![draw];
         while !draws.is_empty() {
             draws = self.attempt(draws);
         }
-        answered.try_recv().expect("a draw that ended was answered")
+        result.try_recv().expect("a draw that ended has a result")
     }
 
-    /// Draws for all who ask at the desk, until the desk and its clones are gone; then closes.
+    /// Draws what is requested through the queue's handle until the handle is dropped, then closes the store.
     pub fn run(mut self, mut queue: Queue) {
         let mut draws = Vec::new();
         loop {
@@ -217,7 +214,7 @@ impl<S: Store> Numbers<S> {
                     None => return self.close(),
                 }
             }
-            // Those who came while the last commit was on its way share the next.
+            // The draws that arrived during the last commit share the next one.
             while draws.len() < GROUP_MAX
                 && let Ok(draw) = queue.0.try_recv()
             {
@@ -227,24 +224,17 @@ impl<S: Store> Numbers<S> {
         }
     }
 
-    /// Closes the store.
-    pub fn close(self) {
+    fn close(self) {
         if let Err(error) = self.store.close() {
-            error!(%error, "the store did not close; nothing is lost by it");
+            error!(%error, "the store did not close; no number is lost");
         }
     }
 
-    /// How fit it is to serve.
-    #[must_use]
-    pub fn health(&self) -> Health {
-        Health { alive: true, trouble: lock(&self.trouble).clone() }
-    }
-
-    /// One try for each. Answers those who are done and returns those who are to try again.
+    /// Makes one try for each draw. Ends the draws that are done, and returns those that have to try again.
     fn attempt(&mut self, draws: Vec<Draw>) -> Vec<Draw> {
         let candidates: Vec<Candidate> =
             draws.iter().map(|draw| self.candidate(draw.pool)).collect();
-        // Invariant: kept, durably, before it is handed out.
+        // Invariant: saved, durably, before it is handed out.
         let inserted = self.store.insert(&candidates);
         self.note(&inserted);
         let fresh = match inserted {
@@ -255,7 +245,7 @@ impl<S: Store> Numbers<S> {
                 return Vec::new();
             }
         };
-        assert_eq!(fresh.len(), candidates.len(), "a store speaks of each candidate");
+        assert_eq!(fresh.len(), candidates.len(), "a store reports on each candidate");
 
         let mut again = Vec::new();
         for ((mut draw, candidate), fresh) in draws.into_iter().zip(candidates).zip(fresh) {
@@ -285,29 +275,46 @@ impl<S: Store> Numbers<S> {
             Ok(_) => *trouble = None,
             Err(StoreError::Locked) => {}
             Err(StoreError::Failed(problem)) => {
-                error!(error = %problem, "numbers could not be kept, and are not handed out");
+                error!(error = %problem, "numbers could not be saved, and are not handed out");
                 *trouble = Some(problem.clone());
             }
         }
     }
 }
 
-/// Where tasks ask for numbers; clones ask the same [`Numbers`].
-#[derive(Clone, Debug)]
-pub struct Desk {
-    draws: mpsc::Sender<Draw>,
+/// How requests reach a [`Generator`].
+#[derive(Debug)]
+pub struct Handle {
+    draws: Draws,
     trouble: Trouble,
 }
 
-/// The other side of a [`Desk`].
+#[derive(Debug)]
+enum Draws {
+    /// Each request draws by itself, and blocks the thread until its number is saved.
+    Direct(Box<Mutex<Generator<JsonStore>>>),
+    Queued(mpsc::Sender<Draw>),
+}
+
+/// The draws that wait for [`Generator::run`].
 #[derive(Debug)]
 pub struct Queue(mpsc::Receiver<Draw>);
 
-impl Desk {
-    /// A desk for these numbers, and the queue that they have to [`run`](Numbers::run) with.
-    pub fn new<S>(numbers: &Numbers<S>) -> (Self, Queue) {
+impl Handle {
+    /// Returns a handle that runs the generator on the thread of the caller, one draw at a time.
+    #[must_use]
+    pub fn direct(generator: Generator<JsonStore>) -> Self {
+        let trouble = Arc::clone(&generator.trouble);
+        Self { draws: Draws::Direct(Box::new(Mutex::new(generator))), trouble }
+    }
+
+    /// Returns a handle, and the queue that the generator has to [run](Generator::run) with.
+    pub fn queued<S>(generator: &Generator<S>) -> (Self, Queue) {
         let (draws, queue) = mpsc::channel(GROUP_MAX);
-        (Self { draws, trouble: Arc::clone(&numbers.trouble) }, Queue(queue))
+        (
+            Self { draws: Draws::Queued(draws), trouble: Arc::clone(&generator.trouble) },
+            Queue(queue),
+        )
     }
 
     /// Draws one number.
@@ -315,24 +322,32 @@ impl Desk {
     /// # Errors
     /// [`DrawError`].
     pub async fn draw(&self, pool: PoolIndex) -> Result<Value, DrawError> {
-        let (draw, answered) = Draw::new(pool);
-        // Either fails only when the thread behind the desk died.
-        self.draws.send(draw).await.map_err(|_| DrawError::NotSaved)?;
-        answered.await.unwrap_or(Err(DrawError::NotSaved))
+        let draws = match &self.draws {
+            Draws::Direct(generator) => return lock(generator).draw(pool),
+            Draws::Queued(draws) => draws,
+        };
+        let (draw, result) = Draw::new(pool);
+        // Either fails only if the thread of the generator died.
+        draws.send(draw).await.map_err(|_| DrawError::NotSaved)?;
+        result.await.unwrap_or(Err(DrawError::NotSaved))
     }
 
-    /// How fit the numbers behind it are to serve.
+    /// Returns whether numbers can be drawn.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health { alive: !self.draws.is_closed(), trouble: lock(&self.trouble).clone() }
+        let alive = match &self.draws {
+            Draws::Direct(generator) => !generator.is_poisoned(),
+            Draws::Queued(draws) => !draws.is_closed(),
+        };
+        Health { alive, trouble: lock(&self.trouble).clone() }
     }
 }
 
-fn lock(trouble: &Trouble) -> std::sync::MutexGuard<'_, Option<String>> {
-    trouble.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Refuses a pool whose range is not what a file's numbers were drawn from, or a larger one.
+/// Refuses a pool whose range does not cover the range of the file.
 fn check_range(
     path: &Path,
     pool: &str,

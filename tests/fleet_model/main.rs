@@ -1,12 +1,14 @@
-//! The fleet's protocol under stateright: whatever instances, the network, the disks and their keepers
-//! can do in a small fleet, in every order, to its end. Only files, networks and engines are stand-ins:
-//! what a fence proves is decided by the product's own [rule](super::protocol).
+//! A model of the fleet's protocol for stateright. It checks all states of a small fleet: all actions of the
+//! instances, the network and the operators of the disks, in every order. Only files, networks and engines
+//! are simulated; the product's own [rule](tombola::fleet::protocol) decides what a fence proves.
 //!
-//! To be read as the specification: [`Fleet::act`] and [`Fleet::befall`] have an arm for each action,
-//! [`Fleet::properties`] has what is promised, and each [`Twist`] is a protocol that looks as good and
-//! is not. Anyone may pause at any time: that is an order in which others act.
+//! Read it as the specification: [`Fleet::act`] and [`Fleet::befall`] have an arm for each action,
+//! [`Fleet::properties`] has the promises, and each [`Twist`] is a change of the protocol that looks safe and
+//! is not. A process may pause at any time, which is an order in which others act.
 //!
-//! `FLEET_MODEL=large` looks at five times as many states.
+//! `FLEET_MODEL=large` checks more states.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod symmetry;
 
@@ -16,19 +18,43 @@ use stateright::util::HashableHashSet;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use uuid::Uuid;
 
-use super::protocol::{Fence, Known, Standing};
+use tombola::fleet::protocol::{Fence, Known, Standing};
 
-/// Machines, each with a folder and a process. They are alike.
+/// Machines, each with a folder and a process. They are interchangeable.
 const MACHINES: usize = 3;
-/// Values, each a stratum of its own: the fewest in which instances can get into each other's way.
+/// Values, each in a partition of its own: the fewest with which instances can interfere with each other. The
+/// space's secret maps values to partitions.
 const VALUES: usize = 3;
-/// Instances that can join: one a machine, and one in place of a folder that was found stale.
+/// Instances that can join: one per machine, and one in place of a stale folder.
 const INSTANCES: usize = 4;
 
-/// An instance's name; the product's is a uuid.
+/// An instance's name. In the product it is a UUID.
 type Instance = u8;
 
-/// Values, or the strata that they are, one bit each.
+/// A space that was created, with its identity, which is also its secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Space {
+    secret: u8,
+    /// The number of values, the same in all spaces of a fleet.
+    values: u8,
+}
+
+impl Space {
+    fn partition(self, value: usize) -> usize {
+        (value + usize::from(self.secret)) % usize::from(self.values)
+    }
+
+    /// Returns the partitions of these values.
+    fn partitions(self, values: Set) -> Set {
+        let mut partitions = Set::default();
+        (0..VALUES)
+            .filter(|value| values.has(*value))
+            .for_each(|v| partitions.insert(self.partition(v)));
+        partitions
+    }
+}
+
+/// A set of values or of partitions, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Set(u8);
 
@@ -58,9 +84,11 @@ impl Set {
     }
 }
 
-/// What is in the store. It is linearizable: each change of it is one moment.
+/// The content of the store. It is linearizable: each change happens at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Store {
+    /// The first instance to join creates it.
+    space: Option<Space>,
     claims: [Option<Instance>; VALUES],
     fences: [Option<Fence>; INSTANCES],
 }
@@ -71,31 +99,37 @@ impl Store {
     }
 
     fn claims_of(&self, instance: Instance) -> Set {
-        Set::of(|stratum| self.claims[stratum] == Some(instance))
+        Set::of(|partition| self.claims[partition] == Some(instance))
     }
 
-    /// Puts back what the folder knows, unless others hold what it has drawn from. Answers whether it did.
+    /// Puts back what the folder knows, unless others hold partitions that it has drawn from. Returns whether
+    /// it did.
     fn reseed(&mut self, folder: &Folder) -> bool {
         let instance = folder.instance;
-        let ours_or_free = Set::of(|stratum| self.claims[stratum].is_none_or(|h| h == instance));
+        if *self.space.get_or_insert(folder.space) != folder.space {
+            return false;
+        }
+        let ours_or_free =
+            Set::of(|partition| self.claims[partition].is_none_or(|h| h == instance));
         let standing = folder.known.judge(self.fence(instance));
         if !folder.opened().is_within(ours_or_free) || standing == Standing::Stale {
             return false;
         }
-        for stratum in (0..VALUES).filter(|stratum| folder.opened().has(*stratum)) {
-            self.claims[stratum] = Some(instance);
+        for partition in (0..VALUES).filter(|partition| folder.opened().has(*partition)) {
+            self.claims[partition] = Some(instance);
         }
         if standing == Standing::StoreBehind {
-            let last = folder.known.intent.or(folder.known.fence);
-            self.fences[usize::from(instance)] = last;
+            self.fences[usize::from(instance)] = folder.known.last();
         }
         true
     }
 }
 
-/// A compare-and-set on its way to the store, which may take any time.
+/// A compare-and-set on its way to the store, which may take any length of time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct CompareAndSet {
+    /// The machine whose process waits for the reply.
+    by: usize,
     instance: Instance,
     from: Option<Fence>,
     to: Fence,
@@ -106,17 +140,21 @@ struct CompareAndSet {
 enum Row {
     #[default]
     Undrawn,
-    /// In a shard, to be leased.
+    /// In a shard, and not leased.
     Unused,
     /// Leased, for good or until it is given back.
     Used,
 }
 
-/// What is on a machine's disk. Each change of it is one commit.
+/// The content of a machine's disk. Each change is one commit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Folder {
     instance: Instance,
+    /// The space that was joined.
+    space: Space,
     known: Known,
+    /// Whether it was found to be an old copy. That never changes back.
+    is_stale: bool,
     rows: [Row; VALUES],
 }
 
@@ -131,31 +169,31 @@ impl Folder {
         }
     }
 
-    /// The strata that the ledger has opened.
+    /// Returns the partitions that the ledger has opened.
     fn opened(&self) -> Set {
-        Set::of(|value| self.rows[value] != Row::Undrawn)
+        self.space.partitions(Set::of(|value| self.rows[value] != Row::Undrawn))
     }
 }
 
-/// What a process has in memory.
+/// The memory of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Process {
-    /// The strata that the store said are ours.
+    /// The partitions that the instance holds, according to the store.
     held: Set,
-    /// Strata were listed since the last step was begun, or the process has begun none: the next step
-    /// ends with a look at the claims.
+    /// Whether partitions were listed since the last step began, or the process has begun no step. The next
+    /// step then ends with a check of the claims.
     unchecked: bool,
-    /// Leased, and waiting for a step.
+    /// Values that are leased and wait for a step.
     waiting: Set,
     step: Option<Step>,
-    /// Leased and covered by a step that was made: to be handed out.
+    /// Values that are leased and covered by a step that was made, and can be handed out.
     covered: Set,
-    /// Of all these, what was leased before the store was restored. Only the properties look at it.
+    /// The values of these sets that were leased before the store was restored. Only the properties use it.
     before_restore: Set,
 }
 
 impl Process {
-    /// All that is leased and not handed out.
+    /// Returns all values that are leased and not handed out.
     fn leased(&self) -> Set {
         let under_way = self.step.as_ref().map(|step| step.values).unwrap_or_default();
         self.waiting.with(under_way).with(self.covered)
@@ -166,14 +204,18 @@ impl Process {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Step {
     fence: Fence,
-    /// What will be handed out when it is made.
+    /// The values to hand out once it is made.
     values: Set,
-    /// Before that, the claims are read again. A store that was restored before this step, from a copy
-    /// without these claims, does not have them now; one that is restored after it does not have the
-    /// step, so that the next one fails. Without this look, one that was restored between a claim and
-    /// the step that follows it would go unnoticed: what a fence proves is steps.
+    /// Whether the claims are read again before that. A store that was restored before this step, from a copy
+    /// without these claims, does not have them now. A store that is restored after the step does not have
+    /// the step, so that the next one fails. Without this check, a restore between a claim and the next step
+    /// would go unnoticed, because a fence only proves steps.
     check: bool,
-    /// The process knows, or is about to be told, that it was made.
+    /// Whether there was no earlier try with an unknown outcome.
+    untried: bool,
+    /// Whether the reply to the first try says that the fence was another.
+    refused: bool,
+    /// Whether the process knows, or is about to learn, that the step was made.
     made: bool,
 }
 
@@ -182,9 +224,9 @@ enum Life {
     #[default]
     Down,
     Up(Process),
-    /// It ended itself, or did not start: another copy of its folder has gone on.
+    /// It ended itself or did not start, because another copy of its folder has made further steps.
     Stale,
-    /// It ended itself, or did not start: the store has forgotten what it knows.
+    /// It ended itself or did not start, because the store has forgotten steps or claims that it knows of.
     StoreBehind,
 }
 
@@ -199,18 +241,18 @@ struct Machine {
 struct Copy {
     of: usize,
     folder: Folder,
-    /// What is copied later is there.
+    /// Whether the second half has been copied too.
     whole: bool,
 }
 
-/// How much more of what is bad may happen.
+/// The faults that may still happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Budget {
     /// Crashes and stops.
     ends: u8,
     /// Copies of folders.
     copies: u8,
-    /// Times that a copy of a folder is put on a machine, in place of what is there.
+    /// Times that a copy of a folder replaces the folder of a machine.
     restores: u8,
     store_restores: u8,
 }
@@ -223,9 +265,9 @@ struct State {
     copy: Option<Copy>,
     store_copy: Option<Store>,
     budget: Budget,
-    /// What callers got.
+    /// The values that callers got.
     handed_out: Set,
-    /// What they got again. The properties look at this and all below.
+    /// The values that they got again. Only the properties use this and the fields below.
     repeated: Set,
     /// See [`UNIQUE`].
     excused: Set,
@@ -239,74 +281,88 @@ struct State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
-    /// The number is the machine's, here and below.
+    /// The number is the machine's, here and in the other actions.
     Start(usize),
-    /// `kill -9`, a power loss.
+    /// `kill -9` or a power loss.
     Crash(usize),
-    /// A stop gives back what is leased and not handed out.
+    /// A stop, which gives back what is leased and not handed out.
     Stop(usize),
-    /// Creates the claim of a stratum, if absent. The second is the stratum or value, here and below.
+    /// Creates the claim of a partition, if absent. The second number is the partition or value, here and in
+    /// the other actions.
     Claim(usize, usize),
-    /// Reads whose the strata are.
+    /// Reads the claims.
     List(usize),
-    /// Draws a value from a stratum that is held into a shard.
+    /// Draws a value from a partition that is held into a shard.
     Draw(usize, usize),
     Lease(usize, usize),
     /// Commits the intent and sends the compare-and-set.
     Begin(usize),
-    /// It gets to the store, at last.
+    /// The compare-and-set reaches the store.
     Deliver(CompareAndSet),
-    /// The answer is lost, late, or says that the fence was another: reads it.
+    /// Reads the fence, because the reply is lost, late, or says that the fence was another.
     Read(usize),
-    /// Knows that the step was made: what it covers may be handed out.
+    /// Checks the fence and the space while no step is in progress.
+    Look(usize),
+    /// Learns that the step was made: the values that it covers may be handed out.
     Cover(usize),
     HandOut(usize, usize),
     /// `tombola fleet reseed`.
     Reseed(usize),
-    /// The first half of a copy of a folder: what it knows of its fence. A copy of one moment is the
-    /// one where nothing happens between the halves.
+    /// The first half of a copy of a folder: its knowledge of the fence. If nothing happens between the two
+    /// halves, the copy is from one moment.
     CopyFence(usize),
-    /// The second half, ledgers and shards. Anything may have happened since the first.
+    /// The second half, the ledgers and shards. Anything may have happened since the first half.
     CopyRows,
-    /// A machine that is down is given the copy: the one that was copied, or another.
+    /// A machine that is down gets the copy, which may be of its own folder or another one.
     Restore(usize),
     CopyStore,
     RestoreStore,
 }
 
-/// What is otherwise than in the protocol.
+/// A deviation from the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Twist {
     None,
-    /// What is leased is handed out.
+    /// Leased values are handed out at once.
     NoFence,
     /// The folder notes a step only once it is known to be made.
     NoIntent,
-    /// As above, and a start takes a store that is one step on for its own doing.
+    /// As above, and a start takes a step that it does not know of for its own.
     NoIntentButAGuess,
-    /// Rows that are leased while a step is under way are covered by it.
+    /// A step covers rows that are leased while it is in progress.
     IntentBeforeLease,
     /// Copies of a folder make the same step with the same token.
     TokenOfTheStep,
-    /// When no answer comes the step is taken to be made.
+    /// As above, and each reply arrives in time: clones of a machine share its random state.
+    TokenOfTheStepAndReplies,
+    /// As above, and a first try that is refused is judged like one whose outcome is unknown.
+    TokenOfTheStepAndRefusalsRead,
+    /// If no reply arrives, the step is assumed to be made.
     NoReread,
     /// Claims are read before the step that follows them, and not after it.
     ClaimsReadOnce,
-    /// A copy of a folder has its ledgers and shards first. The product finds such copies too, by the
-    /// leases that a fence says it covers; the model does without.
+    /// Neither claims nor checks compare the space that the store has.
+    SpaceNotCompared,
+    /// Claims don't compare the space that the store has, but checks do.
+    SpaceNotComparedByClaims,
+    /// Checks don't compare the space that the store has, but claims do, at the same moment.
+    SpaceNotComparedByLooks,
+    /// A copy of a folder starts with its ledgers and shards. The product detects such copies too, by the
+    /// leases that a fence covers; the model does not.
     FenceCopiedLast,
 }
 
 #[derive(Clone, Debug)]
 struct Fleet {
     twist: Twist,
-    /// How many there are, up to [`VALUES`].
+    /// The numbers of machines and values, up to [`MACHINES`] and [`VALUES`].
+    machines: usize,
     values: usize,
     budget: Budget,
 }
 
 impl State {
-    /// The instances that somebody somewhere remembers, and the tokens.
+    /// Returns all instances and tokens that occur anywhere in the state.
     fn remembered(&self) -> (BTreeSet<Instance>, BTreeSet<Uuid>) {
         let folders = self.machines.iter().filter_map(|machine| machine.folder.as_ref());
         let mut instances = BTreeSet::new();
@@ -330,21 +386,36 @@ impl State {
         (instances, fences.into_iter().flatten().map(|fence| fence.token).collect())
     }
 
-    /// What is on its way, in an order that does not depend on how a set is kept.
+    /// Returns the messages on their way, in an order that does not depend on the set's own.
     fn sent(&self) -> Vec<CompareAndSet> {
         let mut sent: Vec<_> = self.network.iter().cloned().collect();
         let token = |fence: Fence| fence.token;
-        sent.sort_by_key(|sent| (sent.instance, token(sent.to), sent.from.map(token)));
+        sent.sort_by_key(|sent| (sent.instance, token(sent.to), sent.from.map(token), sent.by));
         sent
     }
 
-    /// One that nobody remembers: as good as one that never was.
+    /// Returns a space that no folder and no store remembers.
+    fn new_space(&self, values: usize) -> Space {
+        let folders = self.machines.iter().filter_map(|machine| machine.folder.as_ref());
+        let folders = folders.chain(self.copy.as_ref().map(|copy| &copy.folder));
+        let stores = [Some(&self.store), self.store_copy.as_ref()].into_iter().flatten();
+        let remembered: Vec<Space> = folders
+            .map(|folder| folder.space)
+            .chain(stores.filter_map(|store| store.space))
+            .collect();
+        let mut spaces = (0..).map(|secret| Space { secret, values: values as u8 });
+        spaces
+            .find(|space| !remembered.contains(space))
+            .expect("there are more than are remembered")
+    }
+
+    /// Returns an instance that does not occur in the state, which is as good as a new one.
     fn new_instance(&self) -> Option<Instance> {
         let (instances, _) = self.remembered();
         (0..INSTANCES as Instance).find(|instance| !instances.contains(instance))
     }
 
-    /// As [`Self::new_instance`].
+    /// Returns a token that does not occur in the state, like [`Self::new_instance`].
     fn new_token(&self) -> Uuid {
         let (_, tokens) = self.remembered();
         let mut free = (1..).map(Uuid::from_u128).filter(|token| !tokens.contains(token));
@@ -362,7 +433,7 @@ impl Machine {
 }
 
 impl Fleet {
-    /// What the process knows of its fence.
+    /// Returns the process's knowledge of its fence.
     fn known(&self, folder: &Folder, process: &Process) -> Known {
         match (self.twist, &process.step) {
             (Twist::NoIntent | Twist::NoIntentButAGuess, Some(step)) => {
@@ -372,7 +443,7 @@ impl Fleet {
         }
     }
 
-    /// A process looks at what its folder is, before all else.
+    /// Starts a process, which first checks its folder.
     fn start(&self, last: &State, at: usize) -> Option<State> {
         let mut state = last.clone();
         let Machine { folder, life } = &mut state.machines[at];
@@ -380,9 +451,11 @@ impl Fleet {
             return None;
         }
         let Some(folder) = folder else {
-            // It joins, or joins anew.
+            // It joins as a new instance.
             let instance = last.new_instance()?;
-            *folder = Some(Folder { instance, known: Known::default(), rows: Default::default() });
+            let space = *state.store.space.get_or_insert_with(|| last.new_space(self.values));
+            let (known, rows) = (Known::default(), Default::default());
+            *folder = Some(Folder { instance, space, known, is_stale: false, rows });
             *life = Life::Up(Process { unchecked: true, ..Process::default() });
             return Some(state);
         };
@@ -394,22 +467,34 @@ impl Fleet {
             folder.known = Known::at(found);
         }
         let mut process = Process { unchecked: true, ..Process::default() };
-        let is_whole = folder.opened().is_within(state.store.claims_of(folder.instance));
-        *life = match folder.known.judge(found) {
+        let is_whole = state.store.space == Some(folder.space)
+            && folder.opened().is_within(state.store.claims_of(folder.instance));
+        let standing = match folder.is_stale {
+            true => Standing::Stale,
+            false => folder.known.judge(found),
+        };
+        *life = match standing {
             Standing::Current | Standing::Pending if !is_whole => Life::StoreBehind,
             Standing::Current => Life::Up(process),
             Standing::Pending => {
-                // What it was begun for was leased by a process that is no more: it covers nothing
-                // now. It is made all the same, so that nothing is under way when the next begins.
+                // The step was begun by an earlier process, so it covers no lease now. It is made all the
+                // same, so that no step is in progress when the next one begins.
                 let fence = folder.known.intent.expect("something is pending");
                 let instance = folder.instance;
-                state.network.insert(CompareAndSet { instance, from: found, to: fence });
-                let values = Set::default();
-                process.step = Some(Step { fence, values, check: false, made: false });
+                state.network.insert(CompareAndSet { by: at, instance, from: found, to: fence });
+                process.step = Some(Step {
+                    fence,
+                    values: Set::default(),
+                    check: false,
+                    // The last process may have tried it.
+                    untried: false,
+                    refused: false,
+                    made: false,
+                });
                 Life::Up(process)
             }
             Standing::Stale => {
-                // Set aside: the next start is that of a new instance.
+                // The files are set aside, and the next start joins as a new instance.
                 state.machines[at] = Machine { folder: None, life: Life::Stale };
                 return Some(state);
             }
@@ -418,7 +503,7 @@ impl Fleet {
         (state != *last).then_some(state)
     }
 
-    /// What a machine does on its own, `None` where it can't.
+    /// Returns the state after an action of a machine, or `None` if it can't act so.
     fn act(&self, last: &State, action: &Action) -> Option<State> {
         let (Action::Start(at)
         | Action::Crash(at)
@@ -429,6 +514,7 @@ impl Fleet {
         | Action::Lease(at, _)
         | Action::Begin(at)
         | Action::Read(at)
+        | Action::Look(at)
         | Action::Cover(at)
         | Action::HandOut(at, _)
         | Action::Reseed(at)) = *action
@@ -458,10 +544,14 @@ impl Fleet {
                 folder.give_back(process.leased());
                 *life = Life::Down;
             }
-            // One that lands late is one that was made late: nothing tells them apart.
-            Action::Claim(_, stratum) => {
-                let claim = &mut state.store.claims[*stratum];
-                if claim.is_some() {
+            // A claim that arrives late is the same as one that was made late.
+            Action::Claim(_, partition) => {
+                let compares = !matches!(
+                    self.twist,
+                    Twist::SpaceNotCompared | Twist::SpaceNotComparedByClaims
+                );
+                let claim = &mut state.store.claims[*partition];
+                if claim.is_some() || compares && state.store.space != Some(folder.space) {
                     return None;
                 }
                 *claim = Some(folder.instance);
@@ -475,7 +565,9 @@ impl Fleet {
                 process.unchecked = true;
             }
             Action::Draw(_, value) => {
-                if !process.held.has(*value) || folder.rows[*value] != Row::Undrawn {
+                if !process.held.has(folder.space.partition(*value))
+                    || folder.rows[*value] != Row::Undrawn
+                {
                     return None;
                 }
                 folder.rows[*value] = Row::Unused;
@@ -502,7 +594,9 @@ impl Fleet {
                     return None;
                 }
                 let token = match self.twist {
-                    Twist::TokenOfTheStep => Uuid::nil(),
+                    Twist::TokenOfTheStep
+                    | Twist::TokenOfTheStepAndReplies
+                    | Twist::TokenOfTheStepAndRefusalsRead => Uuid::nil(),
                     _ => last.new_token(),
                 };
                 let known = folder.known.begin(token);
@@ -510,31 +604,48 @@ impl Fleet {
                 if !matches!(self.twist, Twist::NoIntent | Twist::NoIntentButAGuess) {
                     folder.known = known;
                 }
-                let instance = folder.instance;
-                state.network.insert(CompareAndSet { instance, from: known.fence, to: fence });
-                let values = std::mem::take(&mut process.waiting);
-                let check = std::mem::take(&mut process.unchecked);
-                process.step = Some(Step { fence, values, check, made: false });
+                let (instance, from) = (folder.instance, known.fence);
+                state.network.insert(CompareAndSet { by: at, instance, from, to: fence });
+                process.step = Some(Step {
+                    fence,
+                    values: std::mem::take(&mut process.waiting),
+                    check: std::mem::take(&mut process.unchecked),
+                    untried: true,
+                    refused: false,
+                    made: false,
+                });
             }
             Action::Read(_) => {
                 let known = self.known(folder, process);
+                let waits = matches!(
+                    self.twist,
+                    Twist::TokenOfTheStepAndReplies | Twist::TokenOfTheStepAndRefusalsRead
+                );
                 let step = process.step.as_mut().filter(|step| !step.made)?;
+                if waits && step.untried && !step.refused {
+                    return None;
+                }
                 let found = state.store.fence(folder.instance);
                 let standing = match self.twist {
                     Twist::NoReread => Standing::Current,
+                    Twist::TokenOfTheStepAndRefusalsRead => known.judge(found),
+                    _ if step.refused => known.judge_refusal(found, true),
                     _ => known.judge(found),
                 };
+                let was_untried = std::mem::take(&mut step.untried);
+                step.refused = false;
                 match standing {
                     Standing::Current => step.made = true,
                     Standing::Pending => {
                         let (instance, to) = (folder.instance, step.fence);
-                        let again = CompareAndSet { instance, from: found, to };
-                        if !state.network.insert(again) {
+                        let again = CompareAndSet { by: at, instance, from: found, to };
+                        if !state.network.insert(again) && !was_untried {
                             return None;
                         }
                     }
-                    // As a stop does.
+                    // The leases are given back, as by a stop.
                     Standing::Stale => {
+                        folder.is_stale = true;
                         folder.give_back(process.leased());
                         *life = Life::Stale;
                     }
@@ -544,11 +655,26 @@ impl Fleet {
                     }
                 }
             }
+            Action::Look(_) => {
+                let known = Known::at(folder.known.last());
+                let standing = match known.judge(state.store.fence(folder.instance)) {
+                    _ if process.step.is_some() => return None,
+                    Standing::Current if state.store.space == Some(folder.space) => return None,
+                    standing => standing,
+                };
+                folder.is_stale = standing == Standing::Stale;
+                folder.give_back(process.leased());
+                *life = if folder.is_stale { Life::Stale } else { Life::StoreBehind };
+            }
             Action::Cover(_) => {
                 let step = process.step.take_if(|step| step.made)?;
                 let check = step.check && self.twist != Twist::ClaimsReadOnce;
+                let compares =
+                    !matches!(self.twist, Twist::SpaceNotCompared | Twist::SpaceNotComparedByLooks);
                 let ours = state.store.claims_of(folder.instance);
-                if check && !process.held.with(folder.opened()).is_within(ours) {
+                let is_there = process.held.with(folder.opened()).is_within(ours)
+                    && (!compares || state.store.space == Some(folder.space));
+                if check && !is_there {
                     folder.give_back(process.leased().with(step.values));
                     *life = Life::StoreBehind;
                     return Some(state);
@@ -564,7 +690,8 @@ impl Fleet {
                     return None;
                 }
                 process.covered.remove(value);
-                let forgotten = !state.store.claims_of(folder.instance).has(value);
+                let partition = folder.space.partition(value);
+                let forgotten = !state.store.claims_of(folder.instance).has(partition);
                 state.unnoticed |= forgotten && !process.before_restore.has(value);
                 let again = state.handed_out.has(value);
                 if again { &mut state.repeated } else { &mut state.handed_out }.insert(value);
@@ -574,28 +701,27 @@ impl Fleet {
         Some(state)
     }
 
-    /// What the network and the keepers of the disks do.
+    /// Returns the state after an action of the network or of the disks' operators, or `None` if it can't
+    /// happen.
     fn befall(&self, mut state: State, action: &Action) -> Option<State> {
         match action {
             Action::Deliver(sent) => {
                 state.network.remove(sent);
                 let fence = &mut state.store.fences[usize::from(sent.instance)];
-                // Refused. The answer says no more than that the store is to be read.
-                if *fence != sent.from {
-                    return Some(state);
+                let made = *fence == sent.from;
+                if made {
+                    *fence = Some(sent.to);
                 }
-                *fence = Some(sent.to);
-                let mut expected = false;
-                for machine in &mut state.machines {
-                    // Who made it is told, and may be slow to hear it.
-                    if let Life::Up(Process { step: Some(step), .. }) = &mut machine.life
-                        && step.fence == sent.to
-                    {
-                        step.made = true;
-                        expected = true;
-                    }
+                // If the sender still waits for the reply, it learns the outcome, possibly late.
+                if let Life::Up(Process { step: Some(step), .. }) =
+                    &mut state.machines[sent.by].life
+                    && step.fence == sent.to
+                {
+                    step.made |= made;
+                    step.refused |= !made && step.untried;
+                } else {
+                    state.landed_late |= made;
                 }
-                state.landed_late |= !expected;
             }
             Action::CopyFence(of) => {
                 state.budget.copies = state.budget.copies.checked_sub(1)?;
@@ -605,7 +731,7 @@ impl Fleet {
             Action::CopyRows => {
                 let copy = state.copy.as_mut().filter(|copy| !copy.whole)?;
                 let folder = state.machines[copy.of].folder.as_ref()?;
-                // A folder that was set aside meanwhile is another.
+                // If the folder was set aside in between, there is another one now.
                 if folder.instance != copy.folder.instance {
                     return None;
                 }
@@ -635,10 +761,13 @@ impl Fleet {
                 state.budget.store_restores = state.budget.store_restores.checked_sub(1)?;
                 let copies_are_about = state.budget.copies < self.budget.copies;
                 let store = &state.store;
-                let lost = Set::of(|stratum| {
-                    store.claims[stratum].is_some_and(|holder| {
-                        let step_lost = store.fence(holder) != copy.fence(holder);
-                        copy.claims[stratum].is_none() || (step_lost && copies_are_about)
+                let lost = Set::of(|value| {
+                    let partition = store.space.map(|space| space.partition(value));
+                    partition.is_some_and(|partition| {
+                        store.claims[partition].is_some_and(|holder| {
+                            let step_lost = store.fence(holder) != copy.fence(holder);
+                            copy.claims[partition].is_none() || (step_lost && copies_are_about)
+                        })
                     })
                 });
                 state.excused = state.excused.with(lost);
@@ -677,7 +806,7 @@ impl Model for Fleet {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        for at in 0..MACHINES {
+        for at in 0..self.machines {
             actions.extend([
                 Action::Start(at),
                 Action::Crash(at),
@@ -685,6 +814,7 @@ impl Model for Fleet {
                 Action::List(at),
                 Action::Begin(at),
                 Action::Read(at),
+                Action::Look(at),
                 Action::Cover(at),
                 Action::CopyFence(at),
                 Action::Restore(at),
@@ -718,8 +848,10 @@ impl Model for Fleet {
                 !alone || !state.machines.iter().any(|machine| refused.contains(&machine.life))
             }),
             Property::<Self>::sometimes(ALL_SERVE, |_, state| {
+                let Some(space) = state.store.space else { return false };
                 let served = (0..VALUES).filter(|value| state.handed_out.has(*value));
-                let holders: BTreeSet<_> = served.map(|value| state.store.claims[value]).collect();
+                let partitions = served.map(|value| space.partition(value));
+                let holders: BTreeSet<_> = partitions.map(|s| state.store.claims[s]).collect();
                 holders.len() == MACHINES
             }),
             Property::<Self>::sometimes(STALE, |_, state| {
@@ -734,23 +866,23 @@ impl Model for Fleet {
     }
 }
 
-/// A restore of the store excuses what nobody can know any more. Who joins after it can't tell which
-/// strata others had claimed, so that numbers of these strata can come again, from a new holder. And a
-/// store and a folder that were both taken back to before a step agree with each other: that excuses the
-/// strata of that folder.
+/// A restore of the store excuses repetitions that no instance can detect. An instance that joins afterwards
+/// can't know which partitions others had claimed, so numbers of these can be handed out again by a new
+/// holder. If a store and a folder were both restored to a state before a step, they agree with each other,
+/// which excuses the partitions of that folder.
 const UNIQUE: &str = "no value is handed out twice";
 
-/// What remains after a restore of the store: an instance that claimed a stratum which the store has
-/// forgotten hands out of it what it had leased by then, and no more.
-const NOTICED: &str = "whoever held what the store forgot goes no further than its leases";
+/// The promise that remains after a restore of the store: from a claimed partition that the store has
+/// forgotten, an instance hands out what it had leased by then, and no more.
+const NOTICED: &str = "the holder of a forgotten claim goes no further than its leases";
 
-/// Neither crashes nor what is lost or late on the network cost an instance its folder.
-const OWN_DOING: &str = "no folder is refused that nobody copied and whose store was not restored";
+/// Neither crashes nor lost or late messages cost an instance its folder.
+const OWN_DOING: &str = "no folder is refused unless it was copied or its store was restored";
 
-const ALL_SERVE: &str = "each machine hands out";
+const ALL_SERVE: &str = "each machine hands out values";
 const STALE: &str = "a copy is found stale";
-const LATE: &str = "a compare-and-set is made when its sender is no more";
-const BEHIND: &str = "a store that was restored is found out";
+const LATE: &str = "a compare-and-set is made after its sender has ended";
+const BEHIND: &str = "a store that was restored is detected";
 const RESEEDED: &str = "a store that is behind is reseeded";
 
 const NOTHING: Budget = Budget { ends: 0, copies: 0, restores: 0, store_restores: 0 };
@@ -758,16 +890,21 @@ const ENDS: Budget = Budget { ends: 1, ..NOTHING };
 const COPY: Budget = Budget { copies: 1, restores: 1, ..NOTHING };
 const STORE: Budget = Budget { store_restores: 1, ..NOTHING };
 
-/// Whether to look at fleets as well in which more accidents meet.
+/// Returns whether to check fleets in which more faults combine.
 fn larger() -> bool {
     std::env::var_os("FLEET_MODEL").is_some_and(|wanted| wanted == "large")
 }
 
-/// Looks at all states, and finds each promise kept in all, and each of `examples` in some.
+/// Checks that each promise is kept in all states, and that each of `examples` occurs in some.
 fn holds(values: usize, budget: Budget, examples: &[&'static str]) {
-    let fleet = Fleet { twist: Twist::None, values, budget };
+    let fleet = Fleet { twist: Twist::None, machines: MACHINES, values, budget };
+    holds_in(fleet, examples);
+}
+
+fn holds_in(fleet: Fleet, examples: &[&'static str]) {
+    let shown = format!("{fleet:?}");
     let checker = fleet.checker().symmetry_fn(State::representative).spawn_dfs().join();
-    println!("{budget:?}, {values} values: {} states", checker.unique_state_count());
+    println!("{shown}: {} states", checker.unique_state_count());
     assert!(checker.is_done());
     for promise in [UNIQUE, NOTICED, OWN_DOING] {
         checker.assert_no_discovery(promise);
@@ -777,24 +914,29 @@ fn holds(values: usize, budget: Budget, examples: &[&'static str]) {
     }
 }
 
-/// The shortest way to break this promise, if there is one.
+/// Returns the shortest way to break this promise, if there is one.
 fn broken(
     twist: Twist,
+    machines: usize,
     values: usize,
     budget: Budget,
     promise: &'static str,
 ) -> Option<Vec<Action>> {
-    let fleet = Fleet { twist, values, budget };
+    let fleet = Fleet { twist, machines, values, budget };
     let first = HasDiscoveries::AnyOf([promise].into());
     let checker = fleet.checker().finish_when(first).spawn_bfs().join();
     checker.discovery(promise).map(|path| path.into_actions())
 }
 
-/// The twist breaks what the protocol keeps with the same number of accidents.
+/// Checks that the twist breaks a promise that the protocol keeps with the same faults.
 fn breaks(twist: Twist, budget: Budget, promise: &'static str) {
-    assert_eq!(broken(Twist::None, 1, budget, promise), None);
-    let way =
-        broken(twist, 1, budget, promise).unwrap_or_else(|| panic!("{twist:?} breaks nothing"));
+    assert_eq!(broken(Twist::None, MACHINES, 1, budget, promise), None);
+    is_broken(twist, MACHINES, 1, budget, promise);
+}
+
+fn is_broken(twist: Twist, machines: usize, values: usize, budget: Budget, promise: &'static str) {
+    let way = broken(twist, machines, values, budget, promise)
+        .unwrap_or_else(|| panic!("{twist:?} breaks nothing"));
     println!("{twist:?} breaks {promise:?}:");
     way.iter().for_each(|action| println!("    {action:?}"));
 }
@@ -828,15 +970,15 @@ fn without_the_fence_a_copy_repeats() {
     breaks(Twist::NoFence, COPY, UNIQUE);
 }
 
-/// Without it nothing is repeated: the store then has a step that the folder does not know, which is
-/// what it has for an old copy too. So a crash at that moment costs the folder.
+/// Without the intent nothing is repeated, but after a crash the store may have a step that the folder does
+/// not know of. That is also the case for an old copy, so the crash costs the folder.
 #[test]
 fn without_the_intent_a_crash_makes_a_folder_stale() {
     breaks(Twist::NoIntent, ENDS, OWN_DOING);
-    assert_eq!(broken(Twist::NoIntent, 1, COPY, UNIQUE), None);
+    assert_eq!(broken(Twist::NoIntent, MACHINES, 1, COPY, UNIQUE), None);
 }
 
-/// And what would mend that is not safe.
+/// The obvious remedy for that is not safe.
 #[test]
 fn without_the_intent_a_step_can_not_be_taken_for_ones_own() {
     breaks(Twist::NoIntentButAGuess, COPY, UNIQUE);
@@ -852,6 +994,14 @@ fn a_token_that_is_not_drawn_anew_repeats() {
     breaks(Twist::TokenOfTheStep, COPY, UNIQUE);
 }
 
+/// As long as replies arrive, one of two clones learns that it did not make the step, whatever its token.
+#[test]
+fn of_clones_that_draw_one_token_the_refused_one_ends() {
+    breaks(Twist::TokenOfTheStepAndRefusalsRead, COPY, UNIQUE);
+    let replies = Twist::TokenOfTheStepAndReplies;
+    assert_eq!(broken(replies, MACHINES, 1, COPY, UNIQUE), None);
+}
+
 #[test]
 fn without_reading_again_a_copy_repeats() {
     breaks(Twist::NoReread, COPY, UNIQUE);
@@ -865,4 +1015,20 @@ fn a_copy_whose_fence_is_newer_than_its_shards_repeats() {
 #[test]
 fn claims_that_are_not_read_after_a_step_can_be_gone() {
     breaks(Twist::ClaimsReadOnce, STORE, NOTICED);
+}
+
+/// Story: the store came back empty before an instance's first claim, and another instance created the space
+/// again with another secret. [`holds`] shows that the protocol keeps its promise with the same faults.
+#[test]
+fn a_space_that_was_begun_again_repeats_unless_it_is_compared() {
+    is_broken(Twist::SpaceNotCompared, 2, 2, STORE, UNIQUE);
+}
+
+/// Each comparison is enough without the other: a claim compares at the moment that creates it, and a check
+/// comes after the step.
+#[test]
+fn either_comparison_of_the_space_is_enough() {
+    for twist in [Twist::SpaceNotComparedByClaims, Twist::SpaceNotComparedByLooks] {
+        holds_in(Fleet { twist, machines: 2, values: 2, budget: STORE }, &[BEHIND]);
+    }
 }

@@ -1,6 +1,5 @@
 //! `stress-test`, the real binary, against servers that misbehave: each is reported for what it is.
 
-#[path = "stress_test/server.rs"]
 mod server;
 
 use std::collections::BTreeSet;
@@ -120,7 +119,7 @@ fn number(text: impl std::fmt::Display) -> Reply {
     Reply::Json(format!(r#"{{"number": {text}, "shard": "int_shard_0.db"}}"#))
 }
 
-/// Counts from 0, for ever.
+/// Responds with the number of the request, from 0.
 fn healthy(request: &Request) -> Reply {
     number(request.place)
 }
@@ -437,7 +436,7 @@ fn a_wait_that_outlasts_the_run_is_not_begun() {
     }
 }
 
-// ---- What a run leaves behind ----
+// ---- The files of a run ----
 
 #[test]
 fn the_log_is_complete_and_the_console_as_well_unless_quiet() {

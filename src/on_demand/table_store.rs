@@ -1,5 +1,5 @@
-//! All numbers in one SQLite table, whose UNIQUE constraint says which are fresh. Knows nothing of
-//! who asks.
+//! Keeps all numbers in one SQLite table, whose UNIQUE constraint decides which are fresh. Knows nothing of
+//! requests.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::config::PoolConfig;
 use crate::files;
 use crate::folder::TABLE_STORE;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Checkpoint, Format, rusqlite};
+use crate::sqlite::{self, Checkpoint, Fault, Format, FormatError, Found, rusqlite};
 
 /// "TBRN", and the version of the tables below.
 const TABLE_FILE: Format =
@@ -38,7 +38,7 @@ const UPDATE_POOL: &str = "UPDATE pools SET min = ?2, max = ?3 WHERE id = ?1";
 const INSERT_NUMBER: &str =
     "INSERT INTO random_numbers (pool, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
 
-/// The file, open.
+/// The open file.
 #[derive(Debug)]
 pub struct TableStore {
     connection: Connection,
@@ -49,7 +49,7 @@ pub struct TableStore {
 }
 
 impl Store for TableStore {
-    // With 100 tries, someone's `sqlite3` may keep the file locked for half a second.
+    // With 100 tries, another program such as `sqlite3` may keep the file locked for half a second.
     const RETRY_DELAY: Duration = Duration::from_millis(5);
 
     fn open(folder: &Path, pools: &[PoolConfig]) -> Result<Self, OpenError> {
@@ -58,18 +58,18 @@ impl Store for TableStore {
             create(&path)?;
         }
         let sqlite = |source| failed(&path, source);
-        sqlite::secure_log(&path)?
-            .map_err(|problem| OpenError::Damaged { path: path.clone(), problem })?;
-        // Without a write, so that a file that is not ours stays as it is.
+        let log = Found::new(&path).secure()?;
+        // Opened without a write, so that a file that is not tombola's stays unchanged.
         let connection = sqlite::open_to_read(&path).map_err(sqlite)?;
-        sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| {
-            OpenError::Damaged { path: path.clone(), problem: problem.to_string() }
+        sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| match problem {
+            FormatError::Sqlite(source) => sqlite(source),
+            FormatError::File(error) => error.into(),
+            problem => OpenError::Damaged { path: path.clone(), problem: problem.to_string() },
         })?;
         drop(connection);
 
-        let mut connection = sqlite::open(&path).map_err(sqlite)?;
-        sqlite::checkpoint(&connection, Checkpoint::Full).map_err(sqlite)?;
-        // Whoever waits here holds up all who ask. The tries are the wait.
+        let mut connection = log.open().map_err(sqlite)?.into_connection();
+        // A wait here would delay all requests. The tries replace it.
         connection.busy_timeout(Duration::ZERO).map_err(sqlite)?;
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
         let transaction = connection.transaction().map_err(sqlite)?;
@@ -78,6 +78,8 @@ impl Store for TableStore {
             .map(|pool| open_pool(&path, &transaction, pool))
             .collect::<Result<_, _>>()?;
         transaction.commit().map_err(sqlite)?;
+        // SQLite syncs the name of a log that it creates, but ignores errors of that sync.
+        files::sync_folder(folder)?;
         Ok(Self { connection, ids, log_numbers: 0 })
     }
 
@@ -92,7 +94,7 @@ impl Store for TableStore {
     }
 
     fn close(self) -> Result<(), StoreError> {
-        self.connection.close().map_err(|(_, error)| error.into())
+        Ok(sqlite::close(self.connection)?)
     }
 }
 
@@ -124,7 +126,7 @@ fn insert(
     Ok(fresh)
 }
 
-/// Creates the file beside its name, so that a half-made one never bears it.
+/// Creates the file under another name and renames it, so that an incomplete file never has the name.
 fn create(path: &Path) -> Result<(), OpenError> {
     let unfinished = files::unfinished(path);
     files::create(&unfinished)?;
@@ -140,7 +142,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes the pool one of the file's, and answers with its id.
+/// Adds the pool to the file if it is missing, and returns its id.
 fn open_pool(path: &Path, connection: &Connection, pool: &PoolConfig) -> Result<i64, OpenError> {
     let PoolConfig { name, space, .. } = pool;
     let sqlite = |source| failed(path, source);
@@ -152,13 +154,17 @@ fn open_pool(path: &Path, connection: &Connection, pool: &PoolConfig) -> Result<
         .optional()
         .map_err(sqlite)?;
     let (min, max) = (space.min().0, space.max().0);
-    let Some((id, stored)) = found else {
+    let Some((id, stored)): Option<(_, Option<Space>)> = found else {
         connection
             .execute(INSERT_POOL, params![name.as_str(), min, max, space.decimals()])
             .map_err(sqlite)?;
         let id = connection.last_insert_rowid();
         connection.execute_batch(&view_for_people(id, pool)).map_err(sqlite)?;
         return Ok(id);
+    };
+    let Some(stored) = stored else {
+        let problem = format!("its range for the pool {name} is invalid");
+        return Err(OpenError::Damaged { path: path.to_owned(), problem });
     };
     check_range(path, name.as_str(), &stored, space)?;
     if stored != *space {
@@ -178,10 +184,8 @@ fn view_for_people(id: i64, pool: &PoolConfig) -> String {
 
 fn failed(path: &Path, source: rusqlite::Error) -> OpenError {
     let path: PathBuf = path.to_owned();
-    match source {
-        rusqlite::Error::SqliteFailure(..) if sqlite::is_transient(&source) => {
-            OpenError::Sqlite { path, source }
-        }
-        other => OpenError::Damaged { path, problem: other.to_string() },
+    match sqlite::fault(&source) {
+        Fault::Content => OpenError::Damaged { path, problem: source.to_string() },
+        Fault::Passing | Fault::Io => OpenError::Sqlite { path, source },
     }
 }

@@ -1,5 +1,5 @@
-//! Which states differ in names only: machines, instances and tokens are alike, so that one of many
-//! states stands for all. Knows nothing of what they do.
+//! Reduces states that differ only in names to one: machines, instances and tokens are interchangeable. Knows
+//! nothing of what they do.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -9,7 +9,7 @@ use super::{
     Copy, Fence, Folder, INSTANCES, Instance, Known, Life, MACHINES, Machine, State, Store,
 };
 
-/// New names, in the order in which the old ones are met.
+/// New names, in the order in which the old ones occur.
 #[derive(Default)]
 struct Names {
     instances: Vec<Instance>,
@@ -17,8 +17,8 @@ struct Names {
 }
 
 impl State {
-    /// One for all states that differ in names only, or nearly: where machines can't be told apart
-    /// without names there may be several.
+    /// Returns one state for all states that differ only in names. If machines can't be distinguished without
+    /// names, there may be several such states.
     pub(super) fn representative(&self) -> Self {
         let nameless = |index: &usize| {
             let mut names = Names::default();
@@ -31,8 +31,9 @@ impl State {
         order.sort_by_cached_key(nameless);
         let mut names = Names::default();
         let machines = order.map(|index| names.machine(&self.machines[index]));
+        let place = |of: usize| order.iter().position(|index| *index == of).expect("one of them");
         let copy = self.copy.as_ref().map(|copy| Copy {
-            of: order.iter().position(|index| *index == copy.of).expect("it is one of them"),
+            of: place(copy.of),
             folder: names.folder(&copy.folder),
             whole: copy.whole,
         });
@@ -40,6 +41,7 @@ impl State {
         let store_copy = self.store_copy.as_ref().map(|store| names.store(store));
         let mut sent = self.sent();
         for sent in &mut sent {
+            sent.by = place(sent.by);
             sent.instance = names.instance(sent.instance);
             sent.from = names.fence(sent.from);
             sent.to = names.fence(Some(sent.to)).expect("as many");
@@ -64,7 +66,7 @@ impl Names {
     }
 
     fn token(&mut self, old: Uuid) -> Uuid {
-        // The one that is not drawn is everybody's.
+        // The nil token is not drawn, and is the same for all.
         if old.is_nil() {
             return old;
         }
@@ -92,7 +94,7 @@ impl Names {
     fn folder(&mut self, old: &Folder) -> Folder {
         let Known { fence, intent } = old.known;
         let known = Known { fence: self.fence(fence), intent: self.fence(intent) };
-        Folder { instance: self.instance(old.instance), known, rows: old.rows }
+        Folder { instance: self.instance(old.instance), known, ..old.clone() }
     }
 
     fn store(&mut self, old: &Store) -> Store {
@@ -103,6 +105,6 @@ impl Names {
                 fences[usize::from(self.instance(instance as Instance))] = self.fence(*fence);
             }
         }
-        Store { claims, fences }
+        Store { space: old.space, claims, fences }
     }
 }

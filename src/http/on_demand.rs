@@ -1,0 +1,99 @@
+//! The routes of the simpler modes, which draw a number when it is asked for.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::get;
+use axum::{Extension, Router};
+use serde::Serialize;
+
+use super::answer::{Refusal, json};
+use super::health::{self, PoolHealth, Status};
+use super::quota::{self, Account};
+use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
+use crate::config::PoolConfig;
+use crate::on_demand::{DrawError, Handle, Health, PoolIndex, TRIES_MAX};
+use crate::space::Number;
+
+/// The state that the handlers share.
+#[derive(Debug)]
+struct App {
+    pools: Vec<PoolConfig>,
+    numbers: Handle,
+}
+
+/// The body of one number.
+#[derive(Serialize)]
+struct One {
+    number: Number,
+}
+
+/// Returns the routes. The handle is dropped with them.
+pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle) -> Router {
+    Router::new()
+        .route(RANDOM, only(get(random).post(random).head(probe), RANDOM_METHODS))
+        .route(HEALTH, only(get(health), TELL_METHODS))
+        .route(READY, only(get(ready), TELL_METHODS))
+        .fallback(async || Refusal::UnknownPath)
+        .with_state(Arc::new(App { pools, numbers }))
+}
+
+impl App {
+    fn pool(&self, query: Option<&str>) -> Result<PoolIndex, Refusal> {
+        let names = self.pools.iter().map(|pool| &pool.name);
+        Ok(PoolIndex(query::parse(names, None, query)?.pool))
+    }
+
+    fn can_serve(&self) -> bool {
+        matches!(self.numbers.health(), Health { alive: true, trouble: None })
+    }
+}
+
+async fn random(
+    State(app): State<Arc<App>>,
+    account: Option<Extension<Account>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    let pool = app.pool(query.as_deref())?;
+    quota::charge(account.as_deref(), None)?;
+    let value = app.numbers.draw(pool).await.map_err(|error| match error {
+        DrawError::OutOfTries => Refusal::OutOfTries { tries: TRIES_MAX },
+        DrawError::NotSaved => Refusal::NotSaved,
+    })?;
+    let number = app.pools[pool.0].space.number(value);
+    Ok(json(StatusCode::OK, &One { number }).map(Body::from))
+}
+
+/// `HEAD /random`: the status that a `GET` would have, as far as it is known without a try.
+async fn probe(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    app.pool(query.as_deref())?;
+    match app.can_serve() {
+        true => Ok(json(StatusCode::OK, &()).map(Body::from)),
+        false => Err(Refusal::NotSaved),
+    }
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    let ready = app.can_serve();
+    readiness::answer(ready, app.pools.iter().map(|pool| (&pool.name, ready))).map(Body::from)
+}
+
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let (status, reason) = match app.numbers.health() {
+        Health { alive: false, .. } => (Status::Down, Some(health::DIED.to_owned())),
+        Health { trouble: Some(_), .. } => (Status::Down, Some(health::NOT_SAVED.to_owned())),
+        Health { .. } => (Status::Ok, None),
+    };
+    // All pools share one store.
+    let pools = app.pools.iter().map(|pool| {
+        let reason = reason.clone();
+        (&pool.name, PoolHealth { status, shards: None, shards_in_rotation: None, reason })
+    });
+    health::answer(pools).map(Body::from)
+}
