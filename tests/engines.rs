@@ -256,7 +256,7 @@ mod etcd {
         let two =
             open(StoreAddress::Etcd { user: None, endpoints: etcd.endpoints()[1..].to_vec() });
         assert_eq!(two.get("a").await.unwrap().as_deref(), Some("0"));
-        etcd.signal(1, Signal::SIGSTOP);
+        etcd.pause(1);
         let began = Instant::now();
         let unknown = two.replace("a", "0", "lost").await.unwrap_err().to_string();
         assert!(began.elapsed() < BOUND, "{:?}: {unknown}", began.elapsed());
@@ -274,7 +274,7 @@ mod etcd {
         let last =
             open(StoreAddress::Etcd { user: None, endpoints: etcd.endpoints()[..1].to_vec() });
         eventually("the last node to answer", async || last.get("a").await.ok()).await;
-        etcd.signal(2, Signal::SIGSTOP);
+        etcd.pause(2);
         let (value, values) = tokio::join!(last.get("a"), last.list("a"));
         value.expect_err("one node of three does not know the newest value");
         values.expect_err("one node of three does not know the newest values");

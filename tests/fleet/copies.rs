@@ -160,7 +160,7 @@ async fn shards_that_are_older_than_the_fence_beside_them_are_not_served() {
     let site = Site::new(&config);
     let mut server = site.start().await;
     take_some(&mut server, 200).await;
-    server.process.signal(Signal::SIGSTOP);
+    server.process.pause();
     let copy = copy_of(&site, &config);
     server.process.signal(Signal::SIGCONT);
     take_some(&mut server, 400).await;
@@ -270,7 +270,7 @@ async fn take_copy(
     match taken {
         Taken::Paused => {
             let process = &server.as_ref().unwrap().process;
-            process.signal(Signal::SIGSTOP);
+            process.pause();
             copy_folder(from, to);
             process.signal(Signal::SIGCONT);
         }

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -176,15 +175,14 @@ impl Etcd {
         process.finish().await;
     }
 
-    /// Sends a signal to a node. After SIGSTOP, it waits until all threads of the node have stopped: those of
-    /// a busy node may run for a while after the signal was sent.
+    /// Stops a node with SIGSTOP, until SIGCONT.
+    pub(crate) fn pause(&self, node: usize) {
+        self.nodes[node].as_ref().unwrap().pause();
+    }
+
+    /// Sends a signal to a node.
     pub(crate) fn signal(&self, node: usize, signal: Signal) {
-        let process = self.nodes[node].as_ref().unwrap();
-        process.signal(signal);
-        if signal == Signal::SIGSTOP {
-            let id = Id::Pid(Pid::from_raw(process.id() as i32));
-            waitid(id, WaitPidFlag::WSTOPPED).unwrap();
-        }
+        self.nodes[node].as_ref().unwrap().signal(signal);
     }
 
     /// Runs `etcdctl` on the first node. `user` is `root:secret` if authentication is enabled.

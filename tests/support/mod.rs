@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use deadpool_sqlite::rusqlite::{Connection, types::FromSql};
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use reqwest::{Method, header::HeaderMap};
 use serde::Deserialize;
@@ -284,6 +285,14 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap());
         nix::sys::signal::kill(id, signal).unwrap();
+    }
+
+    /// Stops the process with SIGSTOP, and waits until all of its threads have stopped: those of a busy process
+    /// may run for a while after the signal was sent. SIGCONT makes it continue.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let id = Id::Pid(Pid::from_raw(self.id().try_into().unwrap()));
+        waitid(id, WaitPidFlag::WSTOPPED).unwrap();
     }
 
     /// Waits until the process has ended and all of its output is read.
