@@ -287,17 +287,24 @@ impl OpenPool {
     async fn open(full: &TempDir, shards: u16, shard_size: u32) -> Result<Self> {
         let folder = copy_of(full)?;
         let paths = paths(&folder);
-        let config = PoolConfig { name: paths.pool().clone(), space: space(), shards, shard_size };
-        let lease = LeaseConfig { rows: READY_ROWS as usize };
-        let refill =
-            RefillConfig { low_water: 0.0, retry: Duration::ZERO, retry_limit: Duration::ZERO };
+        let config = PoolConfig {
+            name: paths.pool().clone(),
+            space: space(),
+            shards,
+            shard_size,
+            lease: LeaseConfig { rows: READY_ROWS as usize },
+            refill: RefillConfig {
+                low_water: 0.0,
+                retry: Duration::ZERO,
+                retry_limit: Duration::ZERO,
+            },
+        };
         let files = (0..shards).map(ShardIndex).map(|index| {
             let live = Some(Left::open(&paths.live(index))?.seen);
             Ok(ShardFiles { index, live, standby: None, damaged: false })
         });
         let files: Vec<_> = files.collect::<Result<_>>()?;
-        let (pool, workers) =
-            Pool::open(&config, lease, refill, &paths, &files, Arc::default(), None).await;
+        let (pool, workers) = Pool::open(&config, &paths, &files, Arc::default(), None).await;
         let workers = workers.into_iter().map(tokio::spawn).collect();
         Ok(Self { pool, workers, ready: 0, _folder: folder })
     }

@@ -92,10 +92,6 @@ pub struct Config {
     pub server: ServerConfig,
     /// The data folder.
     pub dir: PathBuf,
-    /// How shards lease rows.
-    pub lease: LeaseConfig,
-    /// When and how shards are refilled.
-    pub refill: RefillConfig,
     /// The pools, by name.
     pub pools: Vec<PoolConfig>,
     /// The authentication.
@@ -578,7 +574,7 @@ impl Keys {
 
         let mut pools = Vec::new();
         for (name, keys) in &self.pools {
-            let pool = keys.validate(name, within, &refused)?;
+            let pool = keys.validate(name, (lease, refill), within, &refused)?;
             if keys.enabled && only.is_none_or(|only| only == name) {
                 pools.push(pool);
             }
@@ -594,13 +590,16 @@ impl Keys {
         let shards = pools.iter().map(|pool| u64::from(pool.shards)).sum();
         let fleet = self.fleet.map(|keys| keys.validate(lease, shards, within, &refused));
         let fleet = fleet.transpose()?;
+        if let Some(fleet) = &fleet {
+            pools.iter_mut().for_each(|pool| pool.lease.rows = fleet.lease_rows);
+        }
         if fleet.is_some() && server.mode != Mode::Sharded {
             let problem =
                 format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(refused("fleet", problem));
         }
         let dir = self.storage.dir.into();
-        Ok(Config { server, dir, lease, refill, pools, auth, quota, fleet })
+        Ok(Config { server, dir, pools, auth, quota, fleet })
     }
 }
 

@@ -1,7 +1,6 @@
 //! The HTTP routes. This file has the routes of the mode sharded; `on_demand.rs` has those of the other modes, and
 //! `guard.rs` checks the requests to both. Knows nothing of SQLite, shard files or refilling.
 
-mod answer;
 mod docs;
 mod forwarded;
 mod guard;
@@ -13,6 +12,7 @@ mod page;
 mod query;
 mod quota;
 mod ready;
+mod response;
 mod status;
 
 use std::collections::BTreeMap;
@@ -31,21 +31,20 @@ use axum::{Extension, Router};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use serde::Serialize;
 use utoipa::ToSchema;
 
-pub(crate) use self::answer::{Answer, BODY_MAX, Refusal};
-use self::answer::{json, json_text, shared, typed};
 pub(crate) use self::guard::Guard;
 use self::openapi::Offer;
 use self::query::Wanted;
 pub(crate) use self::quota::Account;
 use self::ready::Readiness;
+pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
+use self::response::{json, json_text, shared, typed};
 use crate::config::PoolConfig;
 use crate::monitor::Monitor;
 use crate::on_demand::Handle;
-use crate::pool::{Health, Pool, TakeError};
-use crate::space::Number;
+use crate::pool::{Pool, PoolHealth, TakeError};
+use crate::space::{Number, Space, Value};
 
 /// Hands out numbers.
 const RANDOM: &str = "/random";
@@ -74,6 +73,9 @@ const DOCS: &str = "/docs";
 /// The methods that the read-only routes allow.
 const TELL_METHODS: &str = "GET, HEAD";
 
+/// The usual bytes of a number and its comma in a response.
+const NUMBER_BYTES: usize = 18;
+
 /// The state that the handlers share.
 #[derive(Debug)]
 struct App {
@@ -85,7 +87,7 @@ struct App {
 }
 
 impl App {
-    fn wanted(&self, query: Option<&str>) -> Result<(&Pool, Option<NonZeroU32>), Refusal> {
+    fn wanted(&self, query: Option<&str>) -> Result<(&Pool, Option<NonZeroU32>), ApiError> {
         let pools = self.monitor.pools();
         let names = pools.iter().map(|pool| pool.name());
         let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query)?;
@@ -96,7 +98,7 @@ impl App {
         &self,
         query: Option<&str>,
         account: Option<&Account>,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<JsonResponse, ApiError> {
         let (pool, count) = self.wanted(query)?;
         quota::charge(account, count)?;
         match count {
@@ -107,11 +109,11 @@ impl App {
 }
 
 /// A response, made either here or by axum.
-pub(crate) type Reply = Response<Either<Full<Bytes>, Body>>;
+pub(crate) type AnyResponse = Response<Either<Full<Bytes>, Body>>;
 
 /// All routes of a server, and the guard that checks requests before they reach a route.
 #[derive(Clone, Debug)]
-pub(crate) struct Front {
+pub(crate) struct Routes {
     guard: Arc<Guard>,
     /// The handler of `/random` in the mode sharded. It is called without the router, which would cost as
     /// much as the rest of the request.
@@ -119,14 +121,14 @@ pub(crate) struct Front {
     router: TowerToHyperService<Router>,
 }
 
-impl Front {
+impl Routes {
     /// Returns the routes of the mode sharded, over the pools of `monitor`.
     pub(crate) fn of_pools(
         monitor: Arc<Monitor>,
         count_limit: NonZeroU32,
         guard: Arc<Guard>,
     ) -> Self {
-        // `Front::answer` handles GET and POST of /random.
+        // `Routes::handle` handles GET and POST of /random.
         let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
             (HEALTH, TELL_METHODS, get(health)),
@@ -149,7 +151,7 @@ impl Front {
             .fold(Router::new(), |router, (path, methods, handler)| {
                 router.route(path, only(handler, methods))
             })
-            .fallback(async || Refusal::UnknownPath)
+            .fallback(async || ApiError::UnknownPath)
             .with_state(Arc::clone(&app));
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
     }
@@ -161,39 +163,39 @@ impl Front {
     }
 
     /// Handles a request that came from the address `peer`.
-    pub(crate) async fn answer(&self, mut request: Request<Body>, peer: IpAddr) -> Reply {
+    pub(crate) async fn handle(&self, mut request: Request<Body>, peer: IpAddr) -> AnyResponse {
         if !has_host(&request) {
             return not_http();
         }
         let account = match self.guard.admit(request.uri().path(), request.headers(), peer) {
             Ok(account) => account,
-            Err(refusal) => return refusal.into(),
+            Err(error) => return error.into(),
         };
         if let Some(app) = &self.app
             && request.uri().path() == RANDOM
             && matches!(*request.method(), Method::GET | Method::POST)
         {
-            let answer = app.random(request.uri().query(), account.as_ref()).await;
-            return answer.map_or_else(Reply::from, reply);
+            let response = app.random(request.uri().query(), account.as_ref()).await;
+            return response.map_or_else(AnyResponse::from, whole);
         }
         if let Some(account) = account {
             request.extensions_mut().insert(account);
         }
         match self.router.call(request).await {
-            Ok(answer) => answer.map(Either::Right),
+            Ok(response) => response.map(Either::Right),
             Err(never) => match never {},
         }
     }
 }
 
-impl From<Refusal> for Reply {
-    fn from(refusal: Refusal) -> Self {
-        reply(refusal.into())
+impl From<ApiError> for AnyResponse {
+    fn from(error: ApiError) -> Self {
+        whole(error.into())
     }
 }
 
-fn reply(answer: Answer) -> Reply {
-    answer.map(|body| Either::Left(Full::new(Bytes::from(body))))
+fn whole(response: JsonResponse) -> AnyResponse {
+    response.map(|body| Either::Left(Full::new(Bytes::from(body))))
 }
 
 /// Returns whether a request has exactly one `Host`, which HTTP/1.0 may omit (RFC 9112, section 3.2).
@@ -206,10 +208,10 @@ fn has_host(request: &Request<Body>) -> bool {
 }
 
 /// Returns the response that hyper gives to invalid HTTP.
-fn not_http() -> Reply {
-    let mut reply = Reply::new(Either::Left(Full::default()));
-    *reply.status_mut() = StatusCode::BAD_REQUEST;
-    reply
+fn not_http() -> AnyResponse {
+    let mut whole = AnyResponse::new(Either::Left(Full::default()));
+    *whole.status_mut() = StatusCode::BAD_REQUEST;
+    whole
 }
 
 /// Parses a query string into the pool's position in `pools` and the count, or returns what is wrong with it.
@@ -222,14 +224,14 @@ pub fn parse_query(
 ) -> Result<(usize, Option<NonZeroU32>), String> {
     query::parse(pools.iter(), Some(count_limit), Some(query))
         .map(|wanted| (wanted.pool, wanted.count))
-        .map_err(|refusal| refusal.to_string())
+        .map_err(|error| error.to_string())
 }
 
 fn only<S>(methods: MethodRouter<S>, allowed: &'static str) -> MethodRouter<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    methods.fallback(async move || Refusal::WrongMethod { allowed })
+    methods.fallback(async move || ApiError::WrongMethod { allowed })
 }
 
 /// One number and the shard that it comes from.
@@ -243,42 +245,54 @@ struct One {
 }
 
 /// `count` numbers, and how many of them come from each shard.
-#[derive(Serialize, ToSchema)]
-struct Many<'a> {
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used: `many` writes the JSON")]
+struct Many {
     count: usize,
     #[schema(value_type = Vec<f64>)]
     numbers: Vec<Number>,
-    shards: BTreeMap<&'a str, usize>,
+    shards: BTreeMap<String, usize>,
 }
 
-async fn one(pool: &Pool) -> Result<Answer, Refusal> {
+async fn one(pool: &Pool) -> Result<JsonResponse, ApiError> {
     if let Some((shard, value)) = pool.try_take_one() {
         return Ok(one_of(pool.space().number(value), shard));
     }
-    let taken = pool.take(NonZeroU32::MIN).await.map_err(|error| refusal(pool, error, 1))?;
+    let taken = pool.take(NonZeroU32::MIN).await.map_err(|error| api_error(pool, error, 1))?;
     let (shard, values) = &taken.parts[0];
-    let number = pool.space().number(values[0]);
-    Ok(one_of(number, pool.shard_name(*shard)))
+    Ok(one_of(pool.space().number(values[0]), shard))
 }
 
 /// Returns a response with one number. Shard names need no escaping. With a serialiser, a request cost 3 %
 /// more CPU time.
-fn one_of(number: Number, shard: &str) -> Answer {
+fn one_of(number: Number, shard: &str) -> JsonResponse {
     json_text(
         StatusCode::OK,
         ["{\"number\":", number.as_str(), ",\"shard\":\"", shard, "\"}"].concat(),
     )
 }
 
-async fn many(pool: &Pool, count: NonZeroU32) -> Result<Answer, Refusal> {
-    let taken = pool.take(count).await.map_err(|error| refusal(pool, error, count.get()))?;
-    let mut numbers = Vec::with_capacity(count.get() as usize);
-    let mut shards = BTreeMap::new();
-    for (shard, values) in &taken.parts {
-        numbers.extend(values.iter().map(|&value| pool.space().number(value)));
-        shards.insert(pool.shard_name(*shard), values.len());
+async fn many(pool: &Pool, count: NonZeroU32) -> Result<JsonResponse, ApiError> {
+    let taken = pool.take(count).await.map_err(|error| api_error(pool, error, count.get()))?;
+    Ok(many_of(pool.space(), &taken.parts))
+}
+
+/// Returns a response with the numbers of these shards. Each number's text is written where it belongs, since
+/// a list of all texts would cost as much memory again.
+fn many_of(space: &Space, parts: &[(Arc<str>, Vec<Value>)]) -> JsonResponse {
+    let count: usize = parts.iter().map(|(_, values)| values.len()).sum();
+    let mut body = format!("{{\"count\":{count},\"numbers\":[");
+    body.reserve(NUMBER_BYTES * count);
+    for (index, &value) in parts.iter().flat_map(|(_, values)| values).enumerate() {
+        if index > 0 {
+            body.push(',');
+        }
+        body.push_str(space.number(value).as_str());
     }
-    Ok(json(StatusCode::OK, &Many { count: numbers.len(), numbers, shards }))
+    let shards: BTreeMap<_, _> = parts.iter().map(|(name, values)| (name, values.len())).collect();
+    let shards = serde_json::to_string(&shards).expect("names and counts");
+    body.extend(["],\"shards\":", &shards, "}"]);
+    json_text(StatusCode::OK, body)
 }
 
 /// Handles `HEAD /random`: returns the status that `GET` would have, without taking a number.
@@ -286,23 +300,23 @@ async fn probe(
     State(app): State<Arc<App>>,
     account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     let (pool, count) = app.wanted(query.as_deref())?;
     quota::probe(account.as_deref(), count)?;
     match pool.health() {
-        Health { serves: false, exhausted: true, shared, .. } => {
-            Err(Refusal::Exhausted { asked: 1, left: 0, shared })
+        PoolHealth { serves: false, exhausted: true, shared, .. } => {
+            Err(ApiError::Exhausted { asked: 1, left: 0, shared })
         }
-        Health { serves: false, .. } => Err(Refusal::Refilling),
-        Health { .. } => Ok(json(StatusCode::OK, &()).map(Body::from)),
+        PoolHealth { serves: false, .. } => Err(ApiError::Refilling),
+        PoolHealth { .. } => Ok(json(StatusCode::OK, &()).map(Body::from)),
     }
 }
 
-fn refusal(pool: &Pool, error: TakeError, asked: u32) -> Refusal {
+fn api_error(pool: &Pool, error: TakeError, asked: u32) -> ApiError {
     match error {
-        TakeError::Refilling => Refusal::Refilling,
+        TakeError::Refilling => ApiError::Refilling,
         TakeError::Exhausted { left } => {
-            Refusal::Exhausted { asked, left, shared: pool.is_shared() }
+            ApiError::Exhausted { asked, left, shared: pool.is_shared() }
         }
     }
 }
@@ -310,7 +324,7 @@ fn refusal(pool: &Pool, error: TakeError, asked: u32) -> Refusal {
 async fn health(State(app): State<Arc<App>>) -> Response {
     let pools = app.monitor.pools().iter();
     let pools = pools.map(|pool| (pool.name(), health::of_pool(&pool.health())));
-    health::answer(pools).map(Body::from)
+    health::response(pools).map(Body::from)
 }
 
 async fn description(State(app): State<Arc<App>>) -> Response {
@@ -323,19 +337,19 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         app.monitor.pools().iter().map(|pool| (pool.name(), pool.health())).collect();
     let ready = app.readiness.look(pools.iter().map(|(_, health)| health));
     let pools = pools.iter().map(|(name, health)| (*name, health.serves));
-    ready::answer(ready, pools).map(Body::from)
+    ready::response(ready, pools).map(Body::from)
 }
 
 async fn status(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || status::answer(&app.monitor)).await
+    off_the_lane(move || status::response(&app.monitor)).await
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || metrics::answer(&app.monitor)).await
+    off_the_lane(move || metrics::response(&app.monitor)).await
 }
 
 /// Builds a response on a blocking thread, so that other requests don't wait while it is built.
-async fn off_the_lane(tell: impl FnOnce() -> Answer + Send + 'static) -> Response {
-    let answer = tokio::task::spawn_blocking(tell).await;
-    answer.expect("telling figures does not panic").map(Body::from)
+async fn off_the_lane(tell: impl FnOnce() -> JsonResponse + Send + 'static) -> Response {
+    let response = tokio::task::spawn_blocking(tell).await;
+    response.expect("telling figures does not panic").map(Body::from)
 }

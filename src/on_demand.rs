@@ -138,7 +138,7 @@ pub enum DrawError {
 
 /// The health of a mode below sharded.
 #[derive(Clone, Debug)]
-pub struct Health {
+pub struct GeneratorHealth {
     /// Whether the thread that draws is alive.
     pub alive: bool,
     /// Why the last numbers could not be saved.
@@ -334,12 +334,12 @@ impl Handle {
 
     /// Returns whether numbers can be drawn.
     #[must_use]
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> GeneratorHealth {
         let alive = match &self.draws {
             Draws::Direct(generator) => !generator.is_poisoned(),
             Draws::Queued(draws) => !draws.is_closed(),
         };
-        Health { alive, trouble: lock(&self.trouble).clone() }
+        GeneratorHealth { alive, trouble: lock(&self.trouble).clone() }
     }
 }
 

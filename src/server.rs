@@ -15,15 +15,15 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use self::accept::Terms;
+use self::accept::Acceptor;
 use self::lanes::Lanes;
 use self::tls::Tls;
 pub use self::tls::TlsError;
-use crate::config::{AuthConfig, Config, LeaseConfig, Mode, PoolConfig};
+use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::events::Events;
 use crate::fleet::{Claims, Fleet, FleetError, Gate, Lost};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
-use crate::http::{Front, Guard};
+use crate::http::{Guard, Routes};
 use crate::monitor::Monitor;
 use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
 use crate::pool::Pool;
@@ -83,7 +83,7 @@ pub enum ServerError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    terms: Terms,
+    acceptor: Acceptor,
     lanes: Lanes,
     tasks: Tasks,
     /// Held until all files are closed.
@@ -120,7 +120,7 @@ impl Server {
         let tls = config.server.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
         // Before any file is opened: a shard that can't be opened for lack of descriptors would not serve.
-        let connections = connections(config);
+        let connections_max = connections_max(config);
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
@@ -131,20 +131,20 @@ impl Server {
                 Lanes::start(&traffic).map_err(ServerError::Threads)?
             }
         };
-        let (folder, front, tasks) = match config.server.mode {
+        let (folder, routes, tasks) = match config.server.mode {
             Mode::Sharded => open_pools(config, guard, traffic, &mut lanes).await?,
             Mode::Sqlite => open_generator::<TableStore>(config, guard).await?,
             Mode::Json => open_generator::<JsonStore>(config, guard).await?,
             Mode::Simple => open_simple(config, guard)?,
         };
-        let terms = Terms {
-            front,
+        let acceptor = Acceptor {
+            routes,
             tls,
-            connections,
+            connections_max,
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
-        Ok(Self { listener, address, terms, lanes, tasks, folder })
+        Ok(Self { listener, address, acceptor, lanes, tasks, folder })
     }
 
     /// Returns the address that it listens on.
@@ -155,7 +155,7 @@ impl Server {
 
     /// Returns a function that reloads the certificate and its key, for any thread.
     pub fn reloader(&self) -> impl Fn() + Send + 'static {
-        let tls = self.terms.tls.clone();
+        let tls = self.acceptor.tls.clone();
         move || match tls.as_ref().map(|tls| tls.reload()) {
             Some(Ok(())) => info!("the certificate was reloaded; new connections use it"),
             Some(Err(error)) => {
@@ -171,7 +171,7 @@ impl Server {
     /// # Errors
     /// [`Lost`] if the instance has lost its fence. It then stops by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
-        let Self { listener, terms, mut lanes, tasks, folder, .. } = self;
+        let Self { listener, acceptor, mut lanes, tasks, folder, .. } = self;
         let mut lost = None;
         let ended = async {
             tokio::select! {
@@ -184,7 +184,7 @@ impl Server {
                 }
             }
         };
-        accept::serve(listener, terms, &mut lanes, ended).await;
+        acceptor.run(listener, &mut lanes, ended).await;
         tasks.end().await;
         drop(lanes);
         drop(folder);
@@ -265,7 +265,7 @@ async fn open_pools(
     guard: Arc<Guard>,
     traffic: Traffic,
     lanes: &mut Lanes,
-) -> Result<(Folder, Front, Tasks), ServerError> {
+) -> Result<(Folder, Routes, Tasks), ServerError> {
     let Opened { folder, pools: found, mut fleet } = open_folder(config).await?;
     let (stop, stopped) = watch::channel(false);
     let claims: Vec<Option<Claims>> =
@@ -274,22 +274,18 @@ async fn open_pools(
         let (gate, keeper) = fleet.into_gate();
         (gate, tokio::spawn(keeper.run(stopped.clone())))
     });
-    let lease =
-        config.fleet.as_ref().map_or(config.lease, |fleet| LeaseConfig { rows: fleet.lease_rows });
     let events = Arc::new(Events::default());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
     for ((pool_config, files), claims) in config.pools.iter().zip(found).zip(claims) {
         let PoolFiles { paths, ledger, shards } = files;
         let events = Arc::clone(&events);
         let gate = gate.as_ref().map(|(gate, _)| gate.clone());
-        let refill = config.refill;
-        let (pool, tasks) =
-            Pool::open(pool_config, lease, refill, &paths, &shards, events, gate).await;
+        let (pool, tasks) = Pool::open(pool_config, &paths, &shards, events, gate).await;
         let refiller = Refiller::new(
             ledger,
             paths,
             Arc::clone(&pool),
-            config.refill,
+            pool_config.refill,
             pool_config.shard_size,
             claims,
             stopped.clone(),
@@ -299,29 +295,29 @@ async fn open_pools(
         pools.push(pool);
     }
     let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
-    let front = Front::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
+    let routes = Routes::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
     let monitor = tokio::spawn(monitor.run(stopped));
-    Ok((folder, front, Tasks::Pools { pools, workers, refillers, monitor, stop, gate }))
+    Ok((folder, routes, Tasks::Pools { pools, workers, refillers, monitor, stop, gate }))
 }
 
 async fn open_generator<S: Store>(
     config: &Config,
     guard: Arc<Guard>,
-) -> Result<(Folder, Front, Tasks), ServerError> {
+) -> Result<(Folder, Routes, Tasks), ServerError> {
     let opening = config.clone();
     let (folder, generator) =
         tokio::task::spawn_blocking(move || Generator::<S>::open(&opening)).await.expect(OPENS)?;
     let (handle, queue) = Handle::queued(&generator);
-    let front = Front::on_demand(config.pools.clone(), handle, guard);
+    let routes = Routes::on_demand(config.pools.clone(), handle, guard);
     let running = tokio::task::spawn_blocking(move || generator.run(queue));
-    Ok((folder, front, Tasks::Generator(Some(running))))
+    Ok((folder, routes, Tasks::Generator(Some(running))))
 }
 
 /// Everything blocks the one thread, the opening too.
-fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Front, Tasks), ServerError> {
+fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Routes, Tasks), ServerError> {
     let (folder, generator) = Generator::open(config)?;
-    let front = Front::on_demand(config.pools.clone(), Handle::direct(generator), guard);
-    Ok((folder, front, Tasks::Generator(None)))
+    let routes = Routes::on_demand(config.pools.clone(), Handle::direct(generator), guard);
+    Ok((folder, routes, Tasks::Generator(None)))
 }
 
 /// An opened data folder that may be served.
@@ -356,7 +352,7 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
 const OPENS: &str = "opening does not panic";
 
 /// Returns the most connections at once: as configured, or fewer if the process may not open as many files.
-fn connections(config: &Config) -> usize {
+fn connections_max(config: &Config) -> usize {
     let wanted = config.server.connections;
     let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();
     let own = OWN_FILES + FILES_PER_SHARD * shards;

@@ -386,7 +386,7 @@ impl Shard {
     }
 
     /// Marks up to `count` random unused rows as used, durably, and returns them in random order. There are
-    /// fewer only if the file has no more. `unserved` is the number of rows of earlier leases that are not
+    /// fewer only if the file has no more. `leased` is the number of rows of earlier leases that are not
     /// handed out yet. The file records the sum of both as the rows that a crash would burn. A strict lease
     /// (`None`) records nothing.
     ///
@@ -397,13 +397,13 @@ impl Shard {
         &mut self,
         connection: &mut Connection,
         count: usize,
-        unserved: Option<usize>,
+        leased: Option<usize>,
         rng: &mut impl RngExt,
     ) -> Result<Vec<Row>, ShardError> {
         self.load(connection, count, rng)?;
         let mut rows = self.loaded.split_off(self.loaded.len().saturating_sub(count));
         // In a fleet the rows of a strict lease wait for a step of the fence, which may take long.
-        let open_rows = match unserved {
+        let open_rows = match leased {
             None if !self.counts_leases => 0,
             unserved => (unserved.unwrap_or(0) + rows.len()) as u64,
         };

@@ -54,7 +54,7 @@ impl Target {
     ///
     /// # Errors
     /// If settings or certificates can't be used.
-    pub(super) fn server(self) -> anyhow::Result<Server> {
+    pub(super) fn server(self) -> anyhow::Result<Client> {
         let (address, ca) = match self.url {
             Some(address) => (address, self.ca),
             None => {
@@ -76,7 +76,7 @@ impl Target {
                 return Err(Ended::error(Exit::Settings, problem));
             }
         };
-        Ok(Server { address, tls })
+        Ok(Client { address, tls })
     }
 }
 
@@ -154,12 +154,12 @@ impl fmt::Display for Address {
 }
 
 /// A server to send requests to.
-pub(super) struct Server {
+pub(super) struct Client {
     address: Address,
     tls: Option<TlsConnector>,
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for Client {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.address.fmt(formatter)
     }
@@ -167,12 +167,12 @@ impl fmt::Display for Server {
 
 /// A whole response.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     /// Returns the beginning of the body, safe to print: a server can't use it to control or flood the
     /// terminal.
     pub(super) fn excerpt(&self) -> String {
@@ -181,7 +181,7 @@ impl Answer {
     }
 }
 
-impl Server {
+impl Client {
     /// Sends a GET request for `path`.
     ///
     /// # Errors
@@ -190,9 +190,9 @@ impl Server {
         &self,
         path: &'static str,
         credentials: Option<&HeaderValue>,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<HttpResponse> {
         let problem = match tokio::time::timeout(PATIENCE, self.exchange(path, credentials)).await {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(response)) => return Ok(response),
             Ok(Err(problem)) => problem,
             Err(_) => format!("no response within {} s", PATIENCE.as_secs()),
         };
@@ -207,7 +207,7 @@ impl Server {
         &self,
         path: &'static str,
         credentials: Option<&HeaderValue>,
-    ) -> Result<Answer, String> {
+    ) -> Result<HttpResponse, String> {
         let Address { host, port, .. } = &self.address;
         let mut request = Request::get(path).header(HOST, self.address.authority());
         if let Some(credentials) = credentials {
@@ -254,18 +254,18 @@ impl From<hyper::Error> for Failure {
 async fn ask(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Empty<Bytes>>,
-) -> Result<Answer, Failure> {
+) -> Result<HttpResponse, Failure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async move {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), BODY_LIMIT_BYTES).collect().await;
         let body = body.map_err(|error| Failure::Broken(error.to_string()))?;
-        Ok(Answer { status, body: body.to_bytes().to_vec() })
+        Ok(HttpResponse { status, body: body.to_bytes().to_vec() })
     };
     // The connection ends once the exchange drops its sender. Its own error reaches the exchange too.
-    let (answer, _) = tokio::join!(exchange, connection);
-    answer
+    let (response, _) = tokio::join!(exchange, connection);
+    response
 }
 
 fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {

@@ -16,8 +16,8 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let server = flags.target.server()?;
-    let answer = super::block_on(server.get("/health", None))?;
-    let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    let response = super::block_on(server.get("/health", None))?;
+    let body: Option<Value> = serde_json::from_slice(&response.body).ok();
     let Some(status) = body.as_ref().and_then(|body| body["status"].as_str()) else {
         let message =
             format!("{server}: this is not the /health of tombola; name another server with --url");
@@ -25,13 +25,14 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     };
     // If every pool serves, the server is ready. Otherwise /ready decides, so that one pool's trouble does
     // not keep requests from the others.
-    let ready = answer.status == 200 || super::block_on(server.get("/ready", None))?.status == 200;
+    let ready =
+        response.status == 200 || super::block_on(server.get("/ready", None))?.status == 200;
     if !ready {
-        return Err(anyhow!("{server} is {status:?}: {}", answer.excerpt()));
+        return Err(anyhow!("{server} is {status:?}: {}", response.excerpt()));
     }
-    match answer.status {
+    match response.status {
         200 => writeln!(io::stdout(), "{}", status.escape_default()),
-        _ => writeln!(io::stdout(), "ready, but {:?}: {}", status, answer.excerpt()),
+        _ => writeln!(io::stdout(), "ready, but {:?}: {}", status, response.excerpt()),
     }
     .unwrap_or(());
     Ok(())

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::page::Page;
 use self::table::table;
-use super::client::{self, Answer, Server};
+use super::client::{self, Client, HttpResponse};
 use super::exit::{Ended, Exit};
 use crate::auth;
 use crate::config::TOKEN_VARIABLE;
@@ -50,8 +50,8 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let credentials = credentials(flags.token_file)?;
     let server = flags.target.server()?;
     let look = || async {
-        let answer = server.get("/status", credentials.as_ref()).await?;
-        frame(&server, &answer, flags.json)
+        let response = server.get("/status", credentials.as_ref()).await?;
+        frame(&server, &response, flags.json)
     };
     super::block_on(async {
         let shown = match flags.watch {
@@ -89,9 +89,9 @@ fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
 }
 
 /// Returns the lines that show a response.
-fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<String>> {
+fn frame(server: &Client, response: &HttpResponse, json: bool) -> anyhow::Result<Vec<String>> {
     let failed = |exit, problem: String| Err(Ended::error(exit, format!("{server}: {problem}")));
-    match answer.status {
+    match response.status {
         200 => {}
         401 => {
             let problem = format!(
@@ -111,11 +111,11 @@ fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<Str
         status => {
             return failed(
                 Exit::Failed,
-                format!("it responded with {status}: {}", answer.excerpt()),
+                format!("it responded with {status}: {}", response.excerpt()),
             );
         }
     }
-    let page: Page = match serde_json::from_slice(&answer.body) {
+    let page: Page = match serde_json::from_slice(&response.body) {
         Ok(page) => page,
         Err(error) => {
             let problem = format!(
@@ -127,7 +127,7 @@ fn frame(server: &Server, answer: &Answer, json: bool) -> anyhow::Result<Vec<Str
         }
     };
     if json {
-        return Ok(vec![String::from_utf8_lossy(&answer.body).trim_end().to_owned()]);
+        return Ok(vec![String::from_utf8_lossy(&response.body).trim_end().to_owned()]);
     }
     Ok(table(&page, &server.to_string(), width()))
 }

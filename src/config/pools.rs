@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
-use super::ConfigError;
+use super::{ConfigError, LeaseConfig, RefillConfig};
 use crate::space::{Space, SpaceError};
 
 /// The most shards of one pool. Each is an open file and a task.
@@ -26,6 +26,10 @@ pub struct PoolConfig {
     pub shards: u16,
     /// Numbers in one generation of a shard.
     pub shard_size: u32,
+    /// How its shards lease rows.
+    pub lease: LeaseConfig,
+    /// When and how its shards are refilled.
+    pub refill: RefillConfig,
 }
 
 /// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first. No file of a
@@ -85,6 +89,7 @@ impl PoolKeys {
     pub(super) fn validate(
         &self,
         name: &str,
+        (lease, refill): (LeaseConfig, RefillConfig),
         within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
         refused: impl Fn(&str, String) -> ConfigError,
     ) -> Result<PoolConfig, ConfigError> {
@@ -146,6 +151,8 @@ impl PoolKeys {
             space,
             shards: u16::try_from(shards).expect("up to SHARDS_MAX was checked above"),
             shard_size: u32::try_from(size).expect("up to SHARD_SIZE_MAX was checked above"),
+            lease,
+            refill,
         })
     }
 }

@@ -23,7 +23,7 @@ fn the_defaults_hold_ten_million_numbers_on_two_cores() {
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:8000");
     assert_eq!(config.server.count_limit.get(), 10_000);
     assert_eq!(config.dir, Path::new("shards"));
-    assert_eq!(config.lease.rows, 1024);
+    assert_eq!(config.pools[0].lease.rows, 1024);
     let pools: Vec<_> =
         config.pools.iter().map(|pool| (pool.name.as_str(), pool.space, pool.shard_size)).collect();
     let int = Space::new("0", "9007199254740991", 0).unwrap();
@@ -250,7 +250,7 @@ fn numbers_and_booleans_of_variables_are_read() {
     let config = config.unwrap();
     let fleet = config.fleet.unwrap();
     assert_eq!((fleet.refuse_if_stale, fleet.claim), (true, 7));
-    assert_eq!((config.server.count_limit.get(), config.refill.low_water), (500, 0.25));
+    assert_eq!((config.server.count_limit.get(), config.pools[0].refill.low_water), (500, 0.25));
     assert_eq!(config.quota.unwrap().burst.get(), 3);
     assert_eq!((config.pools.len(), config.pools[0].shards), (1, 3));
     assert_eq!(config.pools[0].space.to_string(), "-0.500000 to 9999.999999");

@@ -8,7 +8,9 @@ use tokio::task::JoinHandle;
 use super::store::memory::{Fault, MemoryStore};
 use super::*;
 use crate::batch::ShardIndex;
-use crate::config::{LeaseConfig, Mode, PoolName, SpaceName, StoreAddress, StoreConfig};
+use crate::config::{
+    LeaseConfig, Mode, PoolName, RefillConfig, SpaceName, StoreAddress, StoreConfig,
+};
 use crate::space::Space;
 
 /// An instance with its data folder, and its store.
@@ -31,14 +33,21 @@ fn config() -> FleetConfig {
         store: StoreConfig { address, password_file: None, tls: None },
         space: SpaceName::new("test").unwrap(),
         claim: 64,
-        lease_rows: LeaseConfig { rows: 1000 }.rows,
+        lease_rows: 1000,
         refuse_if_stale: true,
     }
 }
 
 fn pool(max: &str) -> PoolConfig {
     let space = Space::new("1", max, 0).unwrap();
-    PoolConfig { name: PoolName::new("int").unwrap(), space, shards: 1, shard_size: 100 }
+    PoolConfig {
+        name: PoolName::new("int").unwrap(),
+        space,
+        shards: 1,
+        shard_size: 100,
+        lease: LeaseConfig { rows: 1000 },
+        refill: RefillConfig { low_water: 0.5, retry: Duration::ZERO, retry_limit: Duration::ZERO },
+    }
 }
 
 impl Instance {

@@ -10,7 +10,7 @@ use axum::http::{HeaderValue, Uri};
 use axum::response::Response;
 use utoipa_swagger_ui::Config;
 
-use super::answer::{Refusal, shared, typed};
+use super::response::{ApiError, shared, typed};
 use super::{DOCS, OPENAPI};
 
 /// The path of its files.
@@ -51,9 +51,9 @@ pub(super) async fn page() -> Response {
 }
 
 /// Handles `/docs/{file}`.
-pub(super) async fn file(uri: Uri) -> Result<Response, Refusal> {
+pub(super) async fn file(uri: Uri) -> Result<Response, ApiError> {
     let name = uri.path().strip_prefix(DOCS).and_then(|path| path.strip_prefix('/'));
-    let name = name.filter(|name| FILES.contains(name)).ok_or(Refusal::UnknownPath)?;
+    let name = name.filter(|name| FILES.contains(name)).ok_or(ApiError::UnknownPath)?;
     let file = utoipa_swagger_ui::serve(name, Arc::clone(&CONFIG))
         .expect("the settings of the page can be written as JSON")
         .expect("the library has each of FILES");
@@ -62,12 +62,12 @@ pub(super) async fn file(uri: Uri) -> Result<Response, Refusal> {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => Bytes::from(bytes),
     };
-    let mut answer = typed(content_type, None, shared(bytes));
-    let headers = answer.headers_mut();
+    let mut response = typed(content_type, None, shared(bytes));
+    let headers = response.headers_mut();
     // 1.5 MB of script: worth caching, and after an hour an upgraded server's page has the new files.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
     if file.gzpipped {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
-    Ok(answer)
+    Ok(response)
 }

@@ -11,10 +11,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use governor::clock::MonotonicClock;
 use ipnet::IpNet;
 
-use super::answer::Refusal;
 use super::forwarded;
 use super::page;
 use super::quota::{Account, Key, Quotas};
+use super::response::ApiError;
 use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY};
 use crate::auth::{self, Denied};
 use crate::config::{AuthConfig, Config, Scope, TokenConfig};
@@ -72,7 +72,7 @@ impl Guard {
         path: &str,
         headers: &HeaderMap,
         peer: IpAddr,
-    ) -> Result<Option<Account>, Refusal> {
+    ) -> Result<Option<Account>, ApiError> {
         let Some(scope) = scope(path) else {
             return Ok(None);
         };
@@ -82,10 +82,10 @@ impl Guard {
                 None
             }
             tokens => {
-                let token = bearer(headers).ok_or(Refusal::Unauthorized)?;
+                let token = bearer(headers).ok_or(ApiError::Unauthorized)?;
                 Some(auth::recognise(tokens, token, scope).map_err(|denied| match denied {
-                    Denied::Unknown => Refusal::Unauthorized,
-                    Denied::OtherScope => Refusal::Forbidden,
+                    Denied::Unknown => ApiError::Unauthorized,
+                    Denied::OtherScope => ApiError::Forbidden,
                 })?)
             }
         };
@@ -104,20 +104,20 @@ impl Guard {
     /// Refuses requests from web pages of other origins, which could otherwise take numbers through the
     /// browser of a user who has access. With tokens this check is not needed, because such a page can't add
     /// a token to a request.
-    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let text = |name| headers.get(name).map(HeaderValue::to_str);
         // HTTP/1.0 may omit it, but no browser speaks HTTP/1.0.
         let host = match text(HOST) {
             None => None,
             Some(Ok(host)) => Some(host),
-            Some(Err(_)) => return Err(Refusal::OtherHost),
+            Some(Err(_)) => return Err(ApiError::OtherHost),
         };
         // DNS rebinding: if the owner of a name points it at this server, their page has the same origin.
         if self.checks_host
             && let Some(host) = host
             && !self.is_known(name_of(host))
         {
-            return Err(Refusal::OtherHost);
+            return Err(ApiError::OtherHost);
         }
         // The browser knows the origin better than this server, which may be behind a proxy. "same-site"
         // includes other ports of this machine: a page there can load an image without an Origin.
@@ -126,7 +126,7 @@ impl Guard {
             (None, Some(origin)) => origin.is_ok_and(|origin| self.is_own(origin, host)),
             (None, None) => true,
         };
-        if is_own { Ok(()) } else { Err(Refusal::CrossSite) }
+        if is_own { Ok(()) } else { Err(ApiError::CrossSite) }
     }
 
     /// Returns whether a name is an IP address, `localhost`, or one of the settings. Only these are safe from

@@ -6,9 +6,9 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::answer::{Answer, json};
+use super::response::{JsonResponse, json};
 use crate::config::PoolName;
-use crate::pool::{Cause, Health};
+use crate::pool::{Cause, PoolHealth};
 
 /// The reason if a mode below sharded can't save numbers.
 pub(super) const NOT_SAVED: &str = "numbers can't be saved; see the log";
@@ -27,7 +27,7 @@ pub(super) enum Status {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct PoolHealth {
+pub(super) struct PoolHealthBody {
     pub(super) status: Status,
     /// Only in the mode sharded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,26 +46,28 @@ pub(super) struct PoolHealth {
 /// The health of the server. Its status is the worst status of its pools.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
-pub(super) struct HealthAnswer<'p> {
+pub(super) struct HealthBody<'p> {
     status: Status,
-    pools: BTreeMap<&'p str, PoolHealth>,
+    pools: BTreeMap<&'p str, PoolHealthBody>,
 }
 
 /// Returns the response. Its status is the worst status of the pools.
-pub(super) fn answer<'p>(pools: impl Iterator<Item = (&'p PoolName, PoolHealth)>) -> Answer {
+pub(super) fn response<'p>(
+    pools: impl Iterator<Item = (&'p PoolName, PoolHealthBody)>,
+) -> JsonResponse {
     let pools: BTreeMap<_, _> = pools.map(|(name, health)| (name.as_str(), health)).collect();
     let status = pools.values().map(|pool| pool.status).max().unwrap_or(Status::Ok);
     let code =
         if status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    json(code, &HealthAnswer { status, pools })
+    json(code, &HealthBody { status, pools })
 }
 
 /// Returns a pool's part of the response. The path needs no token, so the reason has no details.
-pub(super) fn of_pool(health: &Health) -> PoolHealth {
+pub(super) fn of_pool(health: &PoolHealth) -> PoolHealthBody {
     let reason = health.trouble.as_ref().map(|trouble| words(trouble.cause).to_owned());
     let (status, reason) = fitness(health, reason);
     let (shards, in_rotation) = (Some(health.shards), Some(health.in_rotation));
-    PoolHealth { status, shards, shards_in_rotation: in_rotation, reason }
+    PoolHealthBody { status, shards, shards_in_rotation: in_rotation, reason }
 }
 
 fn words(cause: Cause) -> &'static str {
@@ -83,8 +85,8 @@ fn words(cause: Cause) -> &'static str {
 }
 
 /// Returns a pool's status, and the reason if it is not `ok`. `trouble` describes the pool's trouble.
-pub(super) fn fitness(health: &Health, trouble: Option<String>) -> (Status, Option<String>) {
-    let &Health { serves, exhausted, shared, alive, .. } = health;
+pub(super) fn fitness(health: &PoolHealth, trouble: Option<String>) -> (Status, Option<String>) {
+    let &PoolHealth { serves, exhausted, shared, alive, .. } = health;
     match (alive, serves, trouble) {
         (false, ..) => (Status::Down, Some(DIED.to_owned())),
         (true, false, _) if exhausted && shared => (

@@ -7,7 +7,7 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-use super::answer::{Answer, typed};
+use super::response::{JsonResponse, typed};
 use crate::fleet::Partitions;
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
@@ -22,7 +22,7 @@ const TEXT_FORMAT: HeaderValue =
 /// the first sample of a series.
 const AWAITED_STATUSES: [u16; 2] = [200, 503];
 
-pub(super) fn answer(monitor: &Monitor) -> Answer {
+pub(super) fn response(monitor: &Monitor) -> JsonResponse {
     let mut families = Families::default();
     families.gauge(
         "tombola_build_info",
@@ -42,7 +42,7 @@ pub(super) fn answer(monitor: &Monitor) -> Answer {
 }
 
 /// Returns the response with this text.
-pub(super) fn in_format(text: String) -> Answer {
+pub(super) fn in_format(text: String) -> JsonResponse {
     typed(TEXT_FORMAT, None, text.into_bytes())
 }
 

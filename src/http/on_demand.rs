@@ -10,12 +10,12 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
 
-use super::answer::{Refusal, json};
-use super::health::{self, PoolHealth, Status};
+use super::health::{self, PoolHealthBody, Status};
 use super::quota::{self, Account};
+use super::response::{ApiError, json};
 use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
 use crate::config::PoolConfig;
-use crate::on_demand::{DrawError, Handle, Health, PoolIndex, TRIES_MAX};
+use crate::on_demand::{DrawError, GeneratorHealth, Handle, PoolIndex, TRIES_MAX};
 use crate::space::Number;
 
 /// The state that the handlers share.
@@ -37,18 +37,18 @@ pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle) -> Router {
         .route(RANDOM, only(get(random).post(random).head(probe), RANDOM_METHODS))
         .route(HEALTH, only(get(health), TELL_METHODS))
         .route(READY, only(get(ready), TELL_METHODS))
-        .fallback(async || Refusal::UnknownPath)
+        .fallback(async || ApiError::UnknownPath)
         .with_state(Arc::new(App { pools, numbers }))
 }
 
 impl App {
-    fn pool(&self, query: Option<&str>) -> Result<PoolIndex, Refusal> {
+    fn pool(&self, query: Option<&str>) -> Result<PoolIndex, ApiError> {
         let names = self.pools.iter().map(|pool| &pool.name);
         Ok(PoolIndex(query::parse(names, None, query)?.pool))
     }
 
     fn can_serve(&self) -> bool {
-        matches!(self.numbers.health(), Health { alive: true, trouble: None })
+        matches!(self.numbers.health(), GeneratorHealth { alive: true, trouble: None })
     }
 }
 
@@ -56,12 +56,12 @@ async fn random(
     State(app): State<Arc<App>>,
     account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     let pool = app.pool(query.as_deref())?;
     quota::charge(account.as_deref(), None)?;
     let value = app.numbers.draw(pool).await.map_err(|error| match error {
-        DrawError::OutOfTries => Refusal::OutOfTries { tries: TRIES_MAX },
-        DrawError::NotSaved => Refusal::NotSaved,
+        DrawError::OutOfTries => ApiError::OutOfTries { tries: TRIES_MAX },
+        DrawError::NotSaved => ApiError::NotSaved,
     })?;
     let number = app.pools[pool.0].space.number(value);
     Ok(json(StatusCode::OK, &One { number }).map(Body::from))
@@ -71,29 +71,31 @@ async fn random(
 async fn probe(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     app.pool(query.as_deref())?;
     match app.can_serve() {
         true => Ok(json(StatusCode::OK, &()).map(Body::from)),
-        false => Err(Refusal::NotSaved),
+        false => Err(ApiError::NotSaved),
     }
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
     let ready = app.can_serve();
-    readiness::answer(ready, app.pools.iter().map(|pool| (&pool.name, ready))).map(Body::from)
+    readiness::response(ready, app.pools.iter().map(|pool| (&pool.name, ready))).map(Body::from)
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
     let (status, reason) = match app.numbers.health() {
-        Health { alive: false, .. } => (Status::Down, Some(health::DIED.to_owned())),
-        Health { trouble: Some(_), .. } => (Status::Down, Some(health::NOT_SAVED.to_owned())),
-        Health { .. } => (Status::Ok, None),
+        GeneratorHealth { alive: false, .. } => (Status::Down, Some(health::DIED.to_owned())),
+        GeneratorHealth { trouble: Some(_), .. } => {
+            (Status::Down, Some(health::NOT_SAVED.to_owned()))
+        }
+        GeneratorHealth { .. } => (Status::Ok, None),
     };
     // All pools share one store.
     let pools = app.pools.iter().map(|pool| {
         let reason = reason.clone();
-        (&pool.name, PoolHealth { status, shards: None, shards_in_rotation: None, reason })
+        (&pool.name, PoolHealthBody { status, shards: None, shards_in_rotation: None, reason })
     });
-    health::answer(pools).map(Body::from)
+    health::response(pools).map(Body::from)
 }

@@ -20,18 +20,18 @@ use utoipa::openapi::{
     Required, Response, ResponseBuilder, Schema, SecurityRequirement, Tag, Type,
 };
 
-use super::answer::{Answer, BODY_MAX, Code, HEADERS, Problem, Refusal, json};
 use super::guard::{self, Guard};
-use super::health::{self, HealthAnswer};
-use super::ready::{self, ReadyAnswer};
+use super::health::{self, HealthBody};
+use super::ready::{self, ReadyBody};
+use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
-    DOCS, HEALTH, METRICS, Many, OPENAPI, One, RANDOM, READY, STATUS, docs, metrics, one_of, page,
-    query, status,
+    DOCS, HEALTH, METRICS, Many, OPENAPI, One, RANDOM, READY, STATUS, docs, many_of, metrics,
+    one_of, page, query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
-use crate::pool::{Health, Pool};
-use crate::space::{Number, Space, Value};
+use crate::pool::{Pool, PoolHealth};
+use crate::space::{Space, Value};
 use crate::traffic::Traffic;
 
 /// The description of the whole API.
@@ -66,9 +66,9 @@ struct Route {
     description: String,
     parameters: Vec<Parameter>,
     /// The responses, by status.
-    answers: Vec<(StatusCode, Response)>,
+    responses: Vec<(StatusCode, Response)>,
     /// The error responses, each with the query that causes it, or the cause in words.
-    refusals: Vec<(String, Refusal)>,
+    errors: Vec<(String, ApiError)>,
 }
 
 impl Offer<'_> {
@@ -91,10 +91,10 @@ impl Offer<'_> {
         let mut schemas = Vec::new();
         for schemas_of in [
             schemas_of::<One>,
-            schemas_of::<Many<'_>>,
-            schemas_of::<Problem>,
-            schemas_of::<HealthAnswer<'_>>,
-            schemas_of::<ReadyAnswer<'_>>,
+            schemas_of::<Many>,
+            schemas_of::<ErrorBody>,
+            schemas_of::<HealthBody<'_>>,
+            schemas_of::<ReadyBody<'_>>,
             schemas_of::<status::Status>,
         ] {
             schemas_of(&mut schemas);
@@ -140,7 +140,7 @@ impl Offer<'_> {
     }
 
     fn operation(&self, path: &str, methods: &'static str, method: &str) -> Operation {
-        let Route { summary, description, parameters, answers, mut refusals } = match path {
+        let Route { summary, description, parameters, responses, mut errors } = match path {
             RANDOM => self.random(method),
             HEALTH => self.health(),
             READY => self.ready(),
@@ -153,20 +153,20 @@ impl Offer<'_> {
         };
         let scope = guard::scope(path);
         if scope.is_some() && !self.asks_for_tokens() {
-            refusals.push(("a web page of another site".to_owned(), Refusal::CrossSite));
+            errors.push(("a web page of another site".to_owned(), ApiError::CrossSite));
             if self.guard.checks_host() {
-                refusals.push(("another name in `Host`".to_owned(), Refusal::OtherHost));
+                errors.push(("another name in `Host`".to_owned(), ApiError::OtherHost));
             }
         }
         let scope = scope.filter(|_| self.asks_for_tokens());
         if scope.is_some() {
-            refusals.push(("no token, or an unknown one".to_owned(), Refusal::Unauthorized));
-            refusals.push(("a token of another scope".to_owned(), Refusal::Forbidden));
+            errors.push(("no token, or an unknown one".to_owned(), ApiError::Unauthorized));
+            errors.push(("a token of another scope".to_owned(), ApiError::Forbidden));
         }
-        refusals.push(("DELETE".to_owned(), Refusal::WrongMethod { allowed: methods }));
-        refusals.push((
+        errors.push(("DELETE".to_owned(), ApiError::WrongMethod { allowed: methods }));
+        errors.push((
             format!("a body of {} bytes", BODY_MAX + 1),
-            Refusal::BodyTooLarge { limit: BODY_MAX },
+            ApiError::BodyTooLarge { limit: BODY_MAX },
         ));
         let head_too_large = ResponseBuilder::new()
             .description("The request's head has more than 16 KiB or 100 lines. There is no body.");
@@ -182,7 +182,7 @@ impl Offer<'_> {
         for parameter in parameters {
             operation = operation.parameter(parameter);
         }
-        for (status, mut response) in answers.into_iter().chain(refused(refusals)) {
+        for (status, mut response) in responses.into_iter().chain(error_responses(errors)) {
             if method == "HEAD" {
                 response.content.clear();
             }
@@ -195,15 +195,15 @@ impl Offer<'_> {
     }
 
     fn random(&self, method: &str) -> Route {
-        let mut answers: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
-        answers.extend(self.pools.first().map(|pool| many(pool)));
+        let mut responses: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
+        responses.extend(self.pools.first().map(|pool| many(pool)));
         let schema = utoipa::openapi::OneOfBuilder::new()
             .item(Ref::from_schema_name(One::name()))
             .item(Ref::from_schema_name(Many::name()));
-        let answers = answered("Numbers that were never handed out before.", schema, answers);
+        let responses = described("Numbers that were never handed out before.", schema, responses);
 
         // The errors come from the parser itself.
-        let mut refusals: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
+        let mut errors: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
             .into_iter()
             .filter_map(|query| {
                 let names = self.pools.iter().map(|pool| pool.name());
@@ -214,31 +214,31 @@ impl Offer<'_> {
         if let Some(burst) = self.burst() {
             let asked = burst.get().saturating_add(1);
             if asked <= self.count_limit.get() {
-                refusals.push((
+                errors.push((
                     format!("?count={asked}"),
-                    Refusal::AboveBurst { asked, burst: burst.get() },
+                    ApiError::AboveBurst { asked, burst: burst.get() },
                 ));
             }
             // HEAD takes no number, so nothing is charged.
             if method != "HEAD" {
-                refusals
-                    .push(("the quota is used up".to_owned(), Refusal::OverQuota { seconds: 1 }));
+                errors
+                    .push(("the quota is used up".to_owned(), ApiError::OverQuota { seconds: 1 }));
             }
         }
-        refusals.extend([
+        errors.extend([
             (
                 "the range is used up".to_owned(),
-                Refusal::Exhausted { asked: 1, left: 0, shared: false },
+                ApiError::Exhausted { asked: 1, left: 0, shared: false },
             ),
             (
                 "3 numbers are left".to_owned(),
-                Refusal::Exhausted { asked: 5, left: 3, shared: false },
+                ApiError::Exhausted { asked: 5, left: 3, shared: false },
             ),
             (
                 "other instances of the fleet may have some".to_owned(),
-                Refusal::Exhausted { asked: 1, left: 0, shared: true },
+                ApiError::Exhausted { asked: 1, left: 0, shared: true },
             ),
-            ("demand exceeds the refill rate".to_owned(), Refusal::Refilling),
+            ("demand exceeds the refill rate".to_owned(), ApiError::Refilling),
         ]);
         let (summary, description) = match method {
             "HEAD" => (
@@ -254,8 +254,8 @@ impl Offer<'_> {
             summary,
             description: description.to_owned(),
             parameters: vec![self.type_parameter(), self.count_parameter()],
-            answers,
-            refusals,
+            responses,
+            errors,
         }
     }
 
@@ -298,13 +298,13 @@ impl Offer<'_> {
     }
 
     fn health(&self) -> Route {
-        let example = |of: fn(usize) -> Health| {
-            health::answer(self.pools.iter().map(|pool| {
+        let example = |of: fn(usize) -> PoolHealth| {
+            health::response(self.pools.iter().map(|pool| {
                 let shards = pool.health().shards;
                 (pool.name(), health::of_pool(&of(shards)))
             }))
         };
-        let sound = |shards| Health {
+        let sound = |shards| PoolHealth {
             in_rotation: shards,
             shards,
             serves: true,
@@ -313,7 +313,7 @@ impl Offer<'_> {
             alive: true,
             trouble: None,
         };
-        let exhausted = |shards| Health {
+        let exhausted = |shards| PoolHealth {
             in_rotation: 0,
             shards,
             serves: false,
@@ -322,7 +322,7 @@ impl Offer<'_> {
             alive: true,
             trouble: None,
         };
-        let refilling = |shards| Health {
+        let refilling = |shards| PoolHealth {
             in_rotation: 0,
             shards,
             serves: false,
@@ -331,13 +331,13 @@ impl Offer<'_> {
             alive: true,
             trouble: None,
         };
-        let schema = || Ref::from_schema_name(HealthAnswer::name());
-        let mut answers = answered(
+        let schema = || Ref::from_schema_name(HealthBody::name());
+        let mut responses = described(
             "Every pool serves.",
             schema(),
             vec![("every shard serves".to_owned(), example(sound))],
         );
-        answers.extend(answered(
+        responses.extend(described(
             "At least one pool does not serve; `reason` says why, and /status has the details.",
             schema(),
             vec![
@@ -351,17 +351,17 @@ impl Offer<'_> {
                 "The status is the worst one of the pools. `degraded` means that the server \
                           serves but needs attention. Needs no token."
                     .to_owned(),
-            answers,
+            responses,
             ..Route::default()
         }
     }
 
     fn ready(&self) -> Route {
         let example = |ready, serves| {
-            ready::answer(ready, self.pools.iter().map(|pool| (pool.name(), serves)))
+            ready::response(ready, self.pools.iter().map(|pool| (pool.name(), serves)))
         };
-        let schema = || Ref::from_schema_name(ReadyAnswer::name());
-        let mut answers = answered(
+        let schema = || Ref::from_schema_name(ReadyBody::name());
+        let mut responses = described(
             "A pool serves, or the ranges of all pools are used up.",
             schema(),
             vec![
@@ -369,7 +369,7 @@ impl Offer<'_> {
                 ("all ranges are used up".to_owned(), example(true, false)),
             ],
         );
-        answers.extend(answered(
+        responses.extend(described(
             "No pool serves at the moment, or one could not serve yet since the start.",
             schema(),
             vec![("no pool serves".to_owned(), example(false, false))],
@@ -380,7 +380,7 @@ impl Offer<'_> {
                           could serve, as long as any pool serves, and when all are used up. Needs no \
                           token."
                 .to_owned(),
-            answers,
+            responses,
             ..Route::default()
         }
     }
@@ -394,10 +394,10 @@ impl Offer<'_> {
                 "For the page and the console. Durations are in seconds, times are in UTC, \
                           and missing values are null."
                     .to_owned(),
-            answers: answered(
+            responses: described(
                 "The state of the server.",
                 Ref::from_schema_name(status::Status::name()),
-                vec![("at the start".to_owned(), status::answer(&nobody))],
+                vec![("at the start".to_owned(), status::response(&nobody))],
             ),
             ..Route::default()
         }
@@ -407,7 +407,7 @@ impl Offer<'_> {
         Route {
             summary: "The same figures for Prometheus",
             description: "In the text format, with a help line for each metric.".to_owned(),
-            answers: answered(
+            responses: described(
                 "The metrics.",
                 Object::with_type(Type::String),
                 vec![("shortened".to_owned(), metrics::in_format(METRICS_EXAMPLE.to_owned()))],
@@ -423,7 +423,7 @@ fn description() -> Route {
     Route {
         summary: "This description",
         description: "OpenAPI 3.1, for this server as it is configured. Needs no token.".to_owned(),
-        answers: answered("The description.", text, vec![("shortened".to_owned(), example)]),
+        responses: described("The description.", text, vec![("shortened".to_owned(), example)]),
         ..Route::default()
     }
 }
@@ -432,7 +432,7 @@ fn docs_page() -> Route {
     Route {
         summary: "This description as an interactive page",
         description: "Loads nothing from other hosts. Needs no token.".to_owned(),
-        answers: vec![(StatusCode::OK, media("The page.", "text/html; charset=utf-8"))],
+        responses: vec![(StatusCode::OK, media("The page.", "text/html; charset=utf-8"))],
         ..Route::default()
     }
 }
@@ -449,8 +449,8 @@ fn docs_file() -> Route {
         summary: "The files of the page",
         description: "Styles and scripts, compressed with gzip where that saves space.".to_owned(),
         parameters: vec![file.build()],
-        answers: vec![(StatusCode::OK, media("The file.", "*/*"))],
-        refusals: vec![("/docs/nothing".to_owned(), Refusal::UnknownPath)],
+        responses: vec![(StatusCode::OK, media("The file.", "*/*"))],
+        errors: vec![("/docs/nothing".to_owned(), ApiError::UnknownPath)],
     }
 }
 
@@ -464,7 +464,7 @@ fn page_part(path: &str) -> Option<Route> {
     Some(Route {
         summary,
         description: description.to_owned(),
-        answers: vec![(StatusCode::OK, media("The file.", content_type))],
+        responses: vec![(StatusCode::OK, media("The file.", content_type))],
         ..Route::default()
     })
 }
@@ -478,16 +478,14 @@ fn tag(path: &str) -> &'static str {
     }
 }
 
-fn one(pool: &Pool) -> (String, Answer) {
+fn one(pool: &Pool) -> (String, JsonResponse) {
     let number = pool.space().number(sample(*pool.space()));
     (format!("?type={}", pool.name()), one_of(number, &shard(pool.name())))
 }
 
-fn many(pool: &Pool) -> (String, Answer) {
-    let number: Number = pool.space().number(sample(*pool.space()));
-    let shard = shard(pool.name());
-    let many = Many { count: 1, numbers: vec![number], shards: BTreeMap::from([(&*shard, 1)]) };
-    (format!("?type={}&count=1", pool.name()), json(StatusCode::OK, &many))
+fn many(pool: &Pool) -> (String, JsonResponse) {
+    let parts = [(shard(pool.name()).into(), vec![sample(*pool.space())])];
+    (format!("?type={}&count=1", pool.name()), many_of(pool.space(), &parts))
 }
 
 fn shard(pool: &PoolName) -> String {
@@ -507,10 +505,10 @@ fn schemas_of<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
 }
 
 /// Returns the response of a status, with one example or more.
-fn answered(
+fn described(
     description: &str,
     schema: impl Into<RefOr<Schema>>,
-    examples: Vec<(String, Answer)>,
+    examples: Vec<(String, JsonResponse)>,
 ) -> Vec<(StatusCode, Response)> {
     let Some((_, first)) = examples.first() else {
         return Vec::new();
@@ -522,9 +520,9 @@ fn answered(
     }
     let content_type = first.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.unwrap_or("text/plain").to_owned();
-    let examples = examples.into_iter().map(|(when, answer)| {
-        let value = serde_json::from_slice(answer.body())
-            .unwrap_or_else(|_| String::from_utf8_lossy(answer.body()).into());
+    let examples = examples.into_iter().map(|(when, response)| {
+        let value = serde_json::from_slice(response.body())
+            .unwrap_or_else(|_| String::from_utf8_lossy(response.body()).into());
         (when, ExampleBuilder::new().value(Some(value)))
     });
     let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples);
@@ -532,13 +530,13 @@ fn answered(
 }
 
 /// Returns the error responses, one for each status.
-fn refused(refusals: Vec<(String, Refusal)>) -> Vec<(StatusCode, Response)> {
+fn error_responses(errors: Vec<(String, ApiError)>) -> Vec<(StatusCode, Response)> {
     let mut by_status: BTreeMap<_, (BTreeMap<Code, &str>, Vec<_>)> = BTreeMap::new();
-    for (when, refusal) in refusals {
-        let (status, code, advice) = refusal.row();
+    for (when, error) in errors {
+        let (status, code, advice) = error.row();
         let (codes, examples) = by_status.entry(status).or_default();
         codes.insert(code, advice);
-        examples.push((when, refusal.into()));
+        examples.push((when, error.into()));
     }
     let described = by_status.into_values().flat_map(|(codes, examples)| {
         let names = codes.keys().map(|code| json_value!(code));
@@ -552,8 +550,8 @@ fn refused(refusals: Vec<(String, Refusal)>) -> Vec<(StatusCode, Response)> {
             "code",
             ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)),
         );
-        let schema = AllOfBuilder::new().item(Ref::from_schema_name(Problem::name())).item(code);
-        answered(&lines.join("\n\n"), schema, examples)
+        let schema = AllOfBuilder::new().item(Ref::from_schema_name(ErrorBody::name())).item(code);
+        described(&lines.join("\n\n"), schema, examples)
     });
     described.collect()
 }

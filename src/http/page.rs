@@ -6,7 +6,7 @@ use axum::http::HeaderValue;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 
-use super::answer::{shared, typed};
+use super::response::{shared, typed};
 
 /// The path, content type and text of each part.
 pub(super) const PARTS: [(&str, &str, &str); 4] = [
@@ -30,10 +30,10 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>()
 -> impl Iterator<Item = (&'static str, MethodRouter<S>)> {
     PARTS
         .into_iter()
-        .map(|(path, content_type, text)| (path, get(async move || answer(content_type, text))))
+        .map(|(path, content_type, text)| (path, get(async move || response(content_type, text))))
 }
 
-fn answer(content_type: &'static str, text: &'static str) -> Response {
+fn response(content_type: &'static str, text: &'static str) -> Response {
     typed(
         HeaderValue::from_static(content_type),
         Some(POLICY),

@@ -14,7 +14,7 @@ use governor::state::StateStore;
 use governor::state::keyed::{HashMapStateStore, ShrinkableKeyedStateStore};
 use governor::{InsufficientCapacity, RateLimiter};
 
-use super::answer::Refusal;
+use super::response::ApiError;
 use crate::auth::TokenIndex;
 use crate::config::QuotaConfig;
 
@@ -73,7 +73,7 @@ impl<C: Clock> Quotas<C> {
     }
 
     /// Takes `count` from a bucket, or nothing if it holds less.
-    pub(super) fn charge(&self, key: Key, count: NonZeroU32) -> Result<(), Refusal> {
+    pub(super) fn charge(&self, key: Key, count: NonZeroU32) -> Result<(), ApiError> {
         if self.charges.fetch_add(1, Ordering::Relaxed) % SWEEP_EVERY == SWEEP_EVERY - 1 {
             self.limiter.retain_recent();
         }
@@ -82,10 +82,10 @@ impl<C: Clock> Quotas<C> {
             Ok(Err(until)) => {
                 let wait = until.wait_time_from(self.limiter.clock().now());
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-                Err(Refusal::OverQuota { seconds })
+                Err(ApiError::OverQuota { seconds })
             }
             Err(InsufficientCapacity(burst)) => {
-                Err(Refusal::AboveBurst { asked: count.get(), burst })
+                Err(ApiError::AboveBurst { asked: count.get(), burst })
             }
         }
     }
@@ -134,17 +134,17 @@ pub(crate) struct Account {
 /// Charges the requested numbers to the account, if there is one. They are not put back if the pool turns out
 /// to have no numbers: such a request costs the server the same, and a client that retries in a loop is
 /// slowed down.
-pub(super) fn charge(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), Refusal> {
+pub(super) fn charge(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), ApiError> {
     account.map_or(Ok(()), |Account { quotas, key }| {
         quotas.charge(*key, count.unwrap_or(NonZeroU32::MIN))
     })
 }
 
 /// Refuses a count that the quota never grants, and takes nothing.
-pub(super) fn probe(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), Refusal> {
+pub(super) fn probe(account: Option<&Account>, count: Option<NonZeroU32>) -> Result<(), ApiError> {
     match (account.map(|account| account.quotas.burst()), count) {
         (Some(burst), Some(count)) if count > burst => {
-            Err(Refusal::AboveBurst { asked: count.get(), burst: burst.get() })
+            Err(ApiError::AboveBurst { asked: count.get(), burst: burst.get() })
         }
         _ => Ok(()),
     }
@@ -175,14 +175,14 @@ mod tests {
         Key::of_peer(address.parse().unwrap())
     }
 
-    fn charge(quotas: &Quotas<FakeRelativeClock>, key: Key, count: u32) -> Result<(), Refusal> {
+    fn charge(quotas: &Quotas<FakeRelativeClock>, key: Key, count: u32) -> Result<(), ApiError> {
         quotas.charge(key, NonZeroU32::new(count).unwrap())
     }
 
     /// Returns the wait that a refusal asks for.
-    fn wait(outcome: Result<(), Refusal>) -> Duration {
+    fn wait(outcome: Result<(), ApiError>) -> Duration {
         match outcome {
-            Err(Refusal::OverQuota { seconds }) => Duration::from_secs(seconds),
+            Err(ApiError::OverQuota { seconds }) => Duration::from_secs(seconds),
             other => panic!("not a refusal to wait for: {other:?}"),
         }
     }
@@ -227,7 +227,7 @@ mod tests {
         let (quotas, clock) = quotas(1, 10);
         for _ in 0..2 {
             let outcome = charge(&quotas, peer("192.0.2.1"), 11);
-            assert!(matches!(outcome, Err(Refusal::AboveBurst { asked: 11, burst: 10 })));
+            assert!(matches!(outcome, Err(ApiError::AboveBurst { asked: 11, burst: 10 })));
             clock.advance(Duration::from_secs(3_600));
         }
         charge(&quotas, peer("192.0.2.1"), 10).unwrap();

@@ -8,14 +8,14 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::answer::{Answer, json};
+use super::response::{JsonResponse, json};
 use crate::config::PoolName;
-use crate::pool::Health;
+use crate::pool::PoolHealth;
 
 /// Whether to send requests to this server.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Ready)]
-pub(super) struct ReadyAnswer<'p> {
+pub(super) struct ReadyBody<'p> {
     /// Whether to send requests to this server.
     ready: bool,
     /// Whether each pool has numbers to hand out now.
@@ -23,10 +23,13 @@ pub(super) struct ReadyAnswer<'p> {
 }
 
 /// Returns the response, which is a 503 unless the server is ready.
-pub(super) fn answer<'p>(ready: bool, pools: impl Iterator<Item = (&'p PoolName, bool)>) -> Answer {
+pub(super) fn response<'p>(
+    ready: bool,
+    pools: impl Iterator<Item = (&'p PoolName, bool)>,
+) -> JsonResponse {
     let pools = pools.map(|(name, serves)| (name.as_str(), serves)).collect();
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(code, &ReadyAnswer { ready, pools })
+    json(code, &ReadyBody { ready, pools })
 }
 
 /// The pools that could serve since the start. It keeps one pool's trouble from making the server not ready
@@ -45,7 +48,7 @@ impl Readiness {
     /// Returns whether the server is ready. It is not ready before each pool could serve once or was
     /// exhausted; from then on it is ready while any pool serves. It is also ready if all pools are
     /// exhausted, because another server would give the same response.
-    pub(super) fn look<'h>(&self, pools: impl Iterator<Item = &'h Health>) -> bool {
+    pub(super) fn look<'h>(&self, pools: impl Iterator<Item = &'h PoolHealth>) -> bool {
         let (mut all_started, mut any_serves, mut all_exhausted) = (true, false, true);
         for (started, health) in self.started.iter().zip(pools) {
             if health.serves || health.exhausted {
@@ -70,7 +73,7 @@ mod tests {
         const SERVES: (bool, bool) = (true, false);
         const REFILLS: (bool, bool) = (false, false);
         const EXHAUSTED: (bool, bool) = (false, true);
-        let health = |(serves, exhausted)| Health {
+        let health = |(serves, exhausted)| PoolHealth {
             in_rotation: 1,
             shards: 1,
             serves,

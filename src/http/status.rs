@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::{Object, ObjectBuilder, Type};
 
-use super::answer::{Answer, json};
+use super::response::{JsonResponse, json};
 
 use super::health::{Status as Fitness, fitness};
 use crate::events::{Event, Kind};
@@ -133,7 +133,7 @@ struct EventStatus {
     message: String,
 }
 
-pub(super) fn answer(monitor: &Monitor) -> Answer {
+pub(super) fn response(monitor: &Monitor) -> JsonResponse {
     let pace = monitor.pace();
     let pools: BTreeMap<_, _> = monitor
         .pools()

@@ -88,20 +88,20 @@ pub(super) struct Buffer<R> {
     phase: Phase,
     generation: Generation,
     /// Leased rows that are not handed out.
-    ready: Vec<Row>,
+    leased: Vec<Row>,
     waiters: VecDeque<Waiter<R>>,
     /// The number of loans: groups of rows given to requests that may still return them.
     loans: usize,
     /// The number of rows in all loans.
-    lent: usize,
+    on_loan: usize,
     /// Rows leased since the process started, without those that were burned or went back into the file.
-    leased: u64,
+    leased_total: u64,
     /// Rows that are lost: leased but not handed out, or in a file that was set aside.
     burned: u64,
     /// Whether the last file was set aside and the next one is not serving yet.
     damaged: bool,
     /// Rows in the file that are not leased.
-    in_file: u64,
+    unused: u64,
     /// The number of rows in the next generation, if it is ready.
     standby: Option<u64>,
     /// Whether leasing fails at the moment, so that requests should not wait.
@@ -123,20 +123,20 @@ impl<R> Buffer<R> {
         live: Option<(Generation, u64)>,
         standby: Option<u64>,
     ) -> Self {
-        let (generation, in_file) = live.unwrap_or((Generation(0), 0));
+        let (generation, unused) = live.unwrap_or((Generation(0), 0));
         Self {
             lease_rows,
             low_water,
             phase: live.map_or(Phase::Empty, |_| Phase::Opening { swapped: false }),
             generation,
-            ready: Vec::new(),
+            leased: Vec::new(),
             waiters: VecDeque::new(),
             loans: 0,
-            lent: 0,
-            leased: 0,
+            on_loan: 0,
+            leased_total: 0,
             burned: 0,
             damaged: false,
-            in_file,
+            unused,
             standby,
             failing: false,
             stopping: false,
@@ -146,9 +146,9 @@ impl<R> Buffer<R> {
         }
     }
 
-    /// Takes one ready row, if there is one.
+    /// Takes one leased row, if there is one.
     pub(super) fn pop(&mut self) -> Option<Row> {
-        self.ready.pop()
+        self.leased.pop()
     }
 
     /// Returns whether the worker has something to do but was not told yet.
@@ -174,7 +174,7 @@ impl<R> Buffer<R> {
         if self.stopping || self.phase == Phase::Empty {
             return Take::Short;
         }
-        if self.ready.len() >= count {
+        if self.leased.len() >= count {
             return Take::Rows(self.lend(count), self.generation);
         }
         let next_is_due = matches!(self.phase, Phase::Swapping | Phase::Opening { .. })
@@ -187,7 +187,7 @@ impl<R> Buffer<R> {
         Take::Wait(receiver)
     }
 
-    /// Serves waiting requests from the ready rows, turns away those that wait in vain, and returns the
+    /// Serves waiting requests from the leased rows, turns away those that wait in vain, and returns the
     /// worker's next task.
     pub(super) fn next(&mut self, deliveries: &mut Vec<Delivery<R>>) -> Task {
         self.worker_told = false;
@@ -209,7 +209,7 @@ impl<R> Buffer<R> {
             Phase::Empty => return Task::Sleep,
         }
         self.serve(deliveries);
-        if self.in_file > 0 {
+        if self.unused > 0 {
             let waiting = self.waiting();
             if waiting > 0 || self.is_low() {
                 // Group commit: one transaction for all waiting requests.
@@ -217,7 +217,7 @@ impl<R> Buffer<R> {
             }
             return Task::Sleep;
         }
-        if self.loans > 0 || !self.ready.is_empty() {
+        if self.loans > 0 || !self.leased.is_empty() {
             return Task::Sleep;
         }
         if self.has_standby() {
@@ -231,10 +231,10 @@ impl<R> Buffer<R> {
     }
 
     /// Adds the rows of a committed lease.
-    pub(super) fn leased(&mut self, mut rows: Vec<Row>, in_file: u64) {
-        self.leased += rows.len() as u64;
-        self.ready.append(&mut rows);
-        self.in_file = in_file;
+    pub(super) fn add_lease(&mut self, mut rows: Vec<Row>, unused: u64) {
+        self.leased_total += rows.len() as u64;
+        self.leased.append(&mut rows);
+        self.unused = unused;
         self.failing = false;
     }
 
@@ -261,24 +261,24 @@ impl<R> Buffer<R> {
         }
     }
 
-    /// Returns whether a file with `in_file` unused rows still has all of the committed leases.
-    pub(super) fn remembers(&self, in_file: u64) -> bool {
-        self.phase == Phase::Opening { swapped: true } || in_file <= self.in_file
+    /// Returns whether a file with `unused` unused rows still has all of the committed leases.
+    pub(super) fn remembers(&self, unused: u64) -> bool {
+        self.phase == Phase::Opening { swapped: true } || unused <= self.unused
     }
 
-    /// Notes that the file is open and has `in_file` unused rows. Returns the number of rows that a failed
+    /// Notes that the file is open and has `unused` unused rows. Returns the number of rows that a failed
     /// lease marked as used, which are burned.
-    pub(super) fn opened(&mut self, generation: Generation, in_file: u64) -> u64 {
+    pub(super) fn opened(&mut self, generation: Generation, unused: u64) -> u64 {
         let burned = match self.phase {
             Phase::Opening { swapped: true } => {
                 self.standby = None;
                 0
             }
-            _ => self.in_file - in_file,
+            _ => self.unused - unused,
         };
         self.burned += burned;
         self.generation = generation;
-        self.in_file = in_file;
+        self.unused = unused;
         self.phase = Phase::Serving;
         self.failing = false;
         self.refiller_told = false;
@@ -294,11 +294,11 @@ impl<R> Buffer<R> {
             burned += self.standby.take().unwrap_or(0);
         }
         self.burned += burned;
-        self.leased -= self.ready.len() as u64;
+        self.leased_total -= self.leased.len() as u64;
         self.damaged = true;
-        self.ready.clear();
+        self.leased.clear();
         self.waiters.clear();
-        self.in_file = 0;
+        self.unused = 0;
         self.generation = Generation(0);
         self.phase = Phase::Empty;
         burned
@@ -312,22 +312,22 @@ impl<R> Buffer<R> {
     /// Notes that the `rows` rows of a loan were handed out.
     pub(super) fn loan_settled(&mut self, rows: usize) {
         self.loans -= 1;
-        self.lent -= rows;
+        self.on_loan -= rows;
     }
 
     /// Takes back the rows of a loan. Returns how many of them are burned because their file is no longer the
     /// live one.
     pub(super) fn loan_returned(&mut self, rows: &mut Vec<Row>, generation: Generation) -> u64 {
         self.loans -= 1;
-        self.lent -= rows.len();
+        self.on_loan -= rows.len();
         // Invariant: a row never outlives its generation.
         if generation != self.generation {
             let burned = rows.len() as u64;
-            self.leased -= burned;
+            self.leased_total -= burned;
             self.burned += burned;
             return burned;
         }
-        self.ready.append(rows);
+        self.leased.append(rows);
         // The rows on loan made the generation look shorter than it is.
         self.refiller_told &= self.left() < self.low_water;
         0
@@ -340,9 +340,9 @@ impl<R> Buffer<R> {
     }
 
     /// Takes the rows that were not handed out, at the end.
-    pub(super) fn take_unserved(&mut self) -> Vec<Row> {
-        self.leased -= self.ready.len() as u64;
-        std::mem::take(&mut self.ready)
+    pub(super) fn take_leased(&mut self) -> Vec<Row> {
+        self.leased_total -= self.leased.len() as u64;
+        std::mem::take(&mut self.leased)
     }
 
     /// Notes that the file was closed gracefully.
@@ -369,13 +369,13 @@ impl<R> Buffer<R> {
     }
 
     /// Returns the number of rows handed out since the process started.
-    pub(super) fn issued(&self) -> u64 {
-        self.leased - self.ready.len() as u64 - self.lent as u64
+    pub(super) fn handed_out(&self) -> u64 {
+        self.leased_total - self.leased.len() as u64 - self.on_loan as u64
     }
 
     /// Returns whether a new request can be served, at once or after a wait.
     pub(super) fn can_serve(&self) -> bool {
-        !self.failing || !self.ready.is_empty()
+        !self.failing || !self.leased.is_empty()
     }
 
     /// Returns the number of rows burned since the process started.
@@ -399,26 +399,26 @@ impl<R> Buffer<R> {
 
     /// Returns the number of rows that can still be handed out.
     pub(super) fn left(&self) -> u64 {
-        self.in_file + self.ready.len() as u64
+        self.unused + self.leased.len() as u64
     }
 
     /// Returns the number of rows that may still be handed out, including those on loan, which may come back,
     /// and those of the next generation.
-    pub(super) fn not_issued(&self) -> u64 {
-        self.left() + self.lent as u64 + self.standby.unwrap_or(0)
+    pub(super) fn not_handed_out(&self) -> u64 {
+        self.left() + self.on_loan as u64 + self.standby.unwrap_or(0)
     }
 
     /// Returns the number of leased rows that are not handed out, which the next lease records in the file.
-    pub(super) fn unserved(&self) -> Option<usize> {
-        (self.lease_rows > 0).then_some(self.ready.len())
+    pub(super) fn leased_rows(&self) -> Option<usize> {
+        (self.lease_rows > 0).then_some(self.leased.len())
     }
 
-    /// Returns whether at most half a lease is ready, so that the worker should lease ahead of need.
+    /// Returns whether at most half a lease is left, so that the worker should lease ahead of need.
     fn is_low(&self) -> bool {
         self.lease_rows > 0
-            && self.in_file > 0
+            && self.unused > 0
             && !self.failing
-            && self.ready.len() <= self.lease_rows / 2
+            && self.leased.len() <= self.lease_rows / 2
     }
 
     fn wants_refill(&self) -> bool {
@@ -434,13 +434,13 @@ impl<R> Buffer<R> {
     fn serve(&mut self, deliveries: &mut Vec<Delivery<R>>) {
         while let Some(waiter) = self.waiters.front() {
             // Rows on loan may come back, so requests that need them wait until the loans end.
-            let no_more = self.in_file == 0 && self.loans == 0;
+            let no_more = self.unused == 0 && self.loans == 0;
             let partial = waiter.partial && no_more;
-            let count = if partial { waiter.count.min(self.ready.len()) } else { waiter.count };
+            let count = if partial { waiter.count.min(self.leased.len()) } else { waiter.count };
             let vanished = waiter.reply.is_closed();
-            let enough = count > 0 && self.ready.len() >= count;
+            let enough = count > 0 && self.leased.len() >= count;
             // If no rows are left at all, all requests may wait for the standby.
-            let in_vain = no_more && !self.ready.is_empty();
+            let in_vain = no_more && !self.leased.is_empty();
             if !vanished && !enough && !in_vain {
                 break;
             }
@@ -465,13 +465,13 @@ impl<R> Buffer<R> {
                 break;
             }
         }
-        needed.saturating_sub(self.ready.len())
+        needed.saturating_sub(self.leased.len())
     }
 
     fn lend(&mut self, count: usize) -> Vec<Row> {
         self.loans += 1;
-        self.lent += count;
-        self.ready.split_off(self.ready.len() - count)
+        self.on_loan += count;
+        self.leased.split_off(self.leased.len() - count)
     }
 }
 

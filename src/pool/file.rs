@@ -37,15 +37,72 @@ impl WorkError {
     }
 }
 
-/// An open file: the connection, and the state of the shard, which moves to the blocking thread and back with
-/// each operation.
+/// The operations of a worker on its shard's file. The model has a simulated file.
+pub(super) trait ShardFile: Sized + Send + Sync {
+    /// Opens the live file.
+    fn open(
+        paths: &PoolPaths,
+        index: ShardIndex,
+    ) -> impl Future<Output = Result<Self, WorkError>> + Send;
+
+    /// Moves the standby generation into the place of the live file, which must be closed.
+    fn install_standby(
+        paths: &PoolPaths,
+        index: ShardIndex,
+    ) -> impl Future<Output = Result<(), WorkError>> + Send;
+
+    /// Reads the live file, which must be closed, to its end.
+    fn read_through(
+        paths: &PoolPaths,
+        index: ShardIndex,
+    ) -> impl Future<Output = Result<(), WorkError>> + Send;
+
+    /// Sets the live file aside, since it can't be trusted. Returns its new path.
+    fn set_aside(
+        paths: &PoolPaths,
+        index: ShardIndex,
+    ) -> impl Future<Output = Result<PathBuf, WorkError>> + Send;
+
+    fn generation(&self) -> Generation;
+
+    /// Counts leases in the file from now on, so that an older copy of it is recognised.
+    fn count_leases(&mut self);
+
+    /// Returns the number of counted leases.
+    fn leases(&self) -> u64;
+
+    /// Returns the number of rows that are not leased.
+    fn left(&self) -> u64;
+
+    /// Returns the approximate number of pages in the write-ahead log.
+    fn log_pages(&self) -> usize;
+
+    /// Marks up to `rows` rows as used. `leased` is the number of rows of earlier leases that are not handed
+    /// out, if the file is to record it.
+    fn lease(
+        &mut self,
+        rows: usize,
+        leased: Option<usize>,
+    ) -> impl Future<Output = Result<Vec<Row>, WorkError>> + Send;
+
+    /// Writes the write-ahead log back into the file.
+    fn checkpoint(&mut self) -> impl Future<Output = Result<(), WorkError>> + Send;
+
+    /// Marks rows as unused again, and closes the file.
+    fn give_back(self, rows: Vec<Row>) -> impl Future<Output = Result<(), WorkError>> + Send;
+
+    fn close(self) -> impl Future<Output = Result<(), WorkError>> + Send;
+}
+
+/// An open SQLite file: the connection, and the state of the shard, which moves to the blocking thread and
+/// back with each operation.
 pub(super) struct OpenFile {
     database: Database,
     shard: Option<(Shard, ChaCha20Rng)>,
 }
 
-impl OpenFile {
-    pub(super) async fn open(paths: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
+impl ShardFile for OpenFile {
+    async fn open(paths: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
         let path = paths.live(index);
         let found = Found::new(&path);
         let log = spawn_blocking(move || found.secure()).await.expect("securing does not panic")?;
@@ -66,54 +123,65 @@ impl OpenFile {
         Err(failed)
     }
 
-    pub(super) fn generation(&self) -> Generation {
+    async fn install_standby(paths: &PoolPaths, index: ShardIndex) -> Result<(), WorkError> {
+        let paths = paths.clone();
+        let installed = spawn_blocking(move || paths.install_standby(index)).await;
+        Ok(installed.expect("renaming does not panic")?)
+    }
+
+    async fn read_through(paths: &PoolPaths, index: ShardIndex) -> Result<(), WorkError> {
+        let path = paths.live(index);
+        let read = spawn_blocking(move || sqlite::read_through(&path)).await;
+        Ok(read.expect("reading does not panic")?)
+    }
+
+    async fn set_aside(paths: &PoolPaths, index: ShardIndex) -> Result<PathBuf, WorkError> {
+        let paths = paths.clone();
+        let aside = spawn_blocking(move || paths.set_aside(&paths.live(index))).await;
+        Ok(aside.expect("renaming does not panic")?)
+    }
+
+    fn generation(&self) -> Generation {
         self.shard().label().generation
     }
 
-    /// Counts leases in the file from now on, so that an older copy of it is recognised.
-    pub(super) fn count_leases(&mut self) {
+    fn count_leases(&mut self) {
         let (shard, _) = self.shard.as_mut().expect("the last operation returned it");
         shard.count_leases();
     }
 
-    /// Returns the number of counted leases.
-    pub(super) fn leases(&self) -> u64 {
+    fn leases(&self) -> u64 {
         self.shard().leases()
     }
 
-    /// Returns the number of rows that are not leased.
-    pub(super) fn left(&self) -> u64 {
+    fn left(&self) -> u64 {
         self.shard().left()
     }
 
-    /// Returns the approximate number of pages in the write-ahead log.
-    pub(super) fn log_pages(&self) -> usize {
+    fn log_pages(&self) -> usize {
         self.shard().log_pages()
     }
 
-    pub(super) async fn lease(
-        &mut self,
-        rows: usize,
-        unserved: Option<usize>,
-    ) -> Result<Vec<Row>, WorkError> {
-        self.work(move |shard, connection, rng| shard.lease(connection, rows, unserved, rng)).await
+    async fn lease(&mut self, rows: usize, leased: Option<usize>) -> Result<Vec<Row>, WorkError> {
+        self.work(move |shard, connection, rng| shard.lease(connection, rows, leased, rng)).await
     }
 
-    pub(super) async fn checkpoint(&mut self) -> Result<(), WorkError> {
+    async fn checkpoint(&mut self) -> Result<(), WorkError> {
         self.work(|shard, connection, _| shard.checkpoint(connection)).await
     }
 
-    /// Marks rows as unused again, and closes the file.
-    pub(super) async fn give_back(self, rows: Vec<Row>) -> Result<(), WorkError> {
+    async fn give_back(self, rows: Vec<Row>) -> Result<(), WorkError> {
         let (shard, _) = self.shard.expect("the last operation returned it");
         self.database.call(move |connection| shard.give_back(connection, rows)).await??;
         Ok(self.database.close().await?)
     }
 
-    pub(super) async fn close(self) -> Result<(), WorkError> {
+    async fn close(self) -> Result<(), WorkError> {
         Ok(self.database.close().await?)
     }
+}
 
+impl OpenFile {
     async fn work<R: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Shard, &mut Connection, &mut ChaCha20Rng) -> Result<R, ShardError>
@@ -136,24 +204,4 @@ impl OpenFile {
         let (shard, _) = self.shard.as_ref().expect("the last operation returned it");
         shard
     }
-}
-
-/// Moves the standby generation into the place of the live file, which must be closed.
-pub(super) async fn install_standby(paths: &PoolPaths, index: ShardIndex) -> Result<(), FileError> {
-    let paths = paths.clone();
-    let installed = spawn_blocking(move || paths.install_standby(index)).await;
-    installed.expect("renaming does not panic")
-}
-
-/// Reads the live file, which must be closed, to its end.
-pub(super) async fn read_through(paths: &PoolPaths, index: ShardIndex) -> Result<(), FileError> {
-    let path = paths.live(index);
-    spawn_blocking(move || sqlite::read_through(&path)).await.expect("reading does not panic")
-}
-
-/// Sets the live file aside, since it can't be trusted. Returns its new path.
-pub(super) async fn set_aside(paths: &PoolPaths, index: ShardIndex) -> Result<PathBuf, FileError> {
-    let paths = paths.clone();
-    let aside = spawn_blocking(move || paths.set_aside(&paths.live(index))).await;
-    aside.expect("renaming does not panic")
 }

@@ -1,9 +1,11 @@
 //! The pool under shuttle: real buffers, slots, workers and rotation, with callers that take, wait and
-//! disappear, in thousands of schedules. Only the files are [simulated](super::file), and so is the refiller,
+//! disappear, in thousands of schedules. Only the files are [simulated](SimulatedFile), and so is the refiller,
 //! which follows the real plan.
 //!
 //! `SCHEDULES=N` sets the number of schedules, and `SCHEDULES_SEED=N` selects them. A failure prints how to
 //! replay its schedule.
+
+mod file;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -16,8 +18,10 @@ use shuttle::future::{block_on, spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::RandomScheduler;
 
-use super::file::{Content, disk};
+use self::file::{Content, SimulatedFile, disk};
 use super::*;
+use crate::batch::Generation;
+use crate::config::LeaseConfig;
 use crate::refill::plan;
 use crate::shard::Row;
 
@@ -84,10 +88,11 @@ impl Model {
             space: Space::new("0", &(RANGE - 1).to_string(), 0).unwrap(),
             shards: SHARDS,
             shard_size: SHARD_SIZE,
+            // Strict, or a few leases per generation.
+            lease: LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } },
+            refill: REFILL,
         };
         let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
-        // Strict, or a few leases per generation.
-        let lease = LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } };
         let shards: Vec<_> = (0..SHARDS)
             .map(|index| ShardFiles {
                 index: ShardIndex(index),
@@ -96,8 +101,8 @@ impl Model {
                 damaged: false,
             })
             .collect();
-        let (pool, workers) =
-            Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
+        let pool = Arc::new(Pool::new(&config, &paths, &shards, Arc::default(), None));
+        let workers = pool.open_shards::<SimulatedFile>(REFILL, &paths, &shards).await;
         let model = Self {
             pool,
             handed_out: Mutex::default(),

@@ -54,7 +54,7 @@ impl Slot {
         }
     }
 
-    /// Takes one ready row.
+    /// Takes one leased row.
     pub(super) fn pop(&self) -> Option<Value> {
         let mut buffer = self.lock();
         let row = buffer.pop();
@@ -189,10 +189,10 @@ impl Loan {
         self.slot.look(|buffer| buffer.has_standby() && buffer.left() == 0)
     }
 
-    /// Hands out the rows.
-    pub(super) fn settle(mut self) -> (ShardIndex, Vec<Value>) {
+    /// Hands out the rows. Returns the shard's name and the values.
+    pub(super) fn settle(mut self) -> (Arc<str>, Vec<Value>) {
         self.settled = true;
-        (self.slot.index, self.rows.iter().map(|row| row.value).collect())
+        (Arc::clone(&self.slot.name), self.rows.iter().map(|row| row.value).collect())
     }
 }
 

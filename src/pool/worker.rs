@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::buffer::{Buffer, Task};
-use super::file::{self, OpenFile, WorkError};
+use super::file::{ShardFile, WorkError};
 use super::slot::Slot;
 use super::sync::timeout;
 use super::{Cause, Pool, Trouble};
@@ -24,25 +24,25 @@ use crate::sqlite::{Fault, LOG_PAGES_MAX};
 const GATE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// See the [module](self).
-pub(super) struct Worker {
+pub(super) struct Worker<F> {
     pool: Arc<Pool>,
     position: usize,
     slot: Arc<Slot>,
     paths: PoolPaths,
     refill: RefillConfig,
-    file: Option<OpenFile>,
+    file: Option<F>,
     /// The last operation on the file found its content wrong.
     suspects: bool,
     /// Whether `run` has begun. Until then the worker does not pause, so that a failing shard does not delay
     /// the start.
     runs: bool,
     /// Leased rows that may not be handed out, because the pool stopped before the gate opened.
-    withheld: Vec<Row>,
+    unfenced: Vec<Row>,
     /// The pause before a failed operation is tried again.
     pause: Duration,
 }
 
-impl Worker {
+impl<F: ShardFile> Worker<F> {
     pub(super) fn new(
         pool: Arc<Pool>,
         position: usize,
@@ -50,9 +50,9 @@ impl Worker {
         refill: RefillConfig,
     ) -> Self {
         let slot = Arc::clone(&pool.slots[position]);
-        let withheld = Vec::new();
+        let unfenced = Vec::new();
         let (file, suspects, runs, pause) = (None, false, false, refill.retry);
-        Self { pool, position, slot, paths, refill, file, suspects, runs, withheld, pause }
+        Self { pool, position, slot, paths, refill, file, suspects, runs, unfenced, pause }
     }
 
     /// Works until the pool is stopped.
@@ -81,7 +81,7 @@ impl Worker {
 
     /// Opens the live file and enters the rotation.
     pub(super) async fn open(&mut self) {
-        let mut file = match OpenFile::open(&self.paths, self.slot.index).await {
+        let mut file = match F::open(&self.paths, self.slot.index).await {
             Ok(file) => file,
             Err(error) => return self.failed("the shard can't be opened", &error).await,
         };
@@ -106,10 +106,10 @@ impl Worker {
     }
 
     async fn lease(&mut self, rows: usize) {
-        let unserved = self.slot.look(Buffer::unserved);
+        let leased = self.slot.look(Buffer::leased_rows);
         let file = self.file.as_mut().expect(OPEN);
         let started = Instant::now();
-        match file.lease(rows, unserved).await {
+        match file.lease(rows, leased).await {
             Ok(rows) => {
                 self.slot.leases.record(started.elapsed());
                 let left = file.left();
@@ -117,11 +117,11 @@ impl Worker {
                 if let Some(gate) = self.pool.gate.clone()
                     && !self.pass(&gate).await
                 {
-                    self.withheld = rows;
+                    self.unfenced = rows;
                     return;
                 }
                 // Invariant: committed before handed out, and in a fleet also fenced.
-                self.slot.update(|buffer| buffer.leased(rows, left));
+                self.slot.update(|buffer| buffer.add_lease(rows, left));
                 self.suspects = false;
                 self.pause = self.refill.retry;
                 self.slot.set_trouble(None);
@@ -160,7 +160,7 @@ impl Worker {
     }
 
     fn log_pages(&self) -> usize {
-        self.file.as_ref().map_or(0, OpenFile::log_pages)
+        self.file.as_ref().map_or(0, F::log_pages)
     }
 
     /// Writes the log back into the file. This takes as long as several leases, so while the log is short it
@@ -190,7 +190,7 @@ impl Worker {
             // The file is used up, so its log is no longer needed.
             warn!(shard = %self.slot.name, %error, "a used-up shard could not be closed cleanly");
         }
-        match file::install_standby(&self.paths, self.slot.index).await {
+        match F::install_standby(&self.paths, self.slot.index).await {
             Ok(()) => self.slot.update(Buffer::installed),
             Err(error) => self.pause("the next generation can't be put in place", &error).await,
         }
@@ -213,7 +213,7 @@ impl Worker {
             return self.pause(what, error).await;
         }
         if suspected {
-            match file::read_through(&self.paths, self.slot.index).await {
+            match F::read_through(&self.paths, self.slot.index).await {
                 Ok(()) => self.lost(error).await,
                 Err(error) => self.pause(what, &error).await,
             }
@@ -228,7 +228,7 @@ impl Worker {
             // This may well fail, but the file is not used again.
             let _ = file.close().await;
         }
-        match file::set_aside(&self.paths, self.slot.index).await {
+        match F::set_aside(&self.paths, self.slot.index).await {
             Ok(aside) => error!(
                 pool = %self.pool.name, shard = %self.slot.name, kept_as = %aside.display(), burned,
                 %error, "a shard is damaged and was set aside; a new generation will be built"
@@ -270,8 +270,8 @@ impl Worker {
     /// Returns the leased rows that were not handed out, and closes the file.
     async fn give_back(&mut self) {
         self.pool.leave_rotation(self.position);
-        let mut rows: Vec<Row> = self.slot.update(Buffer::take_unserved);
-        rows.append(&mut self.withheld);
+        let mut rows: Vec<Row> = self.slot.update(Buffer::take_leased);
+        rows.append(&mut self.unfenced);
         let Some(file) = self.file.take() else {
             return;
         };
@@ -289,7 +289,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl<F> Drop for Worker<F> {
     fn drop(&mut self) {
         // However the task ends, no request may wait for it.
         self.slot.update(Buffer::stop);

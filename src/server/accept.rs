@@ -1,7 +1,6 @@
 //! Accepts connections up to a limit, and ends them when the server stops. Knows nothing of HTTP.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info, warn};
 
-use super::connection::{self, Door, Turn};
+use super::connection::{self, ClientTimer, Context};
 use super::lanes::Lanes;
 use super::tls::Tls;
-use crate::http::Front;
-use crate::traffic;
+use crate::http::Routes;
 
 /// How long to wait for a connection to end if no more can be accepted.
 const FULL_RETRY: Duration = Duration::from_millis(10);
@@ -29,112 +27,117 @@ const LOOKS_PER_TIMEOUT: u32 = 20;
 /// always include one.
 const LOOKS: usize = 32;
 
-/// The routes and limits that all connections share.
+/// Accepts connections, within limits that all of them share.
 #[derive(Debug)]
-pub(super) struct Terms {
-    pub(super) front: Front,
+pub(super) struct Acceptor {
+    pub(super) routes: Routes,
     pub(super) tls: Option<Arc<Tls>>,
     /// The most connections at once.
-    pub(super) connections: usize,
+    pub(super) connections_max: usize,
     pub(super) client_timeout: Duration,
     pub(super) drain: Duration,
 }
 
-/// Accepts and serves connections until `shutdown` completes, then waits for the requests in flight.
-pub(super) async fn serve(
-    listener: TcpListener,
-    terms: Terms,
-    lanes: &mut Lanes,
-    shutdown: impl Future<Output = ()>,
-) {
-    let mut crowd = Crowd::default();
-    let (stop, stopped) = watch::channel(false);
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut look = tokio::time::interval(terms.client_timeout / LOOKS_PER_TIMEOUT);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    // All connections may stay busy for any length of time.
-                    tokio::select! {
-                        () = crowd.make_room(terms.connections) => {}
-                        () = &mut shutdown => break,
-                    }
-                    crowd.admit(stream, peer.ip(), &terms, lanes.next(), stopped.clone());
-                }
-                // Most likely the process has no file descriptor left.
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
-                    crowd.send_one_away();
-                    tokio::time::sleep(FULL_RETRY).await;
-                }
-            },
-            Some(()) = crowd.ended() => {}
-            _ = look.tick() => crowd.cut_overdue(terms.client_timeout),
-            () = &mut shutdown => break,
-        }
-    }
-    drop(listener);
-    let started = Instant::now();
-    info!(connections = crowd.connections.len(), "stopping: requests in flight are finished first");
-    stop.send_replace(true);
-    let all_ended = async { while crowd.ended().await.is_some() {} };
-    if tokio::time::timeout(terms.drain, all_ended).await.is_err() {
-        warn!(
-            after_ms = started.elapsed().as_millis(),
-            connections = crowd.connections.len(),
-            "some connections are cut because they did not end in time"
-        );
-    }
-    crowd.connections.shutdown().await;
-}
-
-/// The connections, in the order in which they are examined when one has to be cut.
-#[derive(Default)]
-struct Crowd {
-    connections: JoinSet<()>,
-    line: VecDeque<Place>,
-}
-
-struct Place {
-    turn: Arc<Turn>,
-    connection: AbortHandle,
-}
-
-impl Crowd {
-    fn admit(
-        &mut self,
-        stream: TcpStream,
-        peer: IpAddr,
-        terms: &Terms,
-        (lane, counts): (&Handle, &Arc<traffic::Lane>),
-        stop: watch::Receiver<bool>,
+impl Acceptor {
+    /// Accepts and serves connections until `shutdown` completes, then waits for the requests in flight.
+    pub(super) async fn run(
+        self,
+        listener: TcpListener,
+        lanes: &mut Lanes,
+        shutdown: impl Future<Output = ()>,
     ) {
-        let turn = Arc::new(Turn::new());
-        let acceptor = terms.tls.as_ref().map(|tls| tls.acceptor());
-        let counts = counts.open_connection();
-        let door = Door { front: terms.front.clone(), peer, turn: Arc::clone(&turn), counts };
+        let mut connections = Connections::default();
+        let (stop, stopped) = watch::channel(false);
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut look = tokio::time::interval(self.client_timeout / LOOKS_PER_TIMEOUT);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        // All connections may stay busy for any length of time.
+                        tokio::select! {
+                            () = connections.make_room(self.connections_max) => {}
+                            () = &mut shutdown => break,
+                        }
+                        let (lane, counts) = lanes.next();
+                        let timer = Arc::new(ClientTimer::new());
+                        let context = Context {
+                            routes: self.routes.clone(),
+                            peer: peer.ip(),
+                            timer: Arc::clone(&timer),
+                            counts: counts.open_connection(),
+                        };
+                        let serving = self.serve(stream, context, stopped.clone());
+                        connections.spawn(serving, lane, timer);
+                    }
+                    // Most likely the process has no file descriptor left.
+                    Err(error) => {
+                        warn!(%error, "a connection could not be accepted");
+                        connections.cut_one();
+                        tokio::time::sleep(FULL_RETRY).await;
+                    }
+                },
+                Some(()) = connections.ended() => {}
+                _ = look.tick() => connections.cut_overdue(self.client_timeout),
+                () = &mut shutdown => break,
+            }
+        }
+        drop(listener);
+        stop.send_replace(true);
+        connections.drain(self.drain).await;
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        context: Context,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + use<> {
+        let tls = self.tls.as_ref().map(|tls| tls.acceptor());
         let moved = stream.into_std();
-        let serving = async move {
+        async move {
             // Registers the socket with the lane's runtime, which then wakes the task.
             match moved.and_then(TcpStream::from_std) {
-                Ok(stream) => connection::serve(stream, acceptor, door, stop).await,
+                Ok(stream) => connection::serve(stream, tls, context, stop).await,
                 Err(error) => warn!(%error, "a connection could not be handed to its thread"),
             }
-        };
-        let connection = self.connections.spawn_on(serving, lane);
-        self.line.push_back(Place { turn, connection });
+        }
+    }
+}
+
+/// The open connections.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The connections in the order in which they are examined when one has to be cut.
+    queue: VecDeque<Entry>,
+}
+
+struct Entry {
+    timer: Arc<ClientTimer>,
+    task: AbortHandle,
+}
+
+impl Connections {
+    fn spawn(
+        &mut self,
+        serving: impl Future<Output = ()> + Send + 'static,
+        lane: &Handle,
+        timer: Arc<ClientTimer>,
+    ) {
+        let task = self.tasks.spawn_on(serving, lane);
+        self.queue.push_back(Entry { timer, task });
         // Removes ended connections occasionally, so that the cost per connection is constant.
-        if self.line.len() > 2 * self.connections.len() + LOOKS {
-            self.line.retain(|place| !place.connection.is_finished());
+        if self.queue.len() > 2 * self.tasks.len() + LOOKS {
+            self.queue.retain(|entry| !entry.task.is_finished());
         }
     }
 
-    /// Cuts connections if necessary, and waits until there are fewer than `connections`.
-    async fn make_room(&mut self, connections: usize) {
-        while self.connections.len() >= connections {
-            self.send_one_away();
+    /// Cuts connections if necessary, and waits until there are fewer than `connections_max`.
+    async fn make_room(&mut self, connections_max: usize) {
+        while self.tasks.len() >= connections_max {
+            self.cut_one();
             // If all of them wait for the server, none was cut: try again soon.
             let _ = tokio::time::timeout(FULL_RETRY, self.ended()).await;
         }
@@ -142,32 +145,47 @@ impl Crowd {
 
     /// Waits until a connection has ended. Returns `None` at once if there is none.
     async fn ended(&mut self) -> Option<()> {
-        self.connections.join_next().await.map(drop)
+        self.tasks.join_next().await.map(drop)
     }
 
     /// Cuts the connections whose clients have kept the server waiting for `client_timeout`.
     fn cut_overdue(&mut self, client_timeout: Duration) {
-        self.line.retain(|place| {
-            let overdue = place.turn.waited().is_some_and(|waited| waited >= client_timeout);
-            if overdue && !place.connection.is_finished() {
+        self.queue.retain(|entry| {
+            let overdue = entry.timer.waited().is_some_and(|waited| waited >= client_timeout);
+            if overdue && !entry.task.is_finished() {
                 debug!("a connection is cut: its client took too long");
-                place.connection.abort();
+                entry.task.abort();
             }
-            !overdue && !place.connection.is_finished()
+            !overdue && !entry.task.is_finished()
         });
     }
 
-    /// Cuts the connection that has kept the server waiting for longest among the first few of the line, or
-    /// none if all of these wait for the server. The others go to the end of the line.
-    fn send_one_away(&mut self) {
-        let mut first: Vec<_> = self.line.drain(..LOOKS.min(self.line.len())).collect();
-        first.retain(|place| !place.connection.is_finished());
+    /// Cuts the connection that has kept the server waiting for longest among the first few of the queue, or
+    /// none if all of these wait for the server. The others go to the end of the queue.
+    fn cut_one(&mut self) {
+        let mut first: Vec<_> = self.queue.drain(..LOOKS.min(self.queue.len())).collect();
+        first.retain(|entry| !entry.task.is_finished());
         let waited =
-            first.iter().enumerate().filter_map(|(i, place)| Some((place.turn.waited()?, i)));
+            first.iter().enumerate().filter_map(|(i, entry)| Some((entry.timer.waited()?, i)));
         if let Some((waited, longest)) = waited.max() {
             debug!(waited_ms = waited.as_millis(), "a connection is cut: there can be no more");
-            first.swap_remove(longest).connection.abort();
+            first.swap_remove(longest).task.abort();
         }
-        self.line.extend(first);
+        self.queue.extend(first);
+    }
+
+    /// Waits until all connections have ended, and cuts the rest after `limit`.
+    async fn drain(&mut self, limit: Duration) {
+        let started = Instant::now();
+        info!(connections = self.tasks.len(), "stopping: requests in flight are finished first");
+        let all_ended = async { while self.ended().await.is_some() {} };
+        if tokio::time::timeout(limit, all_ended).await.is_err() {
+            warn!(
+                after_ms = started.elapsed().as_millis(),
+                connections = self.tasks.len(),
+                "some connections are cut because they did not end in time"
+            );
+        }
+        self.tasks.shutdown().await;
     }
 }

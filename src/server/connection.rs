@@ -1,4 +1,4 @@
-//! One connection: its handshake, its requests, and whether the client or the server is to act next. Knows
+//! One connection: its handshake, its requests, and how long the server waits for its client. Knows
 //! nothing of other connections or of what the routes do.
 
 use std::future::poll_fn;
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
@@ -23,55 +23,57 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{BODY_MAX, Front, Refusal, Reply};
+use crate::http::{AnyResponse, ApiError, BODY_MAX, Routes};
 use crate::traffic::{OpenConnection, Route};
 
 /// The largest request head in bytes, as in other servers. It also bounds the memory of a connection.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// Whose turn it is on a connection, the client's or the server's, and since when.
+/// Measures how long the server has been waiting for a client to send or to read.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct ClientTimer {
     accepted: Instant,
-    /// Milliseconds after `accepted` at which the client's turn began, or [`Self::SERVERS`].
-    clients_since_ms: AtomicU64,
+    /// Milliseconds after `accepted` at which the wait began, or [`Self::PAUSED`].
+    since_ms: AtomicU64,
 }
 
-impl Turn {
-    const SERVERS: u64 = u64::MAX;
+impl ClientTimer {
+    const PAUSED: u64 = u64::MAX;
 
-    /// Creates a turn that is the client's from now on.
+    /// Creates a timer that runs from now on.
     pub(super) fn new() -> Self {
-        Self { accepted: Instant::now(), clients_since_ms: AtomicU64::new(0) }
+        Self { accepted: Instant::now(), since_ms: AtomicU64::new(0) }
     }
 
-    /// Returns how long the client has kept the server waiting, or `None` while it is the server's turn.
+    /// Returns how long the client has kept the server waiting, or `None` while the server has to act.
     pub(super) fn waited(&self) -> Option<Duration> {
-        match self.clients_since_ms.load(Ordering::Relaxed) {
-            Self::SERVERS => None,
+        match self.since_ms.load(Ordering::Relaxed) {
+            Self::PAUSED => None,
             since => Some(self.accepted.elapsed().saturating_sub(Duration::from_millis(since))),
         }
     }
 
-    fn servers(&self) {
-        self.clients_since_ms.store(Self::SERVERS, Ordering::Relaxed);
+    /// Stops the timer: the server has to act.
+    fn pause(&self) {
+        self.since_ms.store(Self::PAUSED, Ordering::Relaxed);
     }
 
-    /// Makes it the client's turn. Returns the time.
-    fn clients(&self) -> Instant {
+    /// Starts the timer from zero: the client has to act. Returns the time.
+    fn restart(&self) -> Instant {
         let now = Instant::now();
         let since = u64::try_from((now - self.accepted).as_millis());
-        self.clients_since_ms.store(since.unwrap_or(Self::SERVERS - 1), Ordering::Relaxed);
+        self.since_ms.store(since.unwrap_or(Self::PAUSED - 1), Ordering::Relaxed);
         now
     }
 }
 
-/// The client and the routes at the two ends of a connection.
+/// What the requests of one connection have in common.
 #[derive(Debug)]
-pub(super) struct Door {
-    pub(super) front: Front,
+pub(super) struct Context {
+    pub(super) routes: Routes,
+    /// The client's address.
     pub(super) peer: IpAddr,
-    pub(super) turn: Arc<Turn>,
+    pub(super) timer: Arc<ClientTimer>,
     pub(super) counts: OpenConnection,
 }
 
@@ -79,14 +81,14 @@ pub(super) struct Door {
 pub(super) async fn serve(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
-    door: Door,
+    context: Context,
     mut stop: watch::Receiver<bool>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "TCP_NODELAY could not be set");
     }
     let Some(tls) = tls else {
-        return answer_all(stream, &door, stop).await;
+        return respond_all(stream, &context, stop).await;
     };
     let shaken = tokio::select! {
         shaken = tls.accept(stream) => shaken,
@@ -94,25 +96,25 @@ pub(super) async fn serve(
     };
     match shaken {
         // Boxed, because otherwise a connection without TLS would be as large.
-        Ok(stream) => Box::pin(answer_all(stream, &door, stop)).await,
+        Ok(stream) => Box::pin(respond_all(stream, &context, stop)).await,
         Err(error) => debug!(%error, "a TLS handshake failed"),
     }
 }
 
-async fn answer_all(
+async fn respond_all(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    door: &Door,
+    context: &Context,
     mut stop: watch::Receiver<bool>,
 ) {
-    let stream = TokioIo::new(Attended { stream, turn: &door.turn, stalled: false });
-    let answers = service_fn(|request| answer(door, request));
-    // Without hyper's timer, which would be set for each request. `Crowd::cut_overdue` checks the turn, which
-    // bounds the time for a head too.
+    let stream = TokioIo::new(TimedStream { stream, timer: &context.timer, stalled: false });
+    let service = service_fn(|request| respond(context, request));
+    // Without hyper's timer, which would be set for each request. `Connections::cut_overdue` checks the
+    // client's timer, which bounds the time for a head too.
     let connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
         // One buffer: a vectored write costs the kernel more than copying a body of this size.
         .writev(false)
-        .serve_connection(stream, answers);
+        .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let told = stop.clone();
     let mut stopped = std::pin::pin!(told_to(&mut stop));
@@ -147,19 +149,22 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 
 /// Handles a request after reading its body. If it drew a number first and the connection then closed before
 /// the end of the body, the number would be lost.
-async fn answer(door: &Door, request: Request<Incoming>) -> Result<Reply, axum::BoxError> {
+async fn respond(
+    context: &Context,
+    request: Request<Incoming>,
+) -> Result<AnyResponse, axum::BoxError> {
     let (head, body) = request.into_parts();
     let is_read = body.is_end_stream() || read_away(body).await?;
     let route = Route::of(head.uri.path());
     let asked = Instant::now();
-    door.turn.servers();
-    let answer = match is_read {
-        true => door.front.answer(Request::from_parts(head, Body::empty()), door.peer).await,
-        false => Refusal::BodyTooLarge { limit: BODY_MAX }.into(),
+    context.timer.pause();
+    let response = match is_read {
+        true => context.routes.handle(Request::from_parts(head, Body::empty()), context.peer).await,
+        false => ApiError::BodyTooLarge { limit: BODY_MAX }.into(),
     };
-    let took = door.turn.clients() - asked;
-    door.counts.answered(route, answer.status().as_u16(), took);
-    Ok(answer)
+    let took = context.timer.restart() - asked;
+    context.counts.answered(route, response.status().as_u16(), took);
+    Ok(response)
 }
 
 /// Reads and drops the body. Returns false if it is too large, in which case it is not read to its end.
@@ -175,39 +180,39 @@ async fn read_away(body: Incoming) -> Result<bool, axum::BoxError> {
 }
 
 /// A stream that gives its client more time when the client resumes reading after a pause.
-struct Attended<'a, S> {
+struct TimedStream<'a, S> {
     stream: S,
-    turn: &'a Turn,
+    timer: &'a ClientTimer,
     /// Whether the last write had to wait.
     stalled: bool,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Attended<'_, S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut task::Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl<S> Attended<'_, S> {
+impl<S> TimedStream<'_, S> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let stalled = written.is_pending();
         // With pipelined requests, the server may be working on the next response already.
-        if self.stalled && !stalled && self.turn.waited().is_some() {
-            let _now = self.turn.clients();
+        if self.stalled && !stalled && self.timer.waited().is_some() {
+            let _now = self.timer.restart();
         }
         self.stalled = stalled;
         written
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Attended<'_, S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<'_, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut task::Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
@@ -216,7 +221,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Attended<'_, S> {
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut task::Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
@@ -227,11 +232,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Attended<'_, S> {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

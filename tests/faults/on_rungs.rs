@@ -1,11 +1,12 @@
 //! The store of the mode `sqlite` under failed syncs and power loss.
 
-use tombola::config::{PoolConfig, PoolName};
+use tombola::config::{LeaseConfig, PoolConfig, PoolName};
 use tombola::files;
 use tombola::on_demand::{Candidate, OpenError, PoolIndex, Store, TableStore};
 use tombola::space::{Space, Value};
 
 use crate::disk::{Disk, Fault, Plan};
+use crate::product::REFILL;
 
 /// How many power losses are tried after each fault.
 const CUTS: u64 = 8;
@@ -16,6 +17,8 @@ fn open(disk: &Disk) -> Result<TableStore, OpenError> {
         space: Space::new("0", "99", 0).unwrap(),
         shards: 1,
         shard_size: 1,
+        lease: LeaseConfig { rows: 0 },
+        refill: REFILL,
     };
     files::create_folder(&disk.path("shards"))?;
     TableStore::open(&disk.path("shards"), &[pool])

@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const COME_BACK: Duration = Duration::from_micros(300);
 
 /// Retries are as quick as the shards are small.
-const REFILL: RefillConfig = RefillConfig {
+pub(crate) const REFILL: RefillConfig = RefillConfig {
     low_water: 0.5,
     retry: Duration::from_millis(1),
     retry_limit: Duration::from_millis(5),
@@ -50,12 +50,14 @@ pub(crate) struct PoolSetting {
 pub(crate) const SHARDS: u16 = 2;
 
 impl PoolSetting {
-    pub(crate) fn config(&self) -> PoolConfig {
+    pub(crate) fn config(&self, lease_rows: usize) -> PoolConfig {
         PoolConfig {
             name: PoolName::new(self.name).unwrap(),
             space: Space::new("0", &(self.range - 1).to_string(), 0).unwrap(),
             shards: SHARDS,
             shard_size: self.shard_size,
+            lease: LeaseConfig { rows: lease_rows },
+            refill: REFILL,
         }
     }
 }
@@ -128,22 +130,22 @@ impl Service {
     /// # Errors
     /// The product refuses to start.
     pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
-        let (path, pools) = (disk.path("shards"), setting.pools);
+        let path = disk.path("shards");
+        let configs = setting.pools.iter().map(|pool| pool.config(setting.lease_rows));
+        let configs: Vec<PoolConfig> = configs.collect();
+        let pools = configs.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let folder = Folder::open(&path, Mode::Sharded, false, Duration::ZERO)?;
             let found: Result<Vec<PoolFiles>, _> =
-                pools.iter().map(|pool| folder.open_pool(&pool.config(), None, true)).collect();
+                pools.iter().map(|pool| folder.open_pool(pool, None, true)).collect();
             found.map(|found| (folder, found))
         });
         let (folder, found) =
             opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
         let (stop_refillers, stop) = watch::channel(false);
         let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-        for (pool, PoolFiles { paths, ledger, shards }) in setting.pools.iter().zip(found) {
-            let config = pool.config();
-            let lease = LeaseConfig { rows: setting.lease_rows };
-            let (pool, tasks) =
-                Pool::open(&config, lease, REFILL, &paths, &shards, Arc::default(), None).await;
+        for (config, PoolFiles { paths, ledger, shards }) in configs.iter().zip(found) {
+            let (pool, tasks) = Pool::open(config, &paths, &shards, Arc::default(), None).await;
             let refiller = Refiller::new(
                 ledger,
                 paths,

@@ -160,7 +160,7 @@ impl Model {
             match task {
                 Task::Lease(count) => {
                     let rows = self.file.lease(count);
-                    self.buffer.leased(rows, self.file.left);
+                    self.buffer.add_lease(rows, self.file.left);
                 }
                 Task::Swap => {
                     self.generation += 1;
@@ -225,8 +225,8 @@ proptest! {
             model.act(Act::Work);
         }
         prop_assert_eq!(model.waiting(), 0);
-        prop_assert_eq!(model.buffer.issued(), model.handed_out.len() as u64);
-        let rest: Vec<_> = model.buffer.take_unserved();
+        prop_assert_eq!(model.buffer.handed_out(), model.handed_out.len() as u64);
+        let rest: Vec<_> = model.buffer.take_leased();
         model.hand_out(rest);
         let unleased = model.file.left;
         prop_assert_eq!(model.handed_out.len() as u64 + unleased, ROWS * model.generation as u64);
@@ -237,16 +237,16 @@ proptest! {
 #[test]
 fn what_is_lost_is_burned_and_what_was_issued_is_not() {
     let mut buffer = serving();
-    buffer.leased((0..10).map(Row::for_test).collect(), ROWS - 10);
+    buffer.add_lease((0..10).map(Row::for_test).collect(), ROWS - 10);
     buffer.pop();
     let Take::Rows(mut rows, generation) = buffer.take(3, false) else {
         panic!("the rows are ready");
     };
-    assert_eq!(buffer.issued(), 1);
+    assert_eq!(buffer.handed_out(), 1);
     assert_eq!(buffer.lost(), ROWS - 4);
     assert!(buffer.is_damaged());
     assert_eq!(buffer.loan_returned(&mut rows, generation), 3);
-    assert_eq!((buffer.issued(), buffer.burned()), (1, ROWS - 1));
+    assert_eq!((buffer.handed_out(), buffer.burned()), (1, ROWS - 1));
     buffer.standby_ready(ROWS);
     assert_eq!(buffer.next(&mut Vec::new()), Task::Swap);
     buffer.installed();
@@ -271,7 +271,7 @@ fn a_standby_that_is_set_aside_is_burned() {
 fn a_fault_of_the_disk_burns_no_more_than_the_lease_that_failed() {
     let mut buffer = serving();
     buffer.standby_ready(ROWS);
-    buffer.leased((0..10).map(Row::for_test).collect(), ROWS - 10);
+    buffer.add_lease((0..10).map(Row::for_test).collect(), ROWS - 10);
     buffer.closed();
     buffer.pause();
     assert!(buffer.pop().is_some(), "what is leased is served while the file is closed");
@@ -286,7 +286,7 @@ fn a_fault_of_the_disk_burns_no_more_than_the_lease_that_failed() {
 #[test]
 fn a_shard_that_fails_serves_while_it_has_leased_rows() {
     let mut buffer = serving();
-    buffer.leased(vec![Row::for_test(0)], ROWS - 1);
+    buffer.add_lease(vec![Row::for_test(0)], ROWS - 1);
     buffer.pause();
     assert!(buffer.can_serve());
     buffer.pop();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use shuttle::future::yield_now;
@@ -10,43 +11,32 @@ use shuttle::rand::{Rng, thread_rng};
 
 use crate::batch::{Generation, ShardIndex};
 use crate::folder::PoolPaths;
+use crate::pool::file::{ShardFile, WorkError};
 use crate::shard::Row;
-use crate::sqlite::{Fault, LOG_PAGES_MAX};
-
-/// A failure that the schedule chose.
-#[derive(Debug, thiserror::Error)]
-#[error("a fault")]
-pub(in crate::pool) struct WorkError {
-    fault: Fault,
-}
-
-impl WorkError {
-    pub(in crate::pool) fn fault(&self) -> Fault {
-        self.fault
-    }
-}
+use crate::sqlite::rusqlite::{Error, ffi};
+use crate::sqlite::{DatabaseError, Fault, LOG_PAGES_MAX};
 
 /// One generation of a shard.
 #[derive(Debug)]
-pub(in crate::pool) struct Content {
-    pub(in crate::pool) generation: Generation,
+pub(super) struct Content {
+    pub(super) generation: Generation,
     /// The ids of its rows, which no other generation has.
-    pub(in crate::pool) rows: Range<u32>,
-    pub(in crate::pool) unused: Vec<Row>,
-    pub(in crate::pool) in_use: bool,
+    pub(super) rows: Range<u32>,
+    pub(super) unused: Vec<Row>,
+    pub(super) in_use: bool,
 }
 
 /// The simulated disk. Shuttle creates a new one for each schedule.
 #[derive(Debug, Default)]
-pub(in crate::pool) struct Disk {
-    pub(in crate::pool) live: BTreeMap<ShardIndex, Content>,
-    pub(in crate::pool) standby: BTreeMap<ShardIndex, Content>,
+pub(super) struct Disk {
+    pub(super) live: BTreeMap<ShardIndex, Content>,
+    pub(super) standby: BTreeMap<ShardIndex, Content>,
     /// One of this many operations fails. 0 means none.
-    pub(in crate::pool) fault_in: u32,
+    pub(super) fault_in: u32,
 }
 
 /// Returns the disk. No schedule switches tasks while it is locked.
-pub(in crate::pool) fn disk() -> MutexGuard<'static, Disk> {
+pub(super) fn disk() -> MutexGuard<'static, Disk> {
     shuttle::lazy_static! {
         static ref DISK: Mutex<Disk> = Mutex::default();
     }
@@ -58,60 +48,90 @@ async fn step(faults: &[Fault]) -> Result<(), WorkError> {
     yield_now().await;
     let fault_in = disk().fault_in;
     if fault_in > 0 && thread_rng().gen_range(0..fault_in) == 0 {
-        return Err(WorkError { fault: faults[thread_rng().gen_range(0..faults.len())] });
+        return Err(error(faults[thread_rng().gen_range(0..faults.len())]));
     }
     Ok(())
+}
+
+/// Returns an error that means this fault.
+fn error(fault: Fault) -> WorkError {
+    let code = match fault {
+        Fault::Passing => ffi::SQLITE_BUSY,
+        Fault::Io => ffi::SQLITE_IOERR,
+        Fault::Content => ffi::SQLITE_CORRUPT,
+    };
+    let error = Error::SqliteFailure(ffi::Error::new(code), None);
+    WorkError::Database(DatabaseError::Sqlite(error))
 }
 
 /// Faults that are possible before anything was changed, and after.
 const BEFORE: &[Fault] = &[Fault::Passing, Fault::Io, Fault::Content];
 const AFTER: &[Fault] = &[Fault::Io, Fault::Content];
 
-pub(in crate::pool) struct OpenFile {
+/// A file on the simulated disk.
+pub(super) struct SimulatedFile {
     index: ShardIndex,
     generation: Generation,
     log_pages: usize,
 }
 
-impl OpenFile {
-    pub(in crate::pool) async fn open(_: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
+impl ShardFile for SimulatedFile {
+    async fn open(_: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
         step(BEFORE).await?;
         let Some(generation) = disk().live.get_mut(&index).map(|content| {
             content.in_use = true;
             content.generation
         }) else {
-            return Err(WorkError { fault: Fault::Content });
+            return Err(error(Fault::Content));
         };
         // A repeated swap may find the file already marked as in use.
         step(AFTER).await?;
         Ok(Self { index, generation, log_pages: 0 })
     }
 
-    pub(in crate::pool) fn generation(&self) -> Generation {
+    async fn install_standby(_: &PoolPaths, index: ShardIndex) -> Result<(), WorkError> {
+        step(BEFORE).await?;
+        {
+            let mut disk = disk();
+            // An earlier attempt may have completed this step.
+            if let Some(next) = disk.standby.remove(&index) {
+                disk.live.insert(index, next);
+            }
+        }
+        step(BEFORE).await
+    }
+
+    async fn read_through(_: &PoolPaths, _: ShardIndex) -> Result<(), WorkError> {
+        step(&[Fault::Io]).await
+    }
+
+    async fn set_aside(_: &PoolPaths, index: ShardIndex) -> Result<PathBuf, WorkError> {
+        step(BEFORE).await?;
+        disk().live.remove(&index);
+        Ok(PathBuf::from("aside"))
+    }
+
+    fn generation(&self) -> Generation {
         self.generation
     }
 
     /// Does nothing: the model has no fleet.
-    pub(in crate::pool) fn count_leases(&mut self) {}
+    fn count_leases(&mut self) {}
 
     /// See [`count_leases`](Self::count_leases).
-    pub(in crate::pool) fn leases(&self) -> u64 {
+    fn leases(&self) -> u64 {
         0
     }
 
-    pub(in crate::pool) fn left(&self) -> u64 {
+    fn left(&self) -> u64 {
         self.content(|content| content.unused.len() as u64)
     }
 
-    pub(in crate::pool) fn log_pages(&self) -> usize {
+    fn log_pages(&self) -> usize {
         self.log_pages
     }
 
-    pub(in crate::pool) async fn lease(
-        &mut self,
-        rows: usize,
-        _unserved: Option<usize>,
-    ) -> Result<Vec<Row>, WorkError> {
+    async fn lease(&mut self, rows: usize, _leased: Option<usize>) -> Result<Vec<Row>, WorkError> {
         step(BEFORE).await?;
         let leased = self.content(|content| {
             let kept = content.unused.len().saturating_sub(rows);
@@ -122,13 +142,13 @@ impl OpenFile {
         Ok(leased)
     }
 
-    pub(in crate::pool) async fn checkpoint(&mut self) -> Result<(), WorkError> {
+    async fn checkpoint(&mut self) -> Result<(), WorkError> {
         step(BEFORE).await?;
         self.log_pages = 0;
         step(AFTER).await
     }
 
-    pub(in crate::pool) async fn give_back(self, mut rows: Vec<Row>) -> Result<(), WorkError> {
+    async fn give_back(self, mut rows: Vec<Row>) -> Result<(), WorkError> {
         step(BEFORE).await?;
         self.content(|content| {
             let own = |row: &Row| content.rows.contains(&row.id_for_test());
@@ -139,42 +159,16 @@ impl OpenFile {
         step(BEFORE).await
     }
 
-    pub(in crate::pool) async fn close(self) -> Result<(), WorkError> {
+    async fn close(self) -> Result<(), WorkError> {
         step(BEFORE).await
     }
+}
 
+impl SimulatedFile {
     fn content<R>(&self, work: impl FnOnce(&mut Content) -> R) -> R {
         let mut disk = disk();
         let content = disk.live.get_mut(&self.index).expect("no open file is renamed");
         assert_eq!(content.generation, self.generation, "no open file is replaced");
         work(content)
     }
-}
-
-pub(in crate::pool) async fn install_standby(
-    _: &PoolPaths,
-    index: ShardIndex,
-) -> Result<(), WorkError> {
-    step(BEFORE).await?;
-    {
-        let mut disk = disk();
-        // An earlier attempt may have completed this step.
-        if let Some(next) = disk.standby.remove(&index) {
-            disk.live.insert(index, next);
-        }
-    }
-    step(BEFORE).await
-}
-
-pub(in crate::pool) async fn read_through(_: &PoolPaths, _: ShardIndex) -> Result<(), WorkError> {
-    step(&[Fault::Io]).await
-}
-
-pub(in crate::pool) async fn set_aside(
-    _: &PoolPaths,
-    index: ShardIndex,
-) -> Result<&'static std::path::Path, WorkError> {
-    step(BEFORE).await?;
-    disk().live.remove(&index);
-    Ok(std::path::Path::new("aside"))
 }

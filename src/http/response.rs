@@ -29,7 +29,7 @@ const SLICE_BYTES: usize = 16 * 1024;
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// A response with its whole body.
-pub(crate) type Answer = axum::http::Response<Vec<u8>>;
+pub(crate) type JsonResponse = axum::http::Response<Vec<u8>>;
 
 /// The headers of every response. Responses that are not JSON replace some of the values.
 pub(super) const HEADERS: [(HeaderName, &str); 6] = [
@@ -48,7 +48,7 @@ static HEADER_MAP: LazyLock<HeaderMap> = LazyLock::new(|| {
 
 /// Why a request gets an error response.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum ApiError {
     #[error("No available numbers. Shard is being refilled. Please retry shortly.")]
     Refilling,
     #[error("{}", exhausted(*.asked, *.left, *.shared))]
@@ -113,7 +113,7 @@ pub(super) enum Code {
     BodyTooLarge,
 }
 
-impl Refusal {
+impl ApiError {
     /// Returns the status, the code, and advice for the caller.
     pub(super) fn row(&self) -> (StatusCode, Code, &'static str) {
         const LATER: &str = "Retry after the number of seconds in `Retry-After`.";
@@ -177,48 +177,48 @@ fn exhausted(asked: u32, left: u64, shared: bool) -> String {
 
 /// The body of an error response.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Problem {
+pub(super) struct ErrorBody {
     /// A human-readable message.
     error: String,
     code: Code,
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        let (status, code, _) = refusal.row();
-        let mut answer = json(status, &Problem { error: refusal.to_string(), code });
-        match refusal {
-            Refusal::Refilling | Refusal::OutOfTries { .. } | Refusal::NotSaved => {
+impl From<ApiError> for JsonResponse {
+    fn from(error: ApiError) -> Self {
+        let (status, code, _) = error.row();
+        let mut response = json(status, &ErrorBody { error: error.to_string(), code });
+        match error {
+            ApiError::Refilling | ApiError::OutOfTries { .. } | ApiError::NotSaved => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-                answer.headers_mut().insert(RETRY_AFTER, seconds);
+                response.headers_mut().insert(RETRY_AFTER, seconds);
             }
-            Refusal::OverQuota { seconds } => {
-                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            ApiError::OverQuota { seconds } => {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
-            Refusal::Unauthorized => {
-                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            ApiError::Unauthorized => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the body would be read as the next request.
-            Refusal::BodyTooLarge { .. } => {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            ApiError::BodyTooLarge { .. } => {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Refusal::WrongMethod { allowed } => {
-                answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+            ApiError::WrongMethod { allowed } => {
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
             }
             _ => {}
         }
-        answer
+        response
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        Answer::from(self).map(Body::from)
+        JsonResponse::from(self).map(Body::from)
     }
 }
 
 /// Returns a response with this body as JSON.
-pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> JsonResponse {
     let body = serde_json::to_string(body).expect("the wire types have no maps with odd keys");
     json_text(status, body)
 }
@@ -229,22 +229,22 @@ pub(super) fn typed<B>(
     policy: Option<&'static str>,
     body: B,
 ) -> Response<B> {
-    let mut answer = Response::new(body);
-    let headers = answer.headers_mut();
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
     headers.clone_from(&HEADER_MAP);
     headers.insert(CONTENT_TYPE, content_type);
     if let Some(policy) = policy {
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }
-    answer
+    response
 }
 
 /// Returns a response with this body, which is JSON already.
-pub(super) fn json_text(status: StatusCode, body: String) -> Answer {
-    let mut answer = Answer::new(body.into_bytes());
-    *answer.status_mut() = status;
-    answer.headers_mut().clone_from(&HEADER_MAP);
-    answer
+pub(super) fn json_text(status: StatusCode, body: String) -> JsonResponse {
+    let mut response = JsonResponse::new(body.into_bytes());
+    *response.status_mut() = status;
+    response.headers_mut().clone_from(&HEADER_MAP);
+    response
 }
 
 /// Returns a body that all connections share. Each connection copies one slice at a time, so that a client

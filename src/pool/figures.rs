@@ -1,69 +1,12 @@
 //! A pool's figures, for display and metrics. Does not affect what is handed out.
 
-use std::time::{Duration, SystemTime};
-
-use super::Pool;
 use super::buffer::Buffer;
 use super::slot::Slot;
 use super::sync::Ordering;
-use crate::batch::{Generation, ShardIndex};
-use crate::events::Kind;
+use super::{LastRefill, LedgerFigures, Outcome, Pool};
+use crate::batch::Generation;
 use crate::fleet::Partitions;
 use crate::histogram::Durations;
-
-/// The ledger's figures, as reported by the refiller, the only task that may read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LedgerFigures {
-    /// Values in the ledger: all that ever entered a shard.
-    pub values: u64,
-    /// Numbers that the ledger has recorded as burned.
-    pub burned: u64,
-    /// The size of its file and its log.
-    pub bytes: u64,
-}
-
-/// The ledger's figures, and the numbers that were issued before this process started.
-#[derive(Debug, Default)]
-pub(super) struct Books {
-    ledger: LedgerFigures,
-    /// Numbers issued before the start.
-    issued_before: u64,
-    burned_before: u64,
-}
-
-/// The outcome of a refill.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The next generation is ready.
-    Filled,
-    /// The refill failed and will be tried again.
-    Failed,
-}
-
-impl Outcome {
-    /// All outcomes.
-    pub const ALL: [Self; 2] = [Self::Filled, Self::Failed];
-
-    /// Returns the outcome's name for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Filled => "filled",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// The last refill of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LastRefill {
-    /// The time at which it ended.
-    pub at: SystemTime,
-    /// How long it took.
-    pub took: Duration,
-    /// Its outcome.
-    pub outcome: Outcome,
-}
 
 /// The state of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +100,7 @@ impl Pool {
         let shards: Vec<_> =
             shards.map(|(slot, in_rotation)| shard_figures(slot, in_rotation)).collect();
         let handed_out = shards.iter().map(|shard| shard.issued).sum::<u64>();
-        let issued = (issued_before + handed_out).saturating_sub(self.leftovers());
+        let issued = (issued_before + handed_out).saturating_sub(self.orphans());
         let burned_now: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
         let burned = burned_before + burned_now;
         let partitions = self.partitions();
@@ -185,60 +128,13 @@ impl Pool {
     #[must_use]
     pub fn issued(&self) -> u64 {
         let before = self.books.lock().expect("no holder of it panics").issued_before;
-        let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::issued)).sum::<u64>();
-        (before + handed_out).saturating_sub(self.leftovers())
+        let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::handed_out)).sum::<u64>();
+        (before + handed_out).saturating_sub(self.orphans())
     }
 
     /// Returns how many numbers were collected for a request that is gone. The next request gets them.
-    fn leftovers(&self) -> u64 {
-        self.leftovers.lock().expect("no holder of it panics").len() as u64
-    }
-
-    /// Sets the ledger's figures before anything is handed out.
-    pub(crate) fn open_books(&self, ledger: LedgerFigures) {
-        let in_slot = |buffer: &Buffer<_>| buffer.left() + buffer.standby().unwrap_or(0);
-        let pooled: u64 = self.slots.iter().map(|slot| slot.look(in_slot)).sum();
-        let mut books = self.books.lock().expect("no holder of it panics");
-        books.ledger = ledger;
-        books.burned_before = ledger.burned;
-        books.issued_before = ledger.values.saturating_sub(pooled + ledger.burned);
-    }
-
-    /// Updates the ledger's figures after a draw.
-    pub(crate) fn note_ledger(&self, ledger: LedgerFigures) {
-        let mut books = self.books.lock().expect("no holder of it panics");
-        books.ledger = ledger;
-    }
-
-    /// Notes that a build of `rows` rows began.
-    pub(crate) fn refill_began(&self, shard: ShardIndex, rows: u64) {
-        // Each value is drawn and then written.
-        self.on_slot(shard, |slot| slot.filling_began(2 * rows));
-    }
-
-    /// Notes that `values` more values were drawn or written.
-    pub(crate) fn refill_advanced(&self, shard: ShardIndex, values: u64) {
-        self.on_slot(shard, |slot| slot.filling_advanced(values));
-    }
-
-    /// Notes that the build ended. Without an outcome it was cancelled, or had no values to build from.
-    pub(crate) fn refill_ended(&self, shard: ShardIndex, outcome: Option<Outcome>, took: Duration) {
-        self.on_slot(shard, |slot| slot.filling_ended(outcome, took));
-        if let Some(outcome) = outcome {
-            self.refills[outcome as usize].record(took);
-        }
-    }
-
-    /// Adds an event.
-    pub(crate) fn tell(&self, kind: Kind, shard: Option<ShardIndex>, message: String) {
-        let shard = shard.map(|shard| self.shard_name(shard));
-        self.events.add(kind, Some(&self.name), shard, message);
-    }
-
-    fn on_slot(&self, shard: ShardIndex, change: impl FnOnce(&Slot)) {
-        if let Some(slot) = self.slots.iter().find(|slot| slot.index == shard) {
-            change(slot);
-        }
+    fn orphans(&self) -> u64 {
+        self.orphans.lock().expect("no holder of it panics").len() as u64
     }
 }
 
@@ -258,7 +154,7 @@ fn shard_figures(slot: &Slot, in_rotation: bool) -> ShardFigures {
         standby: buffer.standby(),
         progress: running.map(|(done, all)| done as f64 / all.max(1) as f64),
         last_refill: filling.last,
-        issued: buffer.issued(),
+        issued: buffer.handed_out(),
         leases: slot.leases.durations(),
     })
 }

@@ -1,0 +1,215 @@
+//! How requests take numbers: one from the buffer of a random shard, or several, from one shard or all of
+//! them. Knows nothing of files or of how shards are filled.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use tokio::sync::MutexGuard;
+
+use super::Pool;
+use super::buffer::Buffer;
+use super::slot::{Loan, Slot};
+use super::sync::{self, Ordering};
+use crate::space::Value;
+
+/// The reason that a request got no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TakeError {
+    /// No shard in rotation has enough numbers, but the refiller will provide them.
+    #[error("no shard in rotation has enough numbers")]
+    Refilling,
+    /// The range does not have enough numbers and never will.
+    #[error("{left} numbers are left")]
+    Exhausted {
+        /// The number of numbers that are left, which is less than the request's count.
+        left: u64,
+    },
+}
+
+/// Numbers for one request. They are durably marked as used, and no other request gets them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The values, grouped by the name of the shard that they came from.
+    pub parts: Vec<(Arc<str>, Vec<Value>)>,
+}
+
+impl Pool {
+    /// Takes one number if a random shard in rotation has one ready. This is the common case, which never
+    /// waits.
+    #[must_use]
+    pub fn try_take_one(&self) -> Option<(&str, Value)> {
+        if self.has_orphans.load(Ordering::Relaxed) {
+            return None;
+        }
+        let slot = self.random_slot()?;
+        slot.pop().map(|value| (&*slot.name, value))
+    }
+
+    /// Takes `count` numbers from one random shard in rotation, and from others if it does not have enough.
+    /// Takes either all or none.
+    ///
+    /// # Errors
+    /// Returns [`TakeError`]. Nothing is taken then, nor if the returned future is dropped.
+    pub async fn take(&self, count: NonZeroU32) -> Result<Taken, TakeError> {
+        let count = count.get() as usize;
+        if self.has_orphans.load(Ordering::Acquire) {
+            return self.gather(count, &self.random_order()).await;
+        }
+        // The common case: one shard has all of them.
+        if let Some(slot) = self.random_slot()
+            && let Some(loan) = slot.take(count, false).await
+        {
+            return Ok(Taken { parts: vec![loan.settle()] });
+        }
+        let order = self.random_order();
+        if count > 1 {
+            return self.gather(count, &order).await;
+        }
+        // A request for one number holds nothing while it waits, so it does not need the lock.
+        for slot in order {
+            if let Some(loan) = slot.take(1, false).await {
+                return Ok(Taken { parts: vec![loan.settle()] });
+            }
+        }
+        let alone = match self.exhausted.load(Ordering::Acquire) {
+            true => Some(self.gather.lock().await),
+            false => None,
+        };
+        Err(self.turn_away(1, alone))
+    }
+
+    /// Collects from all shards in turn. A shard with fewer numbers than any request wants would never be
+    /// used up. So if its next generation is ready, its remaining numbers are taken for good, and the shard
+    /// is asked again.
+    async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
+        let alone = self.gather.lock().await;
+        let mut collected = Collected { pool: self, parts: self.take_orphans(count) };
+        let mut loans: Vec<Loan> = Vec::new();
+        for _pass in 0..2 {
+            for slot in order {
+                let missing = count - collected.len() - loans.iter().map(Loan::len).sum::<usize>();
+                // A shard keeps its generation while rows of it are on loan, so waiting for its next one here
+                // would never end.
+                let lent = loans.iter().any(|loan| loan.is_of(slot));
+                if missing > 0
+                    && !lent
+                    && let Some(loan) = slot.take(missing, true).await
+                {
+                    loans.push(loan);
+                }
+            }
+            if collected.len() + loans.iter().map(Loan::len).sum::<usize>() == count {
+                loans.into_iter().for_each(|loan| collected.keep(loan));
+                return Ok(Taken { parts: std::mem::take(&mut collected.parts) });
+            }
+            let (ending, lasting) = loans.into_iter().partition(Loan::can_end_generation);
+            loans = lasting;
+            Vec::into_iter(ending).for_each(|loan| collected.keep(loan));
+        }
+        // All or none: the loans go back to their shards, and the collected numbers go to the next request.
+        drop((loans, collected));
+        Err(self.turn_away(count as u64, Some(alone)))
+    }
+
+    /// Takes up to `count` numbers that an earlier request collected but did not hand out.
+    fn take_orphans(&self, count: usize) -> Vec<(Arc<str>, Vec<Value>)> {
+        if !self.has_orphans.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut orphans = self.orphans.lock().expect("no holder of it panics");
+        let keep = orphans.len().saturating_sub(count);
+        let mut taken = orphans.split_off(keep);
+        self.has_orphans.store(!orphans.is_empty(), Ordering::Release);
+        taken.sort_unstable_by(|(shard, _), (other, _)| shard.cmp(other));
+        taken
+            .chunk_by(|(shard, _), (next, _)| shard == next)
+            .map(|part| (Arc::clone(&part[0].0), part.iter().map(|&(_, value)| value).collect()))
+            .collect()
+    }
+
+    /// Returns a random shard in rotation.
+    fn random_slot(&self) -> Option<&Arc<Slot>> {
+        let rotation = self.rotation.load();
+        let position = rotation.choose(&mut sync::rng())?;
+        Some(&self.slots[*position])
+    }
+
+    /// Returns the shards in rotation in random order, followed by the others, which may be about to return.
+    fn random_order(&self) -> Vec<&Arc<Slot>> {
+        let rotation = self.rotation.load();
+        let mut order: Vec<_> = rotation.iter().map(|&position| &self.slots[position]).collect();
+        order.shuffle(&mut sync::rng());
+        let mut is_other = vec![true; self.slots.len()];
+        rotation.iter().for_each(|&position| is_other[position] = false);
+        order.extend(
+            self.slots.iter().zip(is_other).filter_map(|(slot, other)| other.then_some(slot)),
+        );
+        order
+    }
+
+    /// Returns the reason that `count` numbers could not be taken, and asks the refiller for more.
+    ///
+    /// Invariant: a request is told that nothing is left only while no other request collects. Numbers that
+    /// such a request collected are in no shard, and come back if it is dropped.
+    fn turn_away(&self, count: u64, alone: Option<MutexGuard<'_, ()>>) -> TakeError {
+        let why = alone.map_or(TakeError::Refilling, |_alone| self.nothing_left(count));
+        if why == TakeError::Refilling {
+            self.starved.store(true, Ordering::Release);
+            self.refill_wanted.notify_one();
+        }
+        why
+    }
+
+    /// Returns the reason that `count` numbers could not be taken.
+    pub(super) fn nothing_left(&self, count: u64) -> TakeError {
+        // Invariant: read before the shards. The last generation is ready before the range counts as
+        // exhausted.
+        let is_exhausted = self.exhausted.load(Ordering::Acquire);
+        // Invariant: rows on loan count as left. They come back if their request is dropped.
+        let shards = self.slots.iter().map(|slot| slot.look(Buffer::not_handed_out));
+        let orphans = self.orphans.lock().expect("no holder of it panics").len() as u64;
+        let left = orphans + shards.sum::<u64>();
+        // If enough numbers are left, they are in a shard that fails at the moment.
+        if is_exhausted && left < count {
+            TakeError::Exhausted { left }
+        } else {
+            TakeError::Refilling
+        }
+    }
+}
+
+/// Numbers that their shards gave up for good, to a request that is still collecting. If the request ends
+/// without them, the next request gets them.
+struct Collected<'p> {
+    pool: &'p Pool,
+    parts: Vec<(Arc<str>, Vec<Value>)>,
+}
+
+impl Collected<'_> {
+    fn len(&self) -> usize {
+        self.parts.iter().map(|(_, values)| values.len()).sum()
+    }
+
+    fn keep(&mut self, loan: Loan) {
+        let (shard, mut values) = loan.settle();
+        match self.parts.iter_mut().find(|(other, _)| *other == shard) {
+            Some((_, others)) => others.append(&mut values),
+            None => self.parts.push((shard, values)),
+        }
+    }
+}
+
+impl Drop for Collected<'_> {
+    fn drop(&mut self) {
+        if self.parts.is_empty() {
+            return;
+        }
+        let parts = std::mem::take(&mut self.parts);
+        let each = parts.into_iter().flat_map(|(shard, values)| {
+            values.into_iter().map(move |value| (Arc::clone(&shard), value))
+        });
+        self.pool.orphans.lock().expect("no holder of it panics").extend(each);
+        self.pool.has_orphans.store(true, Ordering::Release);
+    }
+}
