@@ -138,8 +138,7 @@ pub fn run(from: &Path, to: &Path, go_on: &dyn Fn() -> bool) -> Result<Summary, 
     files::create_folder(&partial)?;
     let copying = Copying { from, to: &partial, in_use: lock.is_none(), go_on };
     let done = copying.all().and_then(|done| {
-        files::rename(&partial, to)?;
-        files::sync_folder(files::parent(to))?;
+        files::rename_durably(&partial, to)?;
         Ok(done)
     });
     let Copied { burned, left_out, findings } = match done {

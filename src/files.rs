@@ -57,7 +57,7 @@ pub enum LockError {
 /// The lock of a folder. It is released when this is dropped or when the process ends, even by a crash.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Held,
+    _file: LockedFile,
 }
 
 /// Creates the folder if it is missing, and locks it for this process. While another process holds the lock,
@@ -72,9 +72,9 @@ pub fn lock(folder: &Path, patience: Duration) -> Result<Lock, LockError> {
     let mut is_waiting = false;
     loop {
         let locked = files_of(folder).lock(&path).map_err(|error| failed("lock", &path, error))?;
-        let HeldBy(holder) = match locked {
-            Ok(held) => return Ok(Lock { _held: held }),
-            Err(held_by) => held_by,
+        let holder = match locked {
+            Locking::Locked(file) => return Ok(Lock { _file: file }),
+            Locking::HeldBy(holder) => holder,
         };
         if started.elapsed() >= patience {
             return Err(LockError::Held { folder: folder.to_owned(), holder });
@@ -207,8 +207,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
         // Invariant: synced before the file gets its name.
         .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
         .map_err(|error| failed("write", &unfinished, error))?;
-    rename(&unfinished, path)?;
-    sync_folder(path.parent().expect("a file lies in a folder"))
+    rename_durably(&unfinished, path)
 }
 
 /// Returns the path that [`replace`] writes to before it renames. A crash may leave this file.
@@ -231,6 +230,15 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// Returns [`FileError`] if the operating system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     files_of(from).rename(from, to).map_err(|error| failed("rename", from, error))
+}
+
+/// Renames a file atomically and durably, within its folder.
+///
+/// # Errors
+/// Returns [`FileError`] if the operating system refuses. It is then unknown which name a crash leaves.
+pub fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
+    rename(from, to)?;
+    sync_folder(parent(to))
 }
 
 /// Removes a file if it exists.
@@ -272,7 +280,7 @@ pub fn rewrite(path: &Path, bytes: u64) -> Result<(), FileError> {
         let _ = remove(&copy);
         return Err(error);
     }
-    sync_folder(path.parent().expect("a file lies in a folder"))
+    sync_folder(parent(path))
 }
 
 /// Appends zeros to a file, durably, until it has `bytes` or the disk is full. Overwriting them later needs
@@ -370,7 +378,7 @@ pub trait Files: Debug + Send + Sync {
     /// stand-in, so that a folder's files and its databases are always on the same disk.
     fn holds(&self, path: &Path) -> bool;
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
-    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>>;
+    fn lock(&self, path: &Path) -> io::Result<Locking>;
     fn create(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -387,12 +395,17 @@ pub trait Files: Debug + Send + Sync {
 
 /// A locked file. Dropping it releases the lock.
 #[doc(hidden)]
-pub type Held = Box<dyn Debug + Send + Sync>;
+pub type LockedFile = Box<dyn Debug + Send + Sync>;
 
-/// The holder of a lock, as text for people.
+/// The result of locking a file.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct HeldBy(pub String);
+pub enum Locking {
+    /// This process holds the lock.
+    Locked(LockedFile),
+    /// Another process holds it. The text says which one, for people.
+    HeldBy(String),
+}
 
 static STAND_IN: OnceLock<Box<dyn Files>> = OnceLock::new();
 
@@ -445,7 +458,7 @@ impl Files for System {
         DirBuilder::new().mode(FOLDER_MODE).create(folder)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>> {
+    fn lock(&self, path: &Path) -> io::Result<Locking> {
         let mut file = open_lock(path)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -454,14 +467,14 @@ impl Files for System {
                 let known = file.read_to_string(&mut id).is_ok() && !id.trim().is_empty();
                 let holder =
                     if known { format!("process {}", id.trim()) } else { "another process".into() };
-                return Ok(Err(HeldBy(holder)));
+                return Ok(Locking::HeldBy(holder));
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // The process id is only for people: the kernel holds the lock. So a full disk does not matter here.
         let _ = file.set_len(0).and_then(|()| file.rewind());
         let _ = writeln!(file, "{}", std::process::id());
-        Ok(Ok(Box::new(file)))
+        Ok(Locking::Locked(Box::new(file)))
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {

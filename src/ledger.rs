@@ -30,10 +30,10 @@ pub use self::audit::Drawn;
 pub use self::draw::Draw;
 pub use self::strata::{PARTITIONS, StratumKey};
 use self::strata::{Strata, Tallies};
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Token};
+use crate::batch::{Batch, BatchId, Generation, ShardIndex, Token};
 use crate::files;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Checkpoint, Fault, Format, FormatError, Found, rusqlite};
+use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, rusqlite};
 
 /// "TBLG", and the version of the tables below.
 const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 4 };
@@ -140,7 +140,7 @@ pub enum LedgerError {
         /// The file.
         path: PathBuf,
         /// The file's version and this program's.
-        problem: FormatError,
+        problem: ContentError,
     },
     /// The ledger has numbers that are not in the configured range.
     #[error(
@@ -155,7 +155,7 @@ pub enum LedgerError {
         /// The configured range.
         configured: String,
     },
-    /// The [`Step`] stopped the draw. Nothing was changed.
+    /// The [`Step`](crate::batch::Step) stopped the draw. Nothing was changed.
     #[error("the draw was cancelled")]
     Cancelled,
 }
@@ -225,8 +225,7 @@ impl Ledger {
             .and_then(|mut connection| fill_empty(&mut connection, space, key))
             .map_err(|source| LedgerError::Sqlite { path: unfinished.clone(), source })?;
         files::sync_file(&unfinished)?;
-        files::rename(&unfinished, path)?;
-        files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
+        files::rename_durably(&unfinished, path)?;
         Self::open(path, space)
     }
 
@@ -263,7 +262,7 @@ impl Ledger {
             state.grow(&mut connection, space)?;
         }
         // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
-        files::sync_folder(path.parent().expect("a ledger lies in a folder"))?;
+        files::sync_folder(files::parent(path))?;
         Ok(Self { connection, state })
     }
 
@@ -358,22 +357,6 @@ impl Ledger {
     pub fn is_exhausted(&self) -> bool {
         let State { count, shared, .. } = self.state;
         count >= if shared { self.state.open_values() } else { self.state.space().size() }
-    }
-
-    /// Draws up to `count` fresh values for the next generation of a shard, uniformly from the free values
-    /// and in random order. There are fewer if the range has no more. Committing the draw adds them to the
-    /// ledger, and retires all generations of the shard except `live`.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`]. Nothing is changed then.
-    pub fn draw(
-        &mut self,
-        shard: ShardIndex,
-        live: Option<Generation>,
-        count: u64,
-        step: Step<'_>,
-    ) -> Result<Draw<'_>, LedgerError> {
-        Draw::begin(&mut self.connection, &mut self.state, shard, live, count, step)
     }
 
     /// Writes the log back into the file and truncates it, so that its space is freed, including that of a
@@ -653,19 +636,15 @@ impl State {
     /// Grows the range, durably.
     fn grow(&mut self, connection: &mut Connection, space: &Space) -> Result<(), LedgerError> {
         let strata = Strata::new(*space, self.strata.key());
-        let tallies = connection
-            .transaction()
-            .and_then(|transaction| {
-                let tallies = growth::grow(&transaction, &self.strata, &self.tallies, &strata)?;
-                if tallies.is_ok() {
-                    let checksum = checksum(self.id, strata.key(), space);
-                    transaction.execute(UPDATE_RANGE, [space.min().0, space.max().0, checksum])?;
-                    transaction.commit()?;
-                }
-                Ok(tallies)
-            })
-            .map_err(|source| self.failed(source))?
-            .map_err(|problem| self.damaged(problem))?;
+        let mut grow = || {
+            let transaction = connection.transaction()?;
+            let tallies = growth::grow(&transaction, &self.strata, &self.tallies, &strata)?;
+            let checksum = checksum(self.id, strata.key(), space);
+            transaction.execute(UPDATE_RANGE, [space.min().0, space.max().0, checksum])?;
+            transaction.commit()?;
+            Ok(tallies)
+        };
+        let tallies = grow().map_err(|error| LedgerError::from_content(&self.path, error))?;
         (self.strata, self.tallies) = (strata, tallies);
         self.open_those_used();
         Ok(())
@@ -679,10 +658,6 @@ impl State {
 
     fn failed(&self, source: rusqlite::Error) -> LedgerError {
         LedgerError::Sqlite { path: self.path.clone(), source }
-    }
-
-    fn damaged(&self, problem: String) -> LedgerError {
-        LedgerError::Damaged { path: self.path.clone(), problem }
     }
 }
 
@@ -698,6 +673,17 @@ impl LedgerError {
     }
 
     /// Converts an error that occurred while a ledger was opened.
+    fn from_content(path: &Path, error: ContentError) -> Self {
+        match error {
+            ContentError::OtherVersion { .. } => {
+                Self::OtherVersion { path: path.to_owned(), problem: error }
+            }
+            ContentError::Damaged(problem) => damaged(path, problem),
+            ContentError::Sqlite(source) => Self::Sqlite { path: path.to_owned(), source },
+            ContentError::File(error) => error.into(),
+        }
+    }
+
     fn from_sqlite(path: &Path, source: rusqlite::Error) -> Self {
         let path = path.to_owned();
         match sqlite::fault(&source) {
@@ -767,14 +753,8 @@ fn damaged(path: &Path, problem: String) -> LedgerError {
 fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError> {
     let damaged = |problem| damaged(path, problem);
     let failed = |source| LedgerError::from_sqlite(path, source);
-    sqlite::check_format(path, connection, &LEDGER_FILE).map_err(|problem| match problem {
-        FormatError::OtherVersion { .. } => {
-            LedgerError::OtherVersion { path: path.to_owned(), problem }
-        }
-        FormatError::Damaged(problem) => damaged(problem),
-        FormatError::Sqlite(source) => failed(source),
-        FormatError::File(error) => error.into(),
-    })?;
+    let unusable = |error| LedgerError::from_content(path, error).proven();
+    sqlite::check_format(path, connection, &LEDGER_FILE).map_err(unusable)?;
     let (id, key, space, count, burned, sum): (_, _, _, u64, _, _) = connection
         .query_row(SELECT_LEDGER, [], |row| {
             let id: Uuid = row.get::<_, String>(0)?.parse().map_err(|error: uuid::Error| {
@@ -789,7 +769,7 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
         return Err(damaged("its id, key or range is not what it was created with".to_owned()));
     };
     let strata = Strata::new(space, key);
-    let tallies = Tallies::read(connection, &strata).map_err(failed)?.map_err(damaged)?;
+    let tallies = Tallies::read(connection, &strata).map_err(unusable)?;
     if tallies.count() != count {
         let in_strata = tallies.count();
         return Err(damaged(format!("it has {count} values, but its strata have {in_strata}")));

@@ -1,7 +1,7 @@
 //! A server that hands out unique random numbers, integers and floats, over HTTP. It never hands out a number
 //! twice: not across requests, threads, restarts, crashes or instances.
 //!
-//! # The way of a number
+//! # From settings to response
 //! ```text
 //! config -> space -> ledger.draw -> shard.build -> rotation -> lease -> take -> JSON
 //!                      (refill, ahead of need)            (request path)

@@ -19,15 +19,12 @@ use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
-use crate::sqlite::{self, Checkpoint, Fault, FormatError, Found, Fresh, rusqlite};
+use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, Fresh, rusqlite};
 
 pub use self::audit::{Audit, audit, each_value, twice};
 
-/// Marks a SQLite file as a shard: "TBSH".
-const APPLICATION_ID: i32 = 0x5442_5348;
-
-/// The version of the tables below.
-const FORMAT: i32 = 3;
+/// The format of the tables below.
+const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442_5348, version: 3 };
 
 /// Rows per block: about as many as fit into a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
@@ -205,8 +202,7 @@ pub fn build(
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
     transaction.execute_batch(&view_for_people(label.decimals))?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", FORMAT)?;
+    sqlite::mark_format(&transaction, &SHARD_FILE)?;
     write_label(&transaction, label)?;
     write_numbers(&transaction, values, step)?;
     write_blocks(&transaction, label.batch, values)?;
@@ -632,15 +628,10 @@ struct Header {
 }
 
 fn read_header(connection: &Connection) -> Result<Header, ShardError> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    if pragma("application_id")? != APPLICATION_ID {
-        return Err(ShardError::Damaged("it is not a shard file".to_owned()));
-    }
-    let format = pragma("user_version")?;
-    if format != FORMAT {
-        let problem = FormatError::OtherVersion { found: format.into(), known: FORMAT };
-        return Err(ShardError::Damaged(problem.to_string()));
-    }
+    sqlite::check_marks(connection, &SHARD_FILE).map_err(|problem| match problem {
+        ContentError::Sqlite(source) => source.into(),
+        problem => ShardError::Damaged(problem.to_string()),
+    })?;
     connection.query_row(SELECT_SHARD, [], |row| {
         let ledger_id: String = row.get(0)?;
         let pool: String = row.get(1)?;

@@ -1,21 +1,26 @@
-//! SQLite files: opening them with the settings that each role needs, copying them, and what an error means
-//! for the file. The only wrapper of deadpool-sqlite. Knows no tables.
+//! SQLite files: connections with the settings that each role needs, checkpoints, and inserts. Knows no
+//! tables.
 
+mod copy;
+mod database;
+mod fault;
+mod format;
 mod log;
 
-use std::ffi::{OsString, c_int};
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
-use deadpool_sqlite::rusqlite::backup::{Backup, StepResult};
 use deadpool_sqlite::rusqlite::config::DbConfig;
-use deadpool_sqlite::rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
-use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
+use deadpool_sqlite::rusqlite::{Connection, Error, OpenFlags, ffi};
 
 pub use deadpool_sqlite::rusqlite;
 
+pub use self::copy::{begin_snapshot, copy};
+pub use self::database::{Database, DatabaseError};
+pub use self::fault::{Fault, fault, is_full, is_full_code, read_through};
+pub use self::format::{ContentError, Format, check_format, check_marks, mark_format, problems};
 pub use self::log::{Found, Fresh, Secured, close};
 
 use crate::files;
@@ -50,17 +55,6 @@ const SHARED: &str = "
     PRAGMA journal_mode = DELETE;
     PRAGMA synchronous = EXTRA;
     PRAGMA trusted_schema = OFF;";
-
-/// A failed operation on a connection.
-#[derive(Debug, thiserror::Error)]
-pub enum DatabaseError {
-    /// SQLite's own error.
-    #[error(transparent)]
-    Sqlite(#[from] Error),
-    /// The work panicked (a bug) or was cancelled because the runtime is shutting down.
-    #[error("the work on the file was aborted: {0}")]
-    Aborted(String),
-}
 
 /// Refuses versions of SQLite that are known to lose data.
 ///
@@ -103,78 +97,6 @@ pub fn open_for_build(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch(BUILD)?;
     Ok(connection)
-}
-
-/// The identification of one of our file formats.
-#[derive(Debug)]
-pub struct Format {
-    /// The name of the format, with an article.
-    pub name: &'static str,
-    /// SQLite's `application_id`.
-    pub application_id: i32,
-    /// The version of the tables, SQLite's `user_version`.
-    pub version: i32,
-}
-
-/// Marks a new file with its format.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn mark_format(connection: &Connection, format: &Format) -> Result<(), Error> {
-    connection.pragma_update(None, "application_id", format.application_id)?;
-    connection.pragma_update(None, "user_version", format.version)
-}
-
-/// The reason that a file is not of a [`Format`].
-#[derive(Debug, thiserror::Error)]
-pub enum FormatError {
-    /// It is our file, but of another version.
-    #[error(
-        "it has format {found}, but this program knows {known}: another version of tombola wrote it, and \
-         only that version can use it"
-    )]
-    OtherVersion {
-        /// The version of the file.
-        found: i64,
-        /// The version of this program.
-        known: i32,
-    },
-    /// It is of another kind, or incomplete.
-    #[error("{0}")]
-    Damaged(String),
-    /// It could not be read.
-    #[error(transparent)]
-    Sqlite(#[from] Error),
-    /// A file operation failed.
-    #[error(transparent)]
-    File(#[from] files::FileError),
-}
-
-/// Checks that a file has the right kind and version, and that it is not truncated.
-///
-/// # Errors
-/// Returns [`FormatError`].
-pub fn check_format(
-    path: &Path,
-    connection: &Connection,
-    format: &Format,
-) -> Result<(), FormatError> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if pragma("application_id")? != i64::from(format.application_id) {
-        return Err(FormatError::Damaged(format!("it is not {}", format.name)));
-    }
-    let found = pragma("user_version")?;
-    if found != i64::from(format.version) {
-        return Err(FormatError::OtherVersion { found, known: format.version });
-    }
-    let whole = pragma("page_count")? * pragma("page_size")?;
-    let found = files::length_bytes(path)?.unwrap_or(0);
-    // A page that is only in the WAL so far may be beyond the end of the file.
-    let in_wal = files::length_bytes(&wal_of(path))?.is_some_and(|bytes| bytes > 0);
-    if !in_wal && found < whole.unsigned_abs() {
-        return Err(FormatError::Damaged(format!("it should have {whole} bytes but has {found}")));
-    }
-    Ok(())
 }
 
 /// Opens a file that is not being written, without touching its folder.
@@ -240,53 +162,6 @@ pub fn open_beside(path: &Path) -> Result<Connection, Error> {
     let connection = open_to_read(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
-}
-
-/// Returns the faults that SQLite finds in the file, up to `limit` sentences. The list is empty if the file
-/// is intact.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn problems(connection: &Connection, limit: usize) -> Result<Vec<String>, Error> {
-    let mut check = connection.prepare(&format!("PRAGMA integrity_check({limit})"))?;
-    let mut found: Vec<String> =
-        check.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    found.retain(|problem| problem != "ok");
-    Ok(found)
-}
-
-/// Pages to copy between two checks of whether to go on: 16 MB.
-const COPY_PAGES: c_int = 4096;
-
-/// The pause before retrying a page that another connection has locked.
-const COPY_RETRY: Duration = Duration::from_millis(10);
-
-/// Fixes the connection's view to what is committed now, whatever other connections write.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn begin_snapshot(connection: &Connection) -> Result<(), Error> {
-    connection.execute_batch("BEGIN")?;
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
-}
-
-/// Copies the [snapshot](begin_snapshot) page by page to an empty file, which the caller syncs. Returns
-/// whether the copy is complete: it is not if `go_on` returned false.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
-    let mut to = open_for_build(to)?;
-    let copy = Backup::new(from, &mut to)?;
-    // The snapshot is held throughout. Without it, each commit of another connection would restart the copy.
-    while go_on() {
-        match copy.step(COPY_PAGES)? {
-            StepResult::Done => return Ok(true),
-            StepResult::More => {}
-            _ => thread::sleep(COPY_RETRY),
-        }
-    }
-    Ok(false)
 }
 
 /// Frames at which a log is long enough for a checkpoint: 4 MB, as SQLite's default.
@@ -373,138 +248,4 @@ pub fn insert<const COLUMNS: usize>(
         insert.raw_bind_parameter(index, value)?;
     }
     insert.raw_execute().map(drop)
-}
-
-/// The meaning of an error for the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nothing was changed, and the connection is still usable, so the work is retried. Examples are a full
-    /// disk, a lock, and a lack of memory or file descriptors.
-    Passing,
-    /// It is unknown what was changed, so the file is closed and opened again, as after a crash. Examples are
-    /// a failed read, write or sync.
-    Io,
-    /// The content is wrong. SQLite reports the same for a page that the disk could not read, so a file
-    /// counts as damaged only if the error occurs again after all of the file [was read](read_through).
-    Content,
-}
-
-/// Returns what SQLite's error means for the file.
-#[must_use]
-pub fn fault(error: &Error) -> Fault {
-    let Error::SqliteFailure(failure, _) = error else {
-        // A value's type differs from its column's, or a row is missing.
-        return Fault::Content;
-    };
-    match failure.code {
-        ErrorCode::DatabaseCorrupt
-        | ErrorCode::NotADatabase
-        | ErrorCode::ConstraintViolation
-        | ErrorCode::TypeMismatch
-        // An SQL error, because one of our tables or columns is missing.
-        | ErrorCode::Unknown => Fault::Content,
-        ErrorCode::DiskFull
-        | ErrorCode::DatabaseBusy
-        | ErrorCode::DatabaseLocked
-        | ErrorCode::OutOfMemory
-        | ErrorCode::OperationInterrupted
-        | ErrorCode::PermissionDenied
-        | ErrorCode::ReadOnly
-        | ErrorCode::CannotOpen => Fault::Passing,
-        // The log's index could not grow. This is also a full disk, and nothing was written.
-        _ if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => Fault::Passing,
-        _ => Fault::Io,
-    }
-}
-
-/// Reads a file and its log to their ends. No connection of this process may have it open.
-///
-/// # Errors
-/// Returns an error if the disk can't read them. SQLite's verdict on the content then proves nothing.
-pub fn read_through(path: &Path) -> Result<(), files::FileError> {
-    files::read_through(path)?;
-    files::read_through(&wal_of(path))
-}
-
-/// Returns whether the error is a full disk.
-#[must_use]
-pub fn is_full(error: &Error) -> bool {
-    matches!(error, Error::SqliteFailure(failure, _) if is_full_code(failure))
-}
-
-/// Returns whether SQLite's code stands for a full disk.
-#[must_use]
-pub fn is_full_code(failure: &ffi::Error) -> bool {
-    failure.code == ErrorCode::DiskFull
-}
-
-/// The connection to one live file, usable from async code. Work runs on the blocking threads, one piece at a
-/// time.
-#[derive(Debug)]
-pub struct Database {
-    connection: Object,
-}
-
-impl Database {
-    /// Opens a file for use. See [`Fresh`].
-    ///
-    /// # Errors
-    /// Returns SQLite's error, or [`DatabaseError::Aborted`].
-    pub async fn open(log: &Secured) -> Result<Self, DatabaseError> {
-        let mut config = Config::new(log.path());
-        config.pool = Some(PoolConfig::new(1));
-        let pool = config
-            .builder(Runtime::Tokio1)
-            .unwrap_or_else(|never| match never {})
-            .post_create(Hook::async_fn(|connection, _| {
-                Box::pin(async move {
-                    connection
-                        .interact(|connection| {
-                            prepare(connection)?;
-                            checkpoint(connection, Checkpoint::Restart)
-                        })
-                        .await
-                        .map_err(|error| HookError::message(error.to_string()))?
-                        .map_err(HookError::Backend)
-                })
-            }))
-            .build()
-            .map_err(|error| DatabaseError::Aborted(error.to_string()))?;
-        let connection = pool.get().await.map_err(|error| match error {
-            deadpool_sqlite::PoolError::Backend(error)
-            | deadpool_sqlite::PoolError::PostCreateHook(HookError::Backend(error)) => {
-                DatabaseError::Sqlite(error)
-            }
-            other => DatabaseError::Aborted(other.to_string()),
-        })?;
-        Ok(Self { connection })
-    }
-
-    /// Runs one piece of work on the connection.
-    ///
-    /// # Errors
-    /// Returns [`DatabaseError::Aborted`] if the work panicked.
-    pub async fn call<R: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Connection) -> R + Send + 'static,
-    ) -> Result<R, DatabaseError> {
-        self.connection.interact(work).await.map_err(|error| match error {
-            InteractError::Panic(_) => DatabaseError::Aborted("it panicked".to_owned()),
-            InteractError::Cancelled => DatabaseError::Aborted("it was cancelled".to_owned()),
-        })
-    }
-
-    /// Closes the file immediately, and leaves the log to the next opening.
-    ///
-    /// # Errors
-    /// Returns SQLite's error. The connection is closed in any case.
-    pub async fn close(self) -> Result<(), DatabaseError> {
-        self.call(|connection| {
-            // Dropping the pool's object would close the file at some later time.
-            let open = std::mem::replace(connection, Connection::open_in_memory()?);
-            open.close().map_err(|(_, error)| error)
-        })
-        .await?
-        .map_err(DatabaseError::Sqlite)
-    }
 }

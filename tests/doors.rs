@@ -46,9 +46,12 @@ async fn ask_when_filled(client: &Client, target: &str, headers: &[(&str, &str)]
 /// Fails unless the response has this status and reveals nothing else to a caller without access.
 fn assert_refused(answer: &Answer, status: u16, what: &str) {
     assert_eq!(answer.status, status, "{what}: {}", answer.body);
+    let scope = if what.contains("/random") { "draw" } else { "observe" };
     let expected = match status {
-        401 => r#"{"error":"A valid token is required.","code":"unauthorized"}"#,
-        _ => r#"{"error":"The token lacks the scope that this path requires.","code":"forbidden"}"#,
+        401 => r#"{"error":"A valid token is required.","code":"unauthorized"}"#.to_owned(),
+        _ => format!(
+            r#"{{"error":"The token lacks the scope {scope}, which this path requires.","code":"forbidden"}}"#
+        ),
     };
     assert_eq!(answer.body, expected, "{what}");
     let challenge = (status == 401).then_some("Bearer");

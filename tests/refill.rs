@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use deadpool_sqlite::rusqlite::Connection;
-use support::{Config, Health, One, Server, Site, assert_each_once, eventually, missing};
+use support::{Config, Health, One, Server, Site, assert_each_once, eventually, missing, skipped};
 
 /// Far more numbers than a test takes, so no refill comes near the end of the range.
 const WIDE: i64 = 1_000_000_000;
@@ -256,7 +256,7 @@ impl SmallDisk {
             Err(error) => Some(error.to_string()),
         };
         if let Some(refusal) = refusal {
-            eprintln!("skipped: a small file system can't be mounted here: {refusal}");
+            skipped(&format!("a small file system can't be mounted here: {refusal}"));
             return None;
         }
         let tombola = site.tombola();

@@ -106,7 +106,7 @@ async fn each_violation_is_named() {
     check(
         LEDGER,
         &format!("DELETE FROM used_numbers WHERE {in_ledger}"),
-        &[&format!("{SHARD}: {of_0} is not in the ledger"), "not those", "batch 1 has 699 values"],
+        &[&format!("{SHARD}: {of_0} is not in the ledger"), "values, but they differ", "batch 1 has 699 values"],
     )
     .await;
     check(
@@ -127,7 +127,7 @@ async fn each_violation_is_named() {
         &[&format!("{of_0} is in stratum"), "that were drawn"],
     )
     .await;
-    check(LEDGER, "UPDATE strata SET digest = digest + 1", &["values, not those"]).await;
+    check(LEDGER, "UPDATE strata SET digest = digest + 1", &["values, but they differ"]).await;
     // A stratum of this small range has one value.
     check(LEDGER, "UPDATE strata SET count = count + 1", &["more values than there can be"]).await;
     let one_less = "UPDATE strata SET count = 0 WHERE stratum = (SELECT min(stratum) FROM strata)";

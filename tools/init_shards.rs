@@ -74,7 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         shard_size: arguments.size,
         ..Overrides::default()
     })?;
-    cancel_on_signal().map_err(|error| anyhow!("can't listen to signals: {error}"))?;
+    cancel_on_signal().map_err(|error| anyhow!("can't handle signals: {error}"))?;
 
     let folder = Folder::open(&config.dir, Mode::Sharded, config.fleet.is_some(), Duration::ZERO)?;
     let runtime = Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;

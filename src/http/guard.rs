@@ -85,7 +85,7 @@ impl Guard {
                 let token = bearer(headers).ok_or(ApiError::Unauthorized)?;
                 Some(auth::recognise(tokens, token, scope).map_err(|denied| match denied {
                     Denied::Unknown => ApiError::Unauthorized,
-                    Denied::OtherScope => ApiError::Forbidden,
+                    Denied::OtherScope => ApiError::Forbidden { scope },
                 })?)
             }
         };

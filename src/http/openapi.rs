@@ -159,9 +159,9 @@ impl Offer<'_> {
             }
         }
         let scope = scope.filter(|_| self.asks_for_tokens());
-        if scope.is_some() {
+        if let Some(scope) = scope {
             errors.push(("no token, or an unknown one".to_owned(), ApiError::Unauthorized));
-            errors.push(("a token of another scope".to_owned(), ApiError::Forbidden));
+            errors.push(("a token of another scope".to_owned(), ApiError::Forbidden { scope }));
         }
         errors.push(("DELETE".to_owned(), ApiError::WrongMethod { allowed: methods }));
         errors.push((

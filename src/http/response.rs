@@ -18,6 +18,8 @@ use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::config::Scope;
+
 /// The largest request body, in bytes. No route reads a body, but some clients send one out of habit.
 pub(crate) const BODY_MAX: usize = 16 * 1024;
 
@@ -67,8 +69,8 @@ pub(crate) enum ApiError {
     NotSaved,
     #[error("A valid token is required.")]
     Unauthorized,
-    #[error("The token lacks the scope that this path requires.")]
-    Forbidden,
+    #[error("The token lacks the scope {}, which this path requires.", .scope.as_str())]
+    Forbidden { scope: Scope },
     #[error("Web pages of other sites may not use this server.")]
     CrossSite,
     #[error(
@@ -134,7 +136,7 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, Code::UnknownParameter, NAMED)
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, Code::Unauthorized, "Send a token."),
-            Self::Forbidden => {
+            Self::Forbidden { .. } => {
                 (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token of the required scope.")
             }
             Self::CrossSite | Self::OtherHost => (

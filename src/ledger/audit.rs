@@ -103,7 +103,7 @@ impl Ledger {
             let drawn = self.state.tallies.get(stratum).unwrap_or_default();
             if found != drawn {
                 let what = format!(
-                    "stratum {stratum} has {} values, not those {} that were drawn",
+                    "stratum {stratum} has {} values, but they differ from the {} that were drawn",
                     found.count, drawn.count
                 );
                 report("a stratum that is not what was drawn", what);

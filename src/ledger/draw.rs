@@ -10,7 +10,7 @@ use rand::{Rng, RngExt};
 use rusqlite::{Connection, Transaction, params};
 
 use super::strata::Tallies;
-use super::{LedgerError, State, retire};
+use super::{Ledger, LedgerError, State, retire};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
@@ -51,15 +51,21 @@ pub struct Draw<'l> {
     values: Vec<Value>,
 }
 
-impl<'l> Draw<'l> {
-    pub(super) fn begin(
-        connection: &'l mut Connection,
-        state: &'l mut State,
+impl Ledger {
+    /// Draws up to `count` fresh values for the next generation of a shard, uniformly from the free values
+    /// and in random order. There are fewer if the range has no more. Committing the draw adds them to the
+    /// ledger, and retires all generations of the shard except `live`.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError`]. Nothing is changed then.
+    pub fn draw(
+        &mut self,
         shard: ShardIndex,
         live: Option<Generation>,
         count: u64,
         step: Step<'_>,
-    ) -> Result<Self, LedgerError> {
+    ) -> Result<Draw<'_>, LedgerError> {
+        let Self { connection, state } = self;
         let path = state.path.clone();
         let failed = |source| LedgerError::Sqlite { path: path.clone(), source };
         let transaction = connection.transaction().map_err(failed)?;
@@ -82,11 +88,13 @@ impl<'l> Draw<'l> {
 
         let count = values.len() as u64;
         let batch = Batch { id: BatchId(id), shard, generation: Generation(generation), count };
-        let draw = Self { transaction, state, changed, batch, values };
+        let draw = Draw { transaction, state, changed, batch, values };
         draw.write_batch(live).map_err(|source| draw.state.failed(source))?;
         Ok(draw)
     }
+}
 
+impl Draw<'_> {
     /// Returns the batch that this draw adds to the ledger.
     #[must_use]
     pub fn batch(&self) -> Batch {
@@ -221,8 +229,7 @@ impl Search<'_, '_> {
                 used.push(index);
                 Ok(())
             })
-            .map_err(|source| self.state.failed(source))?
-            .map_err(|problem| self.state.damaged(problem))?;
+            .map_err(|error| LedgerError::from_content(&self.state.path, error))?;
         used.sort_unstable();
         let start = rows.len();
         let indexes = strata.indexes(stratum..stratum + 1);

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::strata::{Strata, Tallies};
-use crate::sqlite::rusqlite;
+use crate::sqlite::{ContentError, rusqlite};
 
 const CREATE_MOVED: &str =
     "CREATE TEMP TABLE moved (stratum INTEGER, value INTEGER, batch INTEGER)";
@@ -18,29 +18,26 @@ const REPLACE_ROWS: &str = "
 /// durable when the caller's transaction commits.
 ///
 /// # Errors
-/// Returns SQLite's error, or an inner error if the rows differ from what was drawn.
+/// Returns SQLite's error, and [`ContentError::Damaged`] if the rows differ from what was drawn.
 pub(super) fn grow(
     connection: &Connection,
     from: &Strata,
     tallies: &Tallies,
     to: &Strata,
-) -> Result<Result<Tallies, String>, rusqlite::Error> {
+) -> Result<Tallies, ContentError> {
     connection.execute_batch(CREATE_MOVED)?;
     let mut moved = Tallies::default();
     let mut insert = connection.prepare(INSERT_MOVED)?;
     for (stratum, tally) in tallies.iter() {
-        let read = from.read(connection, stratum, tally, |_, value, batch| {
+        from.read(connection, stratum, tally, |_, value, batch| {
             let stratum =
                 to.stratum(value).expect("the larger range has the values of the smaller one");
             moved.add(stratum, to.key().hash(value));
             insert.execute(params![stratum, value.0, batch.0]).map(drop)
-        });
-        if let Err(problem) = read? {
-            return Ok(Err(problem));
-        }
+        })?;
     }
     drop(insert);
     connection.execute_batch(REPLACE_ROWS)?;
     moved.save(connection)?;
-    Ok(Ok(moved))
+    Ok(moved)
 }

@@ -12,7 +12,7 @@ use siphasher::sip::SipHasher13;
 use super::permutation::Permutation;
 use crate::batch::{BatchId, Tally};
 use crate::space::{Space, Value};
-use crate::sqlite::rusqlite;
+use crate::sqlite::{ContentError, rusqlite};
 
 /// The number of partitions in every range. In a range with fewer values, some partitions have none.
 pub const PARTITIONS: usize = 4096;
@@ -136,14 +136,15 @@ impl Strata {
     /// stratum's tally.
     ///
     /// # Errors
-    /// Returns SQLite's error and those of `each`, or an inner error if the rows differ from what was drawn.
+    /// Returns SQLite's error and those of `each`, and [`ContentError::Damaged`] if the rows differ from what
+    /// was drawn.
     pub(super) fn read(
         &self,
         connection: &Connection,
         stratum: u64,
         tally: Tally,
         mut each: impl FnMut(u64, Value, BatchId) -> Result<(), rusqlite::Error>,
-    ) -> Result<Result<(), String>, rusqlite::Error> {
+    ) -> Result<(), ContentError> {
         let indexes = self.indexes(stratum..stratum + 1);
         let mut last = None;
         let mut found = Tally::default();
@@ -154,19 +155,19 @@ impl Strata {
             let index = self.index(value).filter(|index| indexes.contains(index));
             let Some(index) = index.filter(|_| last < Some(value)) else {
                 let number = self.space.number(value);
-                return Ok(Err(format!("{number} is not where it belongs")));
+                return Err(ContentError::Damaged(format!("{number} is not where it belongs")));
             };
             last = Some(value);
             found.add(self.key.hash(value));
             each(index, value, BatchId(row.get(1)?))?;
         }
         if found != tally {
-            return Ok(Err(format!(
+            return Err(ContentError::Damaged(format!(
                 "{} values were drawn from stratum {stratum}, but its {} rows are not all of them",
                 tally.count, found.count
             )));
         }
-        Ok(Ok(()))
+        Ok(())
     }
 }
 
@@ -178,27 +179,25 @@ impl Tallies {
     /// Reads the tallies from the file.
     ///
     /// # Errors
-    /// Returns SQLite's error, or an inner error if a row is impossible.
-    pub(super) fn read(
-        connection: &Connection,
-        strata: &Strata,
-    ) -> Result<Result<Self, String>, rusqlite::Error> {
+    /// Returns SQLite's error, and [`ContentError::Damaged`] if a row is impossible.
+    pub(super) fn read(connection: &Connection, strata: &Strata) -> Result<Self, ContentError> {
+        let damaged = |problem| Err(ContentError::Damaged(problem));
         let mut tallies = Self::default();
         let mut select = connection.prepare(SELECT)?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             let stratum: u64 = row.get(0)?;
             if stratum >= strata.count() {
-                return Ok(Err(format!("it has a stratum {stratum} of {}", strata.count())));
+                return damaged(format!("it has a stratum {stratum} of {}", strata.count()));
             }
             let tally = Tally { count: row.get(1)?, digest: row.get::<_, i64>(2)?.cast_unsigned() };
             let indexes = strata.indexes(stratum..stratum + 1);
             if tally.count > indexes.end - indexes.start {
-                return Ok(Err(format!("stratum {stratum} has more values than there can be")));
+                return damaged(format!("stratum {stratum} has more values than there can be"));
             }
             tallies.0.insert(stratum, tally);
         }
-        Ok(Ok(tallies))
+        Ok(tallies)
     }
 
     /// Returns a stratum's tally, or `None` if it has no values.

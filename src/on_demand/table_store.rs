@@ -11,7 +11,7 @@ use crate::config::PoolConfig;
 use crate::files;
 use crate::folder::TABLE_STORE;
 use crate::space::{Space, Value};
-use crate::sqlite::{self, Checkpoint, Fault, Format, FormatError, Found, rusqlite};
+use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, rusqlite};
 
 /// "TBRN", and the version of the tables below.
 const TABLE_FILE: Format =
@@ -62,8 +62,8 @@ impl Store for TableStore {
         // Opened without a write, so that a file that is not tombola's stays unchanged.
         let connection = sqlite::open_to_read(&path).map_err(sqlite)?;
         sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| match problem {
-            FormatError::Sqlite(source) => sqlite(source),
-            FormatError::File(error) => error.into(),
+            ContentError::Sqlite(source) => sqlite(source),
+            ContentError::File(error) => error.into(),
             problem => OpenError::Damaged { path: path.clone(), problem: problem.to_string() },
         })?;
         drop(connection);
@@ -137,9 +137,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
         })
         .map_err(|source| OpenError::Sqlite { path: unfinished.clone(), source })?;
     files::sync_file(&unfinished)?;
-    files::rename(&unfinished, path)?;
-    files::sync_folder(path.parent().expect("the file lies in a folder"))?;
-    Ok(())
+    Ok(files::rename_durably(&unfinished, path)?)
 }
 
 /// Adds the pool to the file if it is missing, and returns its id.

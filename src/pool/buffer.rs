@@ -34,6 +34,17 @@ pub(super) enum Phase {
     Serving,
 }
 
+/// Whether leases can be made at the moment. Requests wait for a lease only if they can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leasing {
+    /// Leases can be made.
+    Works,
+    /// The file can't be used.
+    FileFails,
+    /// A lease is committed, but the store of the fleet does not respond.
+    AwaitsFence,
+}
+
 /// The immediate result of a request for rows.
 #[derive(Debug)]
 pub(super) enum Take<R> {
@@ -104,8 +115,7 @@ pub(super) struct Buffer<R> {
     unused: u64,
     /// The number of rows in the next generation, if it is ready.
     standby: Option<u64>,
-    /// Whether leasing fails at the moment, so that requests should not wait.
-    failing: bool,
+    leasing: Leasing,
     stopping: bool,
     is_given_back: bool,
     /// Whether the worker was woken and has not yet looked at the buffer.
@@ -138,7 +148,7 @@ impl<R> Buffer<R> {
             damaged: false,
             unused,
             standby,
-            failing: false,
+            leasing: Leasing::Works,
             stopping: false,
             is_given_back: false,
             worker_told: false,
@@ -179,7 +189,7 @@ impl<R> Buffer<R> {
         }
         let next_is_due = matches!(self.phase, Phase::Swapping | Phase::Opening { .. })
             || (self.has_standby() && self.left() == 0);
-        if self.failing || (!next_is_due && self.is_short_of(count, partial)) {
+        if self.leasing != Leasing::Works || (!next_is_due && self.is_short_of(count, partial)) {
             return Take::Short;
         }
         let (reply, receiver) = oneshot::channel();
@@ -235,18 +245,18 @@ impl<R> Buffer<R> {
         self.leased_total += rows.len() as u64;
         self.leased.append(&mut rows);
         self.unused = unused;
-        self.failing = false;
+        self.leasing = Leasing::Works;
     }
 
-    /// Turns waiting requests away, because the file can't be used at the moment.
-    pub(super) fn pause(&mut self) {
-        self.failing = true;
+    /// Turns waiting requests away, because a lease takes long or fails.
+    pub(super) fn pause(&mut self, leasing: Leasing) {
+        self.leasing = leasing;
         self.waiters.clear();
     }
 
     /// Allows requests to wait again.
     pub(super) fn retry(&mut self) {
-        self.failing = false;
+        self.leasing = Leasing::Works;
     }
 
     /// Notes that the standby has replaced the used-up file.
@@ -280,7 +290,7 @@ impl<R> Buffer<R> {
         self.generation = generation;
         self.unused = unused;
         self.phase = Phase::Serving;
-        self.failing = false;
+        self.leasing = Leasing::Works;
         self.refiller_told = false;
         self.damaged = false;
         burned
@@ -375,7 +385,7 @@ impl<R> Buffer<R> {
 
     /// Returns whether a new request can be served, at once or after a wait.
     pub(super) fn can_serve(&self) -> bool {
-        !self.failing || !self.leased.is_empty()
+        self.leasing == Leasing::Works || !self.leased.is_empty()
     }
 
     /// Returns the number of rows burned since the process started.
@@ -417,7 +427,7 @@ impl<R> Buffer<R> {
     fn is_low(&self) -> bool {
         self.lease_rows > 0
             && self.unused > 0
-            && !self.failing
+            && self.leasing == Leasing::Works
             && self.leased.len() <= self.lease_rows / 2
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::buffer::{Buffer, Task};
+use super::buffer::{Buffer, Leasing, Task};
 use super::file::{ShardFile, WorkError};
 use super::slot::Slot;
 use super::sync::timeout;
@@ -148,7 +148,7 @@ impl<F: ShardFile> Worker<F> {
                 () = &mut passing => return true,
                 () = &mut patience, if patient => {
                     patient = false;
-                    self.slot.update(Buffer::pause);
+                    self.slot.update(|buffer| buffer.pause(Leasing::AwaitsFence));
                 }
                 () = self.slot.woken() => {
                     if self.slot.look(Buffer::is_stopping) {
@@ -259,7 +259,7 @@ impl<F: ShardFile> Worker<F> {
         let details = format!("{}: {what}: {error}", self.slot.name);
         self.slot.set_trouble(Some(Trouble::new(Cause::Shard, details, error)));
         // No request waits for rows during a pause, so only a stop or a standby ends it early.
-        self.slot.update(Buffer::pause);
+        self.slot.update(|buffer| buffer.pause(Leasing::FileFails));
         if self.runs {
             let _ = timeout(self.pause, self.slot.woken()).await;
         }

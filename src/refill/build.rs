@@ -111,8 +111,7 @@ fn build_or_adopt(
             return Err(error);
         }
     };
-    files::rename(&unfinished, &standby)?;
-    files::sync_folder(paths.folder())?;
+    files::rename_durably(&unfinished, &standby)?;
     Ok(Built::Batch(batch))
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use tombola::files::{Files, Held, HeldBy, stand_in};
+use tombola::files::{Files, Locking, stand_in};
 
 use crate::disk::{Shared, is_simulated, resolve};
 use crate::medium::{Entry, FileId};
@@ -30,16 +30,16 @@ impl Files for SimulatedFiles {
         disk.create_folder(path)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Result<Held, HeldBy>> {
+    fn lock(&self, path: &Path) -> io::Result<Locking> {
         let (disk, path) = place(path)?;
         let file = match disk.find(path)? {
             None => disk.create(path)?,
             Some(_) => disk.open(path)?,
         };
         if !disk.lock_file(file)? {
-            return Ok(Err(HeldBy("another process".to_owned())));
+            return Ok(Locking::HeldBy("another process".to_owned()));
         }
-        Ok(Ok(Box::new(SimulatedLock { disk, file })))
+        Ok(Locking::Locked(Box::new(SimulatedLock { disk, file })))
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {

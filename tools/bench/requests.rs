@@ -59,15 +59,16 @@ pub(crate) fn wait_until_full(side: &Side) -> anyhow::Result<()> {
 pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let least = Some(Budget::AtLeast(1.0));
     let budget_at = |connections| if connections == 64 { least } else { None };
+    let load = |paths, connections| Load { paths, connections, length: plan.run() };
     let site = Site::new(&plan.dir, "requests", "")?;
     site.fill()?;
     let side = site.serve()?;
     for connections in [1, 16, 64, 256] {
-        pairs(plan, report, &side, "int", ONE, connections, budget_at(connections))?;
+        pairs(plan, report, &side, load(ONE, connections), ("int", budget_at(connections)))?;
     }
     against_nginx(plan, report, &side)?;
-    pairs(plan, report, &side, "float", FLOAT, 64, least)?;
-    pairs(plan, report, &side, "int and float in turn", MIXED, 64, least)?;
+    pairs(plan, report, &side, load(FLOAT, 64), ("float", least))?;
+    pairs(plan, report, &side, load(MIXED, 64), ("int and float in turn", least))?;
     let peak = side.peak_memory()? as f64;
     report.figure(
         "peak memory under load, 10M numbers",
@@ -81,7 +82,7 @@ pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let site = Site::new(&plan.dir, "refilled", ALWAYS_REFILLED)?;
     site.fill()?;
     let side = site.serve()?;
-    pairs(plan, report, &side, "int, shards always being refilled", ONE, 64, least)?;
+    pairs(plan, report, &side, load(ONE, 64), ("int, shards always being refilled", least))?;
     side.stop()?;
 
     let site = Site::new(&plan.dir, "strict", STRICT)?;
@@ -89,7 +90,7 @@ pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let side = site.serve()?;
     for connections in [1, 16, 64, 256] {
         let budget = (connections == 256).then_some(Budget::AtLeast(0.7));
-        pairs(plan, report, &side, "int, strict", ONE, connections, budget)?;
+        pairs(plan, report, &side, load(ONE, connections), ("int, strict", budget))?;
     }
     side.stop()
 }
@@ -98,14 +99,12 @@ fn pairs(
     plan: &Plan,
     report: &mut Report,
     product: &Side,
-    what: &str,
-    paths: &[&str],
-    connections: usize,
-    budget: Option<Budget>,
+    load: Load<'_>,
+    (what, budget): (&str, Option<Budget>),
 ) -> anyhow::Result<()> {
+    let Load { paths, connections, .. } = load;
     let length = ask(product.address, paths[0])?.len();
     let control = Side::constant(length)?;
-    let load = Load { paths, connections, length: plan.run() };
     let control_load = Load { paths: &[ONE[0]; 2][..paths.len()], ..load };
     let mut runs = Vec::new();
     for _ in 0..plan.pairs {

@@ -273,7 +273,7 @@ fn a_fault_of_the_disk_burns_no_more_than_the_lease_that_failed() {
     buffer.standby_ready(ROWS);
     buffer.add_lease((0..10).map(Row::for_test).collect(), ROWS - 10);
     buffer.closed();
-    buffer.pause();
+    buffer.pause(Leasing::FileFails);
     assert!(buffer.pop().is_some(), "what is leased is served while the file is closed");
     assert_eq!(buffer.next(&mut Vec::new()), Task::Open);
     assert!(!buffer.remembers(ROWS - 9), "a lease that was committed is not forgotten");
@@ -287,7 +287,7 @@ fn a_fault_of_the_disk_burns_no_more_than_the_lease_that_failed() {
 fn a_shard_that_fails_serves_while_it_has_leased_rows() {
     let mut buffer = serving();
     buffer.add_lease(vec![Row::for_test(0)], ROWS - 1);
-    buffer.pause();
+    buffer.pause(Leasing::FileFails);
     assert!(buffer.can_serve());
     buffer.pop();
     assert!(!buffer.can_serve());

@@ -1,0 +1,88 @@
+//! A connection for async code. The only user of deadpool-sqlite.
+
+use deadpool_sqlite::rusqlite::{Connection, Error};
+use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
+
+use super::{Checkpoint, Secured, checkpoint, prepare};
+
+/// A failed operation on a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// SQLite's own error.
+    #[error(transparent)]
+    Sqlite(#[from] Error),
+    /// The work panicked (a bug) or was cancelled because the runtime is shutting down.
+    #[error("the work on the file was aborted: {0}")]
+    Aborted(String),
+}
+
+/// The connection to one live file, usable from async code. Work runs on the blocking threads, one piece at a
+/// time.
+#[derive(Debug)]
+pub struct Database {
+    connection: Object,
+}
+
+impl Database {
+    /// Opens a file for use. See [`Fresh`].
+    ///
+    /// # Errors
+    /// Returns SQLite's error, or [`DatabaseError::Aborted`].
+    pub async fn open(log: &Secured) -> Result<Self, DatabaseError> {
+        let mut config = Config::new(log.path());
+        config.pool = Some(PoolConfig::new(1));
+        let pool = config
+            .builder(Runtime::Tokio1)
+            .unwrap_or_else(|never| match never {})
+            .post_create(Hook::async_fn(|connection, _| {
+                Box::pin(async move {
+                    connection
+                        .interact(|connection| {
+                            prepare(connection)?;
+                            checkpoint(connection, Checkpoint::Restart)
+                        })
+                        .await
+                        .map_err(|error| HookError::message(error.to_string()))?
+                        .map_err(HookError::Backend)
+                })
+            }))
+            .build()
+            .map_err(|error| DatabaseError::Aborted(error.to_string()))?;
+        let connection = pool.get().await.map_err(|error| match error {
+            deadpool_sqlite::PoolError::Backend(error)
+            | deadpool_sqlite::PoolError::PostCreateHook(HookError::Backend(error)) => {
+                DatabaseError::Sqlite(error)
+            }
+            other => DatabaseError::Aborted(other.to_string()),
+        })?;
+        Ok(Self { connection })
+    }
+
+    /// Runs one piece of work on the connection.
+    ///
+    /// # Errors
+    /// Returns [`DatabaseError::Aborted`] if the work panicked.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> R + Send + 'static,
+    ) -> Result<R, DatabaseError> {
+        self.connection.interact(work).await.map_err(|error| match error {
+            InteractError::Panic(_) => DatabaseError::Aborted("it panicked".to_owned()),
+            InteractError::Cancelled => DatabaseError::Aborted("it was cancelled".to_owned()),
+        })
+    }
+
+    /// Closes the file immediately, and leaves the log to the next opening.
+    ///
+    /// # Errors
+    /// Returns SQLite's error. The connection is closed in any case.
+    pub async fn close(self) -> Result<(), DatabaseError> {
+        self.call(|connection| {
+            // Dropping the pool's object would close the file at some later time.
+            let open = std::mem::replace(connection, Connection::open_in_memory()?);
+            open.close().map_err(|(_, error)| error)
+        })
+        .await?
+        .map_err(DatabaseError::Sqlite)
+    }
+}
