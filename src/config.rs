@@ -150,14 +150,17 @@ impl Keys {
         let pools = pools::validate(&mut self.pools, only)?;
         let auth = self.auth.validate()?;
         let quota = self.quota.as_mut().map(QuotaKeys::validate).transpose()?;
-        let shards = pools.iter().map(|pool| u64::from(pool.shards)).sum();
-        let rows = self.lease.rows;
-        let fleet = self.fleet.as_mut().map(|keys| keys.validate(rows, shards)).transpose()?;
+        let fleet = self.fleet.as_mut().map(FleetKeys::validate).transpose()?;
         if fleet.is_some() && server.mode != Mode::Sharded {
             let problem =
                 format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(Refusal::new("fleet", problem));
         }
+        let shards = pools.iter().map(|pool| u64::from(pool.shards)).sum();
+        let rows = match &mut self.fleet {
+            Some(fleet) => fleet.lease_rows(self.lease.rows, shards),
+            None => self.lease.rows,
+        };
         let lease = LeaseConfig { rows: rows.0 as usize };
         let dir = self.storage.dir.clone().into();
         Ok(Config { server, dir, lease, refill, pools, auth, quota, fleet })

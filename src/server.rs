@@ -19,7 +19,7 @@ use self::accept::Terms;
 use self::lanes::Lanes;
 use self::tls::Tls;
 pub use self::tls::TlsError;
-use crate::config::{AuthConfig, Config, LeaseConfig, Mode, PoolConfig};
+use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::events::Events;
 use crate::fleet::{Claims, Fleet, FleetError, Gate, Lost};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
@@ -274,15 +274,13 @@ async fn open_pools(
         let (gate, keeper) = fleet.into_gate();
         (gate, tokio::spawn(keeper.run(stopped.clone())))
     });
-    let lease =
-        config.fleet.as_ref().map_or(config.lease, |fleet| LeaseConfig { rows: fleet.lease_rows });
     let events = Arc::new(Events::default());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
     for ((pool_config, files), claims) in config.pools.iter().zip(found).zip(claims) {
         let PoolFiles { paths, ledger, shards } = files;
         let events = Arc::clone(&events);
         let gate = gate.as_ref().map(|(gate, _)| gate.clone());
-        let refill = config.refill;
+        let (lease, refill) = (config.lease, config.refill);
         let (pool, tasks) =
             Pool::open(pool_config, lease, refill, &paths, &shards, events, gate).await;
         let refiller = Refiller::new(

@@ -39,8 +39,6 @@ pub struct FleetConfig {
     pub space: SpaceName,
     /// Partitions claimed at a time, 1 to 4096.
     pub claim: usize,
-    /// Rows that a shard leases ahead of need, in place of `lease.rows`.
-    pub lease_rows: usize,
     /// Whether to refuse a data folder that is an old copy, instead of setting its files aside and starting
     /// as a new instance.
     pub refuse_if_stale: bool,
@@ -214,13 +212,8 @@ struct StoreTlsKeys {
 }
 
 impl FleetKeys {
-    /// Validates the keys, and sets those that are not set. `rows` is `lease.rows`, and `shards` is the number of
-    /// shards of all pools.
-    pub(super) fn validate(
-        &mut self,
-        rows: LeaseRows,
-        shards: u64,
-    ) -> Result<FleetConfig, Refusal> {
+    /// Validates the keys, and sets `claim` if it is not set.
+    pub(super) fn validate(&mut self) -> Result<FleetConfig, Refusal> {
         let address = self.address()?;
         let user = match &address {
             StoreAddress::Etcd { user, .. } | StoreAddress::Postgres { user, .. } => user.as_ref(),
@@ -236,16 +229,10 @@ impl FleetKeys {
         let space =
             SpaceName::new(&self.space).ok_or_else(|| Refusal::new("fleet.space", NAME_ALLOWED))?;
         let tls = self.tls.clone().map(StoreTlsKeys::validate).transpose()?;
-        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
-        let default = match rows.0 {
-            0 => 0,
-            rows => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
-        };
         Ok(FleetConfig {
             store: StoreConfig { address, password_file: self.password_file.clone(), tls },
             space,
             claim: self.claim.get_or_insert(Integer(CLAIM_DEFAULT)).0 as usize,
-            lease_rows: self.lease_rows.get_or_insert(Integer(default)).0 as usize,
             refuse_if_stale: self.refuse_if_stale,
         })
     }
@@ -268,6 +255,17 @@ impl FleetKeys {
         let problem =
             format!("this tombola was built without {feature}; build with --features {feature}");
         refused(&problem)
+    }
+
+    /// Returns the rows that each shard leases, and sets `lease_rows` if it is not set. `rows` is
+    /// `lease.rows`, and `shards` is the number of shards of all pools.
+    pub(super) fn lease_rows(&mut self, rows: LeaseRows, shards: u64) -> LeaseRows {
+        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
+        let default = match rows.0 {
+            0 => 0,
+            rows => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
+        };
+        *self.lease_rows.get_or_insert(Integer(default))
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) type LeaseRows = Integer<0, 1_000_000>;
 /// How shards lease rows.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseConfig {
-    /// Rows leased ahead of need; 0 is strict.
+    /// Rows leased ahead of need: `fleet.lease_rows` in a fleet, otherwise `lease.rows`. 0 is strict.
     pub rows: usize,
 }
 

@@ -49,7 +49,7 @@ fn all_shards_of_a_fleet_lease_no_more_than_memory_has_room_for() {
             "[fleet]\nstore = 'file:///w/w.db'\nspace = 'x'\n{more}\n\
              [pools.int]\nshards = {shards}\n[pools.float]\nshards = {shards}\n"
         );
-        load(&text, &[]).unwrap().fleet.unwrap().lease_rows
+        load(&text, &[]).unwrap().lease.rows
     };
     for (shards, rows) in [(2, 1 << 18), (8, 1 << 18), (32, 1 << 16), (1_024, 1 << 11)] {
         assert_eq!(lease_rows(shards, ""), rows, "2 x {shards} shards");

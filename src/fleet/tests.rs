@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::store::memory::{Fault, MemoryStore};
 use super::*;
 use crate::batch::ShardIndex;
-use crate::config::{LeaseConfig, Mode, PoolName, SpaceName, StoreAddress, StoreConfig};
+use crate::config::{Mode, PoolName, SpaceName, StoreAddress, StoreConfig};
 use crate::space::Space;
 
 /// An instance with its data folder, and its store.
@@ -31,7 +31,6 @@ fn config() -> FleetConfig {
         store: StoreConfig { address, password_file: None, tls: None },
         space: SpaceName::new("test").unwrap(),
         claim: 64,
-        lease_rows: LeaseConfig { rows: 1000 }.rows,
         refuse_if_stale: true,
     }
 }
