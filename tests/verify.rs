@@ -106,7 +106,11 @@ async fn each_violation_is_named() {
     check(
         LEDGER,
         &format!("DELETE FROM used_numbers WHERE {in_ledger}"),
-        &[&format!("{SHARD}: {of_0} is not in the ledger"), "values, but they differ", "batch 1 has 699 values"],
+        &[
+            &format!("{SHARD}: {of_0} is not in the ledger"),
+            "values, but they differ",
+            "batch 1 has 699 values",
+        ],
     )
     .await;
     check(

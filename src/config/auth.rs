@@ -1,9 +1,10 @@
 //! Authentication: the keys under `auth`.
 
 use clap::ValueEnum;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::RefusedKey;
+use super::values::{NAME_ALLOWED, is_name};
 
 /// The most tokens. Each request is compared with all of them, about 20 ns each.
 pub(super) const TOKENS_MAX: usize = 256;
@@ -42,10 +43,7 @@ impl std::str::FromStr for TokenName {
     type Err = &'static str;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let fit = (1..=64).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        let problem = "allowed: 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
-        if fit { Ok(Self(name.to_owned())) } else { Err(problem) }
+        if is_name(name) { Ok(Self(name.to_owned())) } else { Err(NAME_ALLOWED) }
     }
 }
 
@@ -66,7 +64,6 @@ pub enum Scope {
 
 impl Scope {
     /// Returns the scope's name in the settings.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Draw => "draw",
@@ -80,15 +77,14 @@ pub(super) fn may_be_secret(key: &str) -> bool {
     key.starts_with("auth") && key != "auth.mode"
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AuthKeys {
     mode: Option<String>,
-    #[serde(default)]
-    tokens: Vec<TokenKeys>,
+    tokens: Option<Vec<TokenKeys>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct TokenKeys {
     name: String,
@@ -97,60 +93,62 @@ struct TokenKeys {
 }
 
 impl AuthKeys {
-    pub(super) fn validate(
-        self,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<AuthConfig, ConfigError> {
-        let refused = |key: &str, problem: &str| Err(refused(key, problem.to_owned()));
+    pub(super) fn validate(&self) -> Result<AuthConfig, RefusedKey> {
+        let refused = |key: &str, problem: &str| Err(RefusedKey::new(key, problem));
+        let tokens = self.tokens.as_deref().unwrap_or_default();
         match self.mode.as_deref() {
-            Some("none") if self.tokens.is_empty() => return Ok(AuthConfig::Anyone),
+            Some("none") if tokens.is_empty() => Ok(AuthConfig::Anyone),
             Some("none") => {
-                return refused(
-                    "auth.mode",
-                    "there are tokens too; remove either the mode or the tokens",
-                );
+                refused("auth.mode", "there are tokens too; remove either the mode or the tokens")
             }
-            Some(_) => {
-                return refused("auth.mode", "allowed: \"none\"; remove it to use tokens");
+            Some(_) => refused("auth.mode", "allowed: \"none\"; remove it to use tokens"),
+            None if tokens.is_empty() => Ok(AuthConfig::Unsaid),
+            None if tokens.len() > TOKENS_MAX => {
+                refused("auth.tokens", &format!("allowed: up to {TOKENS_MAX}"))
             }
-            None if self.tokens.is_empty() => return Ok(AuthConfig::Unsaid),
-            None if self.tokens.len() > TOKENS_MAX => {
-                return refused("auth.tokens", &format!("allowed: up to {TOKENS_MAX}"));
+            None => {
+                let mut known = Vec::with_capacity(tokens.len());
+                for (index, keys) in tokens.iter().enumerate() {
+                    let token = keys.validate(&known).map_err(|(field, problem)| {
+                        RefusedKey::new(format!("auth.tokens[{index}].{field}"), problem)
+                    })?;
+                    known.push(token);
+                }
+                Ok(AuthConfig::Tokens(known))
             }
-            None => {}
         }
-        let mut tokens: Vec<TokenConfig> = Vec::with_capacity(self.tokens.len());
-        for (index, TokenKeys { name, scope, sha256 }) in self.tokens.into_iter().enumerate() {
-            let key = |field: &str| format!("auth.tokens[{index}].{field}");
-            let name: TokenName = match name.parse() {
-                Ok(name) => name,
-                Err(problem) => return refused(&key("name"), problem),
-            };
-            if tokens.iter().any(|other| other.name == name) {
-                let problem = format!("another token is called {name}; each needs its own name");
-                return refused(&key("name"), &problem);
-            }
-            let scopes = Scope::value_variants();
-            let Some(&scope) = scopes.iter().find(|known| known.as_str() == scope) else {
-                return refused(&key("scope"), "allowed: \"draw\" and \"observe\"");
-            };
-            let mut digest = [0; 32];
-            if hex::decode_to_slice(&sha256, &mut digest).is_err() {
-                let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not \
-                               the token itself, as `tombola token new` prints it";
-                return refused(&key("sha256"), problem);
-            }
-            let same = |other: &&TokenConfig| other.sha256 == digest && other.scope == scope;
-            if let Some(other) = tokens.iter().find(same) {
-                let problem = format!(
-                    "this is the token {} again; a second entry of the same token must have the \
-                     other scope",
-                    other.name
-                );
-                return refused(&key("sha256"), &problem);
-            }
-            tokens.push(TokenConfig { name, scope, sha256: digest });
+    }
+}
+
+impl TokenKeys {
+    /// Validates an entry. An error is the field that is wrong, and the problem. `known` are the entries
+    /// before this one.
+    fn validate(&self, known: &[TokenConfig]) -> Result<TokenConfig, (&'static str, String)> {
+        let name: TokenName =
+            self.name.parse().map_err(|problem: &str| ("name", problem.to_owned()))?;
+        if known.iter().any(|other| other.name == name) {
+            let problem = format!("another token is called {name}; each needs its own name");
+            return Err(("name", problem));
         }
-        Ok(AuthConfig::Tokens(tokens))
+        let scopes = Scope::value_variants();
+        let scope = *scopes
+            .iter()
+            .find(|known| known.as_str() == self.scope)
+            .ok_or_else(|| ("scope", "allowed: \"draw\" and \"observe\"".to_owned()))?;
+        let mut sha256 = [0; 32];
+        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| {
+            let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not the \
+                           token itself, as `tombola token new` prints it";
+            ("sha256", problem.to_owned())
+        })?;
+        if let Some(other) = known.iter().find(|t| t.sha256 == sha256 && t.scope == scope) {
+            let problem = format!(
+                "this is the token {} again; a second entry of the same token must have the other \
+                 scope",
+                other.name
+            );
+            return Err(("sha256", problem));
+        }
+        Ok(TokenConfig { name, scope, sha256 })
     }
 }

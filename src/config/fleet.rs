@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, LEASE_ROWS_MAX, LeaseConfig};
+use super::RefusedKey;
+use super::lease::LeaseRows;
+use super::values::{Integer, NAME_ALLOWED, boolean, is_name, text};
 
 /// The default number of partitions claimed at a time: 1/64 of all.
 const CLAIM_DEFAULT: u64 = 64;
@@ -37,8 +39,6 @@ pub struct FleetConfig {
     pub space: SpaceName,
     /// Partitions claimed at a time, 1 to 4096.
     pub claim: usize,
-    /// Rows that a shard leases ahead of need, in place of `lease.rows`.
-    pub lease_rows: usize,
     /// Whether to refuse a data folder that is an old copy, instead of setting its files aside and starting
     /// as a new instance.
     pub refuse_if_stale: bool,
@@ -93,15 +93,11 @@ pub struct SpaceName(String);
 
 impl SpaceName {
     /// Returns the name, if it is valid.
-    #[must_use]
     pub fn new(name: &str) -> Option<Self> {
-        let fit = (1..=64).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        fit.then(|| Self(name.to_owned()))
+        is_name(name).then(|| Self(name.to_owned()))
     }
 
     /// Returns the name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -115,7 +111,6 @@ impl std::fmt::Display for SpaceName {
 
 impl StoreConfig {
     /// Returns whether a password crosses the network in plain text.
-    #[must_use]
     pub fn shows_password(&self) -> bool {
         let (StoreAddress::Etcd { endpoints, .. } | StoreAddress::Postgres { endpoints, .. }) =
             &self.address
@@ -194,21 +189,22 @@ impl std::fmt::Display for StoreAddress {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct FleetKeys {
     store: String,
-    #[serde(deserialize_with = "super::text")]
+    #[serde(deserialize_with = "text")]
     space: String,
-    claim: Option<u64>,
-    lease_rows: Option<u64>,
-    refuse_if_stale: Option<bool>,
+    claim: Option<Integer<1, CLAIM_MAX>>,
+    lease_rows: Option<LeaseRows>,
+    #[serde(default, deserialize_with = "boolean")]
+    refuse_if_stale: bool,
     password_file: Option<PathBuf>,
     tls: Option<StoreTlsKeys>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct StoreTlsKeys {
     ca: PathBuf,
     cert: Option<PathBuf>,
@@ -216,80 +212,81 @@ struct StoreTlsKeys {
 }
 
 impl FleetKeys {
-    /// Validates the keys. `shards` is the number of shards of all pools.
-    pub(super) fn validate(
-        self,
-        lease: LeaseConfig,
-        shards: u64,
-        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<FleetConfig, ConfigError> {
-        let refused = |key: &str, problem: &str| refused(key, problem.to_owned());
-        let address = StoreAddress::parse(&self.store)
-            .ok_or_else(|| refused("fleet.store", STORE_ALLOWED))?;
-        let engine = match &address {
+    /// Validates the keys, and sets `claim` if it is not set.
+    pub(super) fn validate(&mut self) -> Result<FleetConfig, RefusedKey> {
+        let address = self.address()?;
+        let user = match &address {
+            StoreAddress::Etcd { user, .. } | StoreAddress::Postgres { user, .. } => user.as_ref(),
+            StoreAddress::File(_) if self.tls.is_some() => {
+                return Err(RefusedKey::new(
+                    "fleet.tls",
+                    "a file needs no TLS; remove [fleet.tls]",
+                ));
+            }
+            StoreAddress::File(_) => None,
+        };
+        if self.password_file.is_some() && user.is_none() {
+            let problem = "a password needs a user: put USER@ before the host in fleet.store";
+            return Err(RefusedKey::new("fleet.password_file", problem));
+        }
+        let space = SpaceName::new(&self.space)
+            .ok_or_else(|| RefusedKey::new("fleet.space", NAME_ALLOWED))?;
+        let tls = self.tls.clone().map(StoreTlsKeys::validate).transpose()?;
+        Ok(FleetConfig {
+            store: StoreConfig { address, password_file: self.password_file.clone(), tls },
+            space,
+            claim: self.claim.get_or_insert(Integer(CLAIM_DEFAULT)).0 as usize,
+            refuse_if_stale: self.refuse_if_stale,
+        })
+    }
+
+    fn address(&self) -> Result<StoreAddress, RefusedKey> {
+        let refused = |problem: &str| Err(RefusedKey::new("fleet.store", problem));
+        let Some(address) = StoreAddress::parse(&self.store) else {
+            return refused(STORE_ALLOWED);
+        };
+        let feature = match &address {
             StoreAddress::Etcd { endpoints, .. } | StoreAddress::Postgres { endpoints, .. }
                 if endpoints.len() > ENDPOINTS_MAX =>
             {
-                let problem = format!("allowed: up to {ENDPOINTS_MAX} hosts");
-                return Err(refused("fleet.store", &problem));
+                return refused(&format!("allowed: up to {ENDPOINTS_MAX} hosts"));
             }
-            StoreAddress::Etcd { .. } if !cfg!(feature = "etcd") => Some("etcd"),
-            StoreAddress::Postgres { .. } if !cfg!(feature = "postgres") => Some("postgres"),
-            _ => None,
+            StoreAddress::Etcd { .. } if !cfg!(feature = "etcd") => "etcd",
+            StoreAddress::Postgres { .. } if !cfg!(feature = "postgres") => "postgres",
+            _ => return Ok(address),
         };
-        if let Some(feature) = engine {
-            let problem = format!(
-                "this tombola was built without {feature}; build with --features {feature}"
-            );
-            return Err(refused("fleet.store", &problem));
-        }
-        let is_file = matches!(address, StoreAddress::File(_));
-        if is_file && self.tls.is_some() {
-            return Err(refused("fleet.tls", "a file needs no TLS; remove [fleet.tls]"));
-        }
-        if self.password_file.is_some()
-            && !matches!(
-                &address,
-                StoreAddress::Etcd { user: Some(_), .. }
-                    | StoreAddress::Postgres { user: Some(_), .. }
-            )
-        {
-            let problem = "a password needs a user: put USER@ before the host in fleet.store";
-            return Err(refused("fleet.password_file", problem));
-        }
-        let space = SpaceName::new(&self.space).ok_or_else(|| {
-            let problem = "allowed: 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'";
-            refused("fleet.space", problem)
-        })?;
-        let tls = self.tls.map(|keys| match (keys.cert, keys.key) {
-            (None, None) => Ok(StoreTls { ca: keys.ca, identity: None }),
-            (Some(cert), Some(key)) => Ok(StoreTls { ca: keys.ca, identity: Some((cert, key)) }),
+        let problem =
+            format!("this tombola was built without {feature}; build with --features {feature}");
+        refused(&problem)
+    }
+
+    /// Returns the rows that each shard leases, and sets `lease_rows` if it is not set. `rows` is
+    /// `lease.rows`, and `shards` is the number of shards of all pools.
+    pub(super) fn lease_rows(&mut self, rows: LeaseRows, shards: u64) -> LeaseRows {
+        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
+        let default = match rows.0 {
+            0 => 0,
+            rows => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
+        };
+        *self.lease_rows.get_or_insert(Integer(default))
+    }
+}
+
+impl StoreTlsKeys {
+    fn validate(self) -> Result<StoreTls, RefusedKey> {
+        let identity = match (self.cert, self.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert, key)),
             (Some(_), None) => {
-                Err(refused("fleet.tls.cert", "the certificate needs its key; set fleet.tls.key"))
+                let problem = "the certificate needs its key; set fleet.tls.key";
+                return Err(RefusedKey::new("fleet.tls.cert", problem));
             }
             (None, Some(_)) => {
-                Err(refused("fleet.tls.key", "the key needs its certificate; set fleet.tls.cert"))
+                let problem = "the key needs its certificate; set fleet.tls.cert";
+                return Err(RefusedKey::new("fleet.tls.key", problem));
             }
-        });
-        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
-        let rows = match (self.lease_rows, lease.rows as u64) {
-            (Some(rows), _) => within("fleet.lease_rows", rows, 0, LEASE_ROWS_MAX)?,
-            (None, 0) => 0,
-            (None, rows) => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
         };
-        let claim = within("fleet.claim", self.claim.unwrap_or(CLAIM_DEFAULT), 1, CLAIM_MAX)?;
-        Ok(FleetConfig {
-            store: StoreConfig {
-                address,
-                password_file: self.password_file,
-                tls: tls.transpose()?,
-            },
-            space,
-            claim: claim as usize,
-            lease_rows: rows as usize,
-            refuse_if_stale: self.refuse_if_stale.unwrap_or(false),
-        })
+        Ok(StoreTls { ca: self.ca, identity })
     }
 }
 

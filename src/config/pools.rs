@@ -1,13 +1,16 @@
 //! The pools: the keys under `pools`.
 
-use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
+use std::collections::BTreeMap;
 
-use super::{ConfigError, LeaseConfig, RefillConfig};
-use crate::space::{Space, SpaceError};
+use serde::{Deserialize, Serialize, Serializer};
+use toml::Value;
+
+use super::values::{Integer, boolean};
+use super::{LeaseConfig, RefillConfig, RefusedKey};
+use crate::space::{DECIMALS_MAX, Space, SpaceError};
 
 /// The most shards of one pool. Each is an open file and a task.
-const SHARDS_MAX: u64 = 1024;
+const SHARDS_MAX: u16 = 1024;
 
 /// The most numbers in a shard. A build holds its values in memory, 8 bytes each.
 const SHARD_SIZE_MAX: u64 = 100_000_000;
@@ -39,7 +42,6 @@ pub struct PoolName(String);
 
 impl PoolName {
     /// Returns the name, if it is valid.
-    #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let fit = (1..=32).contains(&name.len())
             && name.starts_with(|first: char| first.is_ascii_lowercase())
@@ -49,7 +51,6 @@ impl PoolName {
     }
 
     /// Returns the name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -67,33 +68,78 @@ impl std::fmt::Display for PoolName {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct PoolKeys {
-    #[serde(default = "enabled_by_default")]
-    pub(super) enabled: bool,
-    min: NumberText,
-    max: NumberText,
-    #[serde(default)]
-    decimals: u8,
-    #[serde(default)]
-    shards: ShardCount,
-    shard_size: Option<u64>,
+    #[serde(default = "enabled", deserialize_with = "boolean")]
+    enabled: bool,
+    #[serde(serialize_with = "unquoted")]
+    min: Value,
+    #[serde(serialize_with = "unquoted")]
+    max: Value,
+    decimals: Option<Integer<0, { DECIMALS_MAX as u64 }>>,
+    #[serde(default = "auto", serialize_with = "unquoted")]
+    shards: Value,
+    shard_size: Option<Integer<1, SHARD_SIZE_MAX>>,
 }
 
-fn enabled_by_default() -> bool {
+fn enabled() -> bool {
     true
 }
 
+fn auto() -> Value {
+    "auto".into()
+}
+
+/// Serializes a value that an environment variable or a flag gave as a text.
+fn unquoted<S: Serializer>(value: &Value, serializer: S) -> Result<S::Ok, S::Error> {
+    let plain = value.as_str().and_then(|text| text.parse::<Value>().ok());
+    plain.as_ref().unwrap_or(value).serialize(serializer)
+}
+
+/// Returns the text of a value. A TOML float is a double, whose shortest text equals the file's if that has up
+/// to 15 digits.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Float(number) => number.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// Validates all pools, and returns those that are enabled. `only` names the only one in use, if it is given.
+pub(super) fn validate(
+    pools: &mut BTreeMap<String, PoolKeys>,
+    only: Option<&str>,
+    supply: (LeaseConfig, RefillConfig),
+) -> Result<Vec<PoolConfig>, RefusedKey> {
+    let mut used = Vec::new();
+    for (name, keys) in pools.iter_mut() {
+        let pool = keys.validate(name, supply)?;
+        if keys.enabled && only.is_none_or(|only| only == name) {
+            used.push(pool);
+        }
+    }
+    if used.is_empty() {
+        let names: Vec<_> = pools.keys().map(String::as_str).collect();
+        let problem = format!("no pool is left to serve; the known pools are {}", names.join(", "));
+        return Err(RefusedKey::new(
+            only.map_or("pools".into(), |o| format!("pools.{o}")),
+            problem,
+        ));
+    }
+    Ok(used)
+}
+
 impl PoolKeys {
-    pub(super) fn validate(
-        &self,
+    /// Validates the keys, and sets those that are not set.
+    fn validate(
+        &mut self,
         name: &str,
         (lease, refill): (LeaseConfig, RefillConfig),
-        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<PoolConfig, ConfigError> {
-        let key = |field: &str| format!("pools.{name}.{field}");
+    ) -> Result<PoolConfig, RefusedKey> {
+        let refused =
+            |field: &str, problem| RefusedKey::new(format!("pools.{name}.{field}"), problem);
         let pool_name = PoolName::new(name).ok_or_else(|| {
             let problem = match shares_file_names(name) {
                 true => {
@@ -106,15 +152,16 @@ impl PoolKeys {
                      starting with a letter and without \"_shard_\""
                 }
             };
-            refused(&format!("pools.{name}"), problem.to_owned())
+            RefusedKey::new(format!("pools.{name}"), problem)
         })?;
-        let space = Space::new(&self.min.0, &self.max.0, self.decimals).map_err(|error| {
+        let (min, max) = (text_of(&self.min), text_of(&self.max));
+        let decimals = self.decimals.get_or_insert(Integer(0)).0 as u8;
+        let space = Space::new(&min, &max, decimals).map_err(|error| {
             let field = match &error {
-                SpaceError::Decimals(_) => "decimals",
                 SpaceError::NotANumber(text)
                 | SpaceError::TooManyDecimals { text, .. }
                 | SpaceError::TooLarge { text, .. }
-                    if *text == self.max.0 =>
+                    if *text == max =>
                 {
                     "max"
                 }
@@ -124,87 +171,28 @@ impl PoolKeys {
                 "{error}; allowed: min up to max, integers up to 2^53-1, or up to 15 significant \
                  digits with 1 to 14 decimals"
             );
-            refused(&key(field), problem)
+            refused(field, problem)
         })?;
 
-        let shards = match self.shards {
-            ShardCount::Auto => (num_cpus::get() as u64 / 2).max(2),
-            ShardCount::Exactly(shards) if (1..=SHARDS_MAX).contains(&shards) => shards,
-            ShardCount::Exactly(_) => {
-                let problem = format!("allowed: \"auto\" and 1 to {SHARDS_MAX}");
-                return Err(refused(&key("shards"), problem));
-            }
+        let shards = match &*text_of(&self.shards) {
+            "auto" => (num_cpus::get() / 2).clamp(2, SHARDS_MAX.into()) as u16,
+            // Any other text becomes 0, which is refused.
+            text => text.parse().unwrap_or(0),
         };
-        let default_size = space.size().div_ceil(shards).min(SHARD_SIZE_DEFAULT);
-        let size_max = space.size().min(SHARD_SIZE_MAX);
-        let size = self.shard_size.unwrap_or(default_size);
+        if !(1..=SHARDS_MAX).contains(&shards) {
+            return Err(refused("shards", format!("allowed: \"auto\" and 1 to {SHARDS_MAX}")));
+        }
+        let default_size = space.size().div_ceil(shards.into()).min(SHARD_SIZE_DEFAULT);
+        let size = self.shard_size.get_or_insert(Integer(default_size)).0;
         if size > space.size() {
             let problem = format!(
-                "a shard of {size} is larger than the range of {} numbers; allowed: 1 to {size_max}",
-                space.size()
+                "a shard of {size} is larger than the range of {} numbers; allowed: 1 to {}",
+                space.size(),
+                space.size().min(SHARD_SIZE_MAX)
             );
-            return Err(refused(&key("shard_size"), problem));
+            return Err(refused("shard_size", problem));
         }
-        let size = within(&key("shard_size"), size, 1, size_max)?;
-        Ok(PoolConfig {
-            name: pool_name,
-            space,
-            shards: u16::try_from(shards).expect("up to SHARDS_MAX was checked above"),
-            shard_size: u32::try_from(size).expect("up to SHARD_SIZE_MAX was checked above"),
-            lease,
-            refill,
-        })
-    }
-}
-
-/// `shards = "auto"` or a number.
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(from = "NumberText")]
-enum ShardCount {
-    #[default]
-    Auto,
-    Exactly(u64),
-}
-
-impl From<NumberText> for ShardCount {
-    fn from(text: NumberText) -> Self {
-        // Anything else becomes 0, which is refused.
-        if text.0 == "auto" { Self::Auto } else { Self::Exactly(text.0.parse().unwrap_or(0)) }
-    }
-}
-
-/// A number's text, whether a file has it as an integer, a float or a string. A TOML float is parsed as a
-/// double, whose shortest text equals the file's if that has up to 15 digits.
-struct NumberText(String);
-
-impl<'de> Deserialize<'de> for NumberText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyNumber;
-
-        impl Visitor<'_> for AnyNumber {
-            type Value = NumberText;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("a number")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<NumberText, E> {
-                Ok(NumberText(number.to_string()))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<NumberText, E> {
-                Ok(NumberText(text.to_owned()))
-            }
-        }
-
-        deserializer.deserialize_any(AnyNumber)
+        let shard_size = u32::try_from(size).expect("its type allows up to SHARD_SIZE_MAX");
+        Ok(PoolConfig { name: pool_name, space, shards, shard_size, lease, refill })
     }
 }

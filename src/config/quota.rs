@@ -5,9 +5,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{COUNT_LIMIT_MAX, ConfigError};
+use super::RefusedKey;
+use super::server::COUNT_LIMIT_MAX;
+use super::values::{Integer, number};
 
 /// The allowed rates in numbers per second. A quota is counted in whole nanoseconds per number, so the
 /// fastest is off by less than 0.1 %, and the slowest, one number in a quarter of an hour, is far from an
@@ -28,40 +30,35 @@ pub struct QuotaConfig {
     pub trusted_proxies: Vec<IpNet>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct QuotaKeys {
+    #[serde(deserialize_with = "number")]
     numbers_per_second: f64,
-    burst: Option<u64>,
-    #[serde(default)]
-    trusted_proxies: Vec<String>,
+    burst: Option<Integer<1, BURST_MAX>>,
+    trusted_proxies: Option<Vec<String>>,
 }
 
 impl QuotaKeys {
-    pub(super) fn validate(
-        self,
-        within: impl Fn(&str, u64, u64, u64) -> Result<u64, ConfigError>,
-        refused: impl Fn(&str, String) -> ConfigError,
-    ) -> Result<QuotaConfig, ConfigError> {
+    /// Validates the keys, and sets `burst` if it is not set.
+    pub(super) fn validate(&mut self) -> Result<QuotaConfig, RefusedKey> {
         let rate = self.numbers_per_second;
         if !QUOTA_RATES.contains(&rate) {
             let (min, max) = (QUOTA_RATES.start(), QUOTA_RATES.end());
             let problem = format!("allowed: {min} to {max}; without [quota] nothing is limited");
-            return Err(refused("quota.numbers_per_second", problem));
+            return Err(RefusedKey::new("quota.numbers_per_second", problem));
         }
-        let burst = match self.burst {
-            Some(burst) => within("quota.burst", burst, 1, BURST_MAX)?,
-            // The numbers that one second grants.
-            None => rate.ceil() as u64,
-        };
-        let proxies = self.trusted_proxies.iter().enumerate().map(|(index, text)| {
+        // By default, the numbers that one second grants.
+        let burst = self.burst.get_or_insert(Integer(rate.ceil() as u64)).0;
+        let proxies = self.trusted_proxies.as_deref().unwrap_or_default();
+        let proxies = proxies.iter().enumerate().map(|(index, text)| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
                 let problem = format!(
                     "{text:?} is not an address or a network, such as \"10.0.0.1\", \"10.0.0.0/8\" or \
                      \"2001:db8::/32\""
                 );
-                refused(&format!("quota.trusted_proxies[{index}]"), problem)
+                RefusedKey::new(format!("quota.trusted_proxies[{index}]"), problem)
             })
         });
         Ok(QuotaConfig {
@@ -69,7 +66,7 @@ impl QuotaKeys {
             burst: u32::try_from(burst)
                 .ok()
                 .and_then(NonZeroU32::new)
-                .expect("1 to BURST_MAX was checked above"),
+                .expect("its type allows 1 to BURST_MAX"),
             trusted_proxies: proxies.collect::<Result<_, _>>()?,
         })
     }

@@ -1,4 +1,7 @@
-//! Tests of the settings that are accepted and of those that are refused, through [`Config::load_with`].
+//! Tests of the settings that are accepted and of those that are refused, through [`Config::explain_with`].
+
+use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -8,13 +11,17 @@ use crate::space::Space;
 
 /// Loads with this text as the user's file and these environment variables.
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    explain(text, variables).map(|(config, _)| config)
+}
+
+fn explain(text: &str, variables: &[(&str, &str)]) -> Result<(Config, Vec<Setting>), String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("mine.toml");
     std::fs::write(&file, text).unwrap();
     let source = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let location = Location { file: Some(file), dir: None };
     let overrides = Overrides { location, ..Overrides::default() };
-    Config::load_with(&overrides, source).map_err(|error| error.to_string())
+    Config::explain_with(&overrides, source).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -42,7 +49,7 @@ fn all_shards_of_a_fleet_lease_no_more_than_memory_has_room_for() {
             "[fleet]\nstore = 'file:///w/w.db'\nspace = 'x'\n{more}\n\
              [pools.int]\nshards = {shards}\n[pools.float]\nshards = {shards}\n"
         );
-        load(&text, &[]).unwrap().fleet.unwrap().lease_rows
+        load(&text, &[]).unwrap().pools[0].lease.rows
     };
     for (shards, rows) in [(2, 1 << 18), (8, 1 << 18), (32, 1 << 16), (1_024, 1 << 11)] {
         assert_eq!(lease_rows(shards, ""), rows, "2 x {shards} shards");
@@ -73,7 +80,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
     check("[server.tls]\ncert = 'c.pem'", ["server.tls.cert", "c.pem", "server.tls.key"]);
     check("[server.tls]\nkey = 'k.pem'", ["server.tls.key", "k.pem", "server.tls.cert"]);
     check("[server.tls]\ncrt = 'c.pem'", ["server.tls.crt", "c.pem", "cert"]);
-    check("[lease]\nrows = -1", ["lease.rows", "-1", "unsigned"]);
+    check("[lease]\nrows = -1", ["lease.rows", "-1", "0 to 1000000"]);
     check("[lease]\nrows = 'many'", ["lease.rows", "many", "integer"]);
     check("[refill]\nlow_water = 1.5", ["refill.low_water", "1.5", "up to 1"]);
     check("[refill]\nretry_ms = 60000", ["refill.retry_ms", "60000", "retry_limit_ms"]);
@@ -119,7 +126,7 @@ fn a_mode_listens_on_its_own_port_unless_the_user_says_otherwise() {
     listens("[server]\nmode = 'simple'", &[address], "127.0.0.1:2");
 
     let flag = Overrides { mode: Some(Mode::Simple), ..Overrides::default() };
-    let config = Config::load_with(&flag, BTreeMap::new()).unwrap();
+    let (config, _) = Config::explain_with(&flag, BTreeMap::new()).unwrap();
     assert_eq!(config.server.mode, Mode::Simple);
     assert_eq!(config.server.listen.port(), 5000);
 }
@@ -191,7 +198,7 @@ fn a_quota_is_off_until_it_has_a_rate() {
         ("numbers_per_second = 0", ["quota.numbers_per_second = 0", "0.001 to 1000000"]),
         ("numbers_per_second = -1", ["quota.numbers_per_second = -1", "0.001"]),
         ("numbers_per_second = nan", ["quota.numbers_per_second", "0.001"]),
-        ("numbers_per_second = 'fast'", ["quota.numbers_per_second = fast", "float"]),
+        ("numbers_per_second = 'fast'", ["quota.numbers_per_second = fast", "allowed: a number"]),
         ("numbers_per_second = 1\nburst = 0", ["quota.burst = 0", "1 to 1000000"]),
         ("numbers_per_second = 1\nbrust = 5", ["quota.brust", "burst"]),
         (
@@ -229,6 +236,31 @@ fn a_text_of_a_variable_stays_as_it_is() {
         let expected = if allowed { text } else { "file" };
         assert_eq!(config.fleet.unwrap().space.as_str(), expected);
     }
+}
+
+/// The printed settings have the types of their keys, whichever layer sets them.
+#[test]
+fn settings_are_explained_with_their_types_and_origins() {
+    let file =
+        "server.hosts = [\n'a']\n[quota]\nnumbers_per_second = 2.5\n[pools.int]\nenabled = false";
+    let variables = [("TOMBOLA_POOLS__INT__MAX", "9999999"), ("TOMBOLA_QUOTA__BURST", "7")];
+    let (_, settings) = explain(file, &variables).unwrap();
+    let check = |table: &str, key: &str, value: toml::Value, origin: &str| {
+        let found = settings.iter().find(|s| s.table == table && s.key == key).unwrap();
+        assert_eq!(found.value, value, "{table}.{key}");
+        let shown = found.origin.to_string();
+        assert!(shown.ends_with(origin), "{table}.{key}: {shown}");
+    };
+    check("pools.int", "max", 9_999_999.into(), "environment TOMBOLA_POOLS__INT__MAX");
+    check("quota", "burst", 7.into(), "environment TOMBOLA_QUOTA__BURST");
+    check("quota", "numbers_per_second", 2.5.into(), "mine.toml, line 4");
+    check("pools.int", "enabled", false.into(), "mine.toml, line 6");
+    check("pools.float", "min", 0.0.into(), "default");
+    check("server", "listen", "127.0.0.1:8000".into(), "default");
+    let error = load("server.hosts = [\n'a',\n'b:1']", &[]).unwrap_err();
+    assert!(error.contains("mine.toml, line 3"), "{error}");
+    let error = load("", &[("TOMBOLA_FLEET__SPACE", "x")]).unwrap_err();
+    assert!(error.starts_with("fleet (in environment TOMBOLA_FLEET__SPACE): "), "{error}");
 }
 
 #[test]

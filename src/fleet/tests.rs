@@ -33,7 +33,6 @@ fn config() -> FleetConfig {
         store: StoreConfig { address, password_file: None, tls: None },
         space: SpaceName::new("test").unwrap(),
         claim: 64,
-        lease_rows: 1000,
         refuse_if_stale: true,
     }
 }

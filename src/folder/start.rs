@@ -61,7 +61,7 @@ enum Unfinished {
 
 /// A file that must not be served, with the problem and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
-struct Refusal {
+struct Unexpected {
     file: File,
     problem: String,
 }
@@ -195,7 +195,7 @@ fn old_copy(generation: Generation) -> String {
 }
 
 /// Decides what to do with a shard's files. Pure.
-fn judge(found: Found, known: &Known) -> Result<Plan, Refusal> {
+fn judge(found: Found, known: &Known) -> Result<Plan, Unexpected> {
     let mut plan = Plan { standby: found.standby, ..Plan::default() };
     let is_free = plan.standby.is_none();
     plan.unfinished = found.unfinished.as_ref().map(|found| unfinished(found, known, is_free));
@@ -203,7 +203,7 @@ fn judge(found: Found, known: &Known) -> Result<Plan, Refusal> {
         plan.standby = Some(label);
     }
     if let Some(Ok(label)) = &plan.standby {
-        known.expects(label).map_err(|problem| Refusal { file: File::Standby, problem })?;
+        known.expects(label).map_err(|problem| Unexpected { file: File::Standby, problem })?;
     }
     plan.live = found.live.map(|live| live.and_then(|seen| seen.problem().map_or(Ok(seen), Err)));
     if let Some(Ok(seen)) = &plan.live {
@@ -215,7 +215,7 @@ fn judge(found: Found, known: &Known) -> Result<Plan, Refusal> {
         known
             .expects(&seen.label)
             .and_then(|()| known.is_current(&seen.label, seen.token, seen.in_use, standby))
-            .map_err(|problem| Refusal { file: File::Live, problem })?;
+            .map_err(|problem| Unexpected { file: File::Live, problem })?;
     }
     Ok(plan)
 }
@@ -256,7 +256,7 @@ pub(super) fn open_shard(
     let named: Vec<BatchId> =
         [label(&found.unfinished), label(&found.standby), live].into_iter().flatten().collect();
     let known = Known::of(ledger, paths.pool(), index, &named, live)?;
-    let plan = judge(found, &known).map_err(|Refusal { file, problem }| {
+    let plan = judge(found, &known).map_err(|Unexpected { file, problem }| {
         let shard = match file {
             File::Standby => paths.standby(index),
             File::Live => paths.live(index),
