@@ -12,6 +12,7 @@ use super::file::{self, OpenFile, WorkError};
 use super::slot::Slot;
 use super::sync::timeout;
 use super::{Cause, Pool, Trouble};
+use crate::backoff::Backoff;
 use crate::config::RefillConfig;
 use crate::events::Kind;
 use crate::fleet::{Gate, Lease};
@@ -29,7 +30,6 @@ pub(super) struct Worker {
     position: usize,
     slot: Arc<Slot>,
     paths: PoolPaths,
-    refill: RefillConfig,
     file: Option<OpenFile>,
     /// The last operation on the file found its content wrong.
     suspects: bool,
@@ -38,8 +38,8 @@ pub(super) struct Worker {
     runs: bool,
     /// Leased rows that may not be handed out, because the pool stopped before the gate opened.
     withheld: Vec<Row>,
-    /// The pause before a failed operation is tried again.
-    pause: Duration,
+    /// The pauses before a failed operation is tried again.
+    backoff: Backoff,
 }
 
 impl Worker {
@@ -50,9 +50,9 @@ impl Worker {
         refill: RefillConfig,
     ) -> Self {
         let slot = Arc::clone(&pool.slots[position]);
-        let withheld = Vec::new();
-        let (file, suspects, runs, pause) = (None, false, false, refill.retry);
-        Self { pool, position, slot, paths, refill, file, suspects, runs, withheld, pause }
+        let backoff = Backoff::new(refill.retry, refill.retry_limit);
+        let (file, suspects, runs, withheld) = (None, false, false, Vec::new());
+        Self { pool, position, slot, paths, file, suspects, runs, withheld, backoff }
     }
 
     /// Works until the pool is stopped.
@@ -123,7 +123,7 @@ impl Worker {
                 // Invariant: committed before handed out, and in a fleet also fenced.
                 self.slot.update(|buffer| buffer.leased(rows, left));
                 self.suspects = false;
-                self.pause = self.refill.retry;
+                self.backoff.reset();
                 self.slot.set_trouble(None);
             }
             Err(error) => self.failed("leasing fails", &error).await,
@@ -252,8 +252,9 @@ impl Worker {
 
     /// Waits before the next attempt.
     async fn pause(&mut self, what: &str, error: &(impl std::error::Error + Sync + 'static)) {
+        let pause = self.backoff.next();
         warn!(
-            pool = %self.pool.name, shard = %self.slot.name, retry_in_ms = self.pause.as_millis(), %error,
+            pool = %self.pool.name, shard = %self.slot.name, retry_in_ms = pause.as_millis(), %error,
             "{what}"
         );
         let details = format!("{}: {what}: {error}", self.slot.name);
@@ -261,10 +262,9 @@ impl Worker {
         // No request waits for rows during a pause, so only a stop or a standby ends it early.
         self.slot.update(Buffer::pause);
         if self.runs {
-            let _ = timeout(self.pause, self.slot.woken()).await;
+            let _ = timeout(pause, self.slot.woken()).await;
         }
         self.slot.update(Buffer::retry);
-        self.pause = (self.pause * 2).min(self.refill.retry_limit);
     }
 
     /// Returns the leased rows that were not handed out, and closes the file.
