@@ -131,7 +131,8 @@ impl Worker {
     }
 
     /// Waits until the gate opens for the lease that was just committed. If this takes long, waiting requests
-    /// go to another shard. Returns false if the pool stops first.
+    /// go to another shard. Returns false if the pool stops first, which also ends the wait for a lease that
+    /// was refused.
     async fn pass(&self, gate: &Gate) -> bool {
         let file = self.file.as_ref().expect(OPEN);
         let lease = Lease {
@@ -142,10 +143,15 @@ impl Worker {
         };
         let mut passing = pin!(gate.pass(lease));
         let mut patience = pin!(tokio::time::sleep(GATE_PATIENCE));
-        let mut patient = true;
+        let (mut patient, mut refused) = (true, false);
         loop {
             tokio::select! {
-                () = &mut passing => return true,
+                passed = &mut passing, if !refused => {
+                    if passed {
+                        return true;
+                    }
+                    refused = true;
+                }
                 () = &mut patience, if patient => {
                     patient = false;
                     self.slot.update(Buffer::pause);
