@@ -152,7 +152,7 @@ impl Gate {
     /// Waits until nothing may be handed out any more, and returns why.
     pub async fn lost(&self) -> Lost {
         let mut lost = self.shared.lost.subscribe();
-        let found = lost.wait_for(Option::is_some).await.expect("the state has a sender");
+        let found = lost.wait_for(Option::is_some).await.expect("the gate has the sender");
         found.expect("it was waited for")
     }
 
