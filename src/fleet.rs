@@ -26,6 +26,7 @@
 
 mod claims;
 mod gate;
+mod joined;
 mod keys;
 mod operator;
 pub mod protocol;
@@ -42,15 +43,16 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use self::claims::Held;
-pub use self::claims::{Claims, Partitions};
+pub use self::claims::Claims;
 pub use self::gate::{Gate, Gatekeeper, Lost};
-use self::keys::{Keys, PoolRecord, SpaceRecord};
+pub use self::joined::Partitions;
+use self::joined::{Agreed, JoinedSpace};
+use self::keys::{PoolRecord, SpaceKeys, SpaceRecord};
 pub use self::operator::{Overview, Reseeded, reseed};
-use self::protocol::{Known, Standing};
+use self::protocol::{KnownFence, Standing};
 pub use self::record::Lease;
 use self::record::Record;
-use self::store::{Store, StoreError};
+use self::store::{FleetStore, FleetStoreError};
 use crate::batch::Generation;
 use crate::config::{FleetConfig, PoolConfig, PoolName};
 use crate::files::{self, FileError};
@@ -71,7 +73,7 @@ pub enum FleetError {
         "{0}. Nothing can be served without the store, because a data folder alone does not prove which \
          numbers may be handed out"
     )]
-    Store(#[from] StoreError),
+    Store(#[from] FleetStoreError),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -174,7 +176,7 @@ pub enum FleetError {
         "the store has another {key} than this folder: the space was created again after it was lost. \
          Nothing can be put back, and numbers that this folder has handed out may be handed out again"
     )]
-    BegunAnew {
+    Recreated {
         /// The entry.
         key: String,
     },
@@ -192,19 +194,29 @@ pub enum FleetError {
 /// An instance that has joined its space with its data folder.
 #[derive(Debug)]
 pub struct Fleet {
-    store: Arc<Store>,
-    keys: Keys,
-    claim: usize,
-    held: Arc<Held>,
-    folder: PathBuf,
-    record: Record,
-    notice: Option<String>,
+    /// The membership of each pool of the settings, in their order.
+    pub memberships: Vec<Membership>,
+    /// The gate of all pools.
+    pub gate: Gate,
+    /// The task that opens the gate. It has to [run](Gatekeeper::run).
+    pub gatekeeper: Gatekeeper,
+}
+
+/// A pool's membership in the fleet.
+#[derive(Debug)]
+pub struct Membership {
+    /// The part of the pool that this instance may draw from.
+    pub share: Share,
+    /// The means to claim more partitions.
+    pub claims: Claims,
+    /// The gate that leases must pass.
+    pub gate: Gate,
 }
 
 impl Fleet {
     /// Joins the space with these pools, as the folder's instance or as a new one, and checks whether the
     /// folder is current. The files of a stale folder are set aside and a new instance joins, unless the
-    /// settings refuse that. Returns what may be drawn of each pool.
+    /// settings refuse that.
     ///
     /// # Errors
     /// [`FleetError`]; nothing of the folder may be served then.
@@ -212,31 +224,29 @@ impl Fleet {
         config: &FleetConfig,
         pools: &[PoolConfig],
         folder: &Folder,
-    ) -> Result<(Self, Vec<Share>), FleetError> {
+    ) -> Result<Self, FleetError> {
         if config.store.shows_password() {
             warn!(
                 store = %config.store.address,
                 "the password for the store crosses the network in plain text: set fleet.tls"
             );
         }
-        Self::join_at(Arc::new(Store::open(&config.store)?), config, pools, folder).await
+        Self::join_at(store::open(&config.store)?, config, pools, folder).await
     }
 
     async fn join_at(
-        store: Arc<Store>,
+        store: Arc<dyn FleetStore>,
         config: &FleetConfig,
         pools: &[PoolConfig],
         folder: &Folder,
-    ) -> Result<(Self, Vec<Share>), FleetError> {
+    ) -> Result<Self, FleetError> {
         let path = folder.path().to_owned();
-        let keys = Keys::new(&config.space);
-        let space = config.space.as_str();
-        let mut record = read_record(&path, space)?;
-        let held = Arc::new(Held::default());
-        let uuid = join_space(&store, &keys, space, record.as_ref(), &held).await?;
+        let mut record = read_record(&path, config.space.as_str())?;
+        let space = JoinedSpace::new(store, SpaceKeys::new(&config.space));
+        let uuid = join_space(&space, record.as_ref()).await?;
         let mut notice = None;
         if let Some(found) = &mut record
-            && is_stale(&store, &keys, folder, found).await?
+            && is_stale(&space, folder, found).await?
         {
             if config.refuse_if_stale {
                 return Err(Lost::Stale.into());
@@ -244,37 +254,55 @@ impl Fleet {
             // Saved first, so that the next start continues after a crash, when the evidence may be gone.
             found.is_stale = true;
             found.save(&path)?;
-            notice = Some(begin_anew(folder)?);
+            notice = Some(start_over(folder)?);
             record = None;
         }
         let is_new = record.is_none();
-        let record = record.unwrap_or_else(|| Record::new(space, uuid));
-        held.begin_after(record.known.fence.map_or(0, |fence| fence.step));
-        let mut fleet =
-            Self { store, keys, claim: config.claim, held, folder: path, record, notice };
+        let record = record.unwrap_or_else(|| Record::new(config.space.as_str(), uuid));
+        space.begin_after(record.known.fence.map_or(0, |fence| fence.step));
+        let space = Arc::new(space);
+        let mut member = Member { space, claim: config.claim, folder: path, record };
 
         // Before anything is written, so that a refused folder stays unchanged.
         let mut joining = Vec::new();
         for pool in pools {
-            joining.push(fleet.agree(pool).await?);
+            joining.push(member.agree(pool).await?);
         }
         if is_new {
-            fleet.record.save(&fleet.folder)?;
-            info!(space, instance = %fleet.record.instance, "a new instance joins the fleet");
+            member.record.save(&member.folder)?;
+            info!(
+                space = config.space.as_str(), instance = %member.record.instance,
+                "a new instance joins the fleet"
+            );
         }
         let mut shares = Vec::new();
         for (pool, joining) in pools.iter().zip(joining) {
-            shares.push(fleet.claim_what_is_drawn_from(pool, joining).await?);
+            shares.push(member.claim_what_is_drawn_from(pool, joining).await?);
         }
-        Ok((fleet, shares))
+        let Member { space, folder, record, .. } = member;
+        let (gate, gatekeeper) = Gate::new(space, folder, record, notice);
+        let membership = |(share, claims)| Membership { share, claims, gate: gate.clone() };
+        let memberships = shares.into_iter().map(membership).collect();
+        Ok(Self { memberships, gate, gatekeeper })
     }
+}
 
+/// An instance of the fleet that is about to join.
+struct Member {
+    space: Arc<JoinedSpace>,
+    claim: usize,
+    folder: PathBuf,
+    record: Record,
+}
+
+impl Member {
     /// Agrees with the other instances on a pool's range and secret, and checks whether its ledger can join.
     async fn agree(&self, config: &PoolConfig) -> Result<Joining, FleetError> {
         let (pool, space) = (config.name.to_string(), self.record.space.clone());
         let ledger = read_ledger(&PoolPaths::new(&self.folder, &config.name)).await?;
         let key = self.agree_on_key(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
-        let holdings = self.claims(config).holdings().await?;
+        let claims = self.claims(config);
+        let holdings = claims.holdings().await?;
         let Some(ledger) = ledger else {
             // Partitions are claimed only for a ledger that exists, and it may have drawn from them.
             return match holdings.ours.is_empty() {
@@ -294,48 +322,31 @@ impl Fleet {
             return Err(Lost::StoreBehind.into());
         }
         match unclaimed.iter().find(|partition| holdings.others.contains(partition)) {
-            Some(&partition) => Err(FleetError::Taken { pool, space, partition }),
+            Some(&partition) => Err(claims.taken(partition)),
             None => Ok(Joining { key, unclaimed }),
         }
     }
 
-    /// Claims the partitions that a ledger drew from when it served alone, and returns all that are held.
+    /// Claims the partitions that a ledger drew from when it served alone. Returns all that are held, and the
+    /// means to claim more.
     async fn claim_what_is_drawn_from(
         &mut self,
         config: &PoolConfig,
         Joining { key, unclaimed }: Joining,
-    ) -> Result<Share, FleetError> {
-        let (pool, space) = (config.name.to_string(), self.record.space.clone());
+    ) -> Result<(Share, Claims), FleetError> {
         let claims = self.claims(config);
-        if !unclaimed.is_empty() {
-            claims.create(&unclaimed).await?;
-        }
-        let partitions = claims.listed().await?;
-        if let Some(partition) =
-            unclaimed.into_iter().find(|partition| !partitions.contains(partition))
-        {
-            return Err(FleetError::Taken { pool, space, partition });
-        }
+        let partitions = claims.claim_drawn(&unclaimed).await?;
+        let pool = config.name.to_string();
         if !self.record.pools.contains(&pool) {
             self.record.pools.push(pool);
             self.record.save(&self.folder)?;
         }
-        Ok(Share { key, partitions })
+        Ok((Share { key, partitions }, claims))
     }
 
-    /// Returns the means to claim more partitions of a pool.
-    #[must_use]
-    pub fn claims(&self, config: &PoolConfig) -> Claims {
-        let (store, held) = (Arc::clone(&self.store), Arc::clone(&self.held));
-        let (keys, pool) = (self.keys.clone(), config.name.clone());
-        Claims::new(store, keys, pool, self.record.instance, self.claim, held)
-    }
-
-    /// Returns the gate for leases, and the gatekeeper that opens it.
-    #[must_use]
-    pub fn into_gate(self) -> (Gate, Gatekeeper) {
-        let Self { store, keys, held, folder, record, notice, .. } = self;
-        Gate::new(store, keys, held, folder, record, notice)
+    fn claims(&self, config: &PoolConfig) -> Claims {
+        let space = Arc::clone(&self.space);
+        Claims::new(space, config.name.clone(), self.record.instance, self.claim)
     }
 
     /// Returns the secret of a pool that all instances share. It is the proposal if no instance has created
@@ -345,37 +356,21 @@ impl Fleet {
         config: &PoolConfig,
         proposal: Option<StratumKey>,
     ) -> Result<StratumKey, FleetError> {
-        let space = self.record.space.clone();
-        let key = self.keys.pool(&config.name);
-        let proposal = PoolRecord::of(&config.space, proposal.unwrap_or_else(StratumKey::random));
-        let text = serde_json::to_string(&proposal).expect("it has plain fields");
-        if self.store.get(&key).await?.is_none() {
-            if self.record.pools.iter().any(|pool| pool == config.name.as_str()) {
-                return Err(Lost::StoreBehind.into());
+        let proposal = proposal.unwrap_or_else(StratumKey::random);
+        let ours = PoolRecord::of(&config.space, proposal);
+        let key = self.space.keys.pool(&config.name);
+        let pool = config.name.to_string();
+        let may_create = !self.record.pools.contains(&pool);
+        match self.space.agree(key, &ours, may_create, PoolRecord::range_and_key).await? {
+            Agreed::Same => Ok(proposal),
+            Agreed::Other((range, secret)) if range == config.space => Ok(secret),
+            Agreed::Other((range, _)) => {
+                let (ours, theirs) = (config.space.to_string(), range.to_string());
+                let space = self.record.space.clone();
+                Err(FleetError::OtherRange { pool, ours, theirs, space })
             }
-            let space = self.held.records(&self.keys, &config.name);
-            self.store.create_where(&space, &[(key.clone(), text)]).await?;
+            Agreed::Foreign(found) => Err(self.space.foreign(found)),
         }
-        let Some(found) = self.store.get(&key).await? else {
-            return Err(Lost::StoreBehind.into());
-        };
-        let agreed: Option<PoolRecord> = serde_json::from_str(&found).ok();
-        let Some((agreed, secret)) =
-            agreed.and_then(|agreed| Some((agreed.space()?, agreed.key()?)))
-        else {
-            return Err(FleetError::Foreign { space, found });
-        };
-        if agreed != config.space {
-            let (ours, theirs) = (config.space.to_string(), agreed.to_string());
-            return Err(FleetError::OtherRange {
-                pool: config.name.to_string(),
-                ours,
-                theirs,
-                space,
-            });
-        }
-        self.held.note_record(key, found);
-        Ok(secret)
     }
 }
 
@@ -394,50 +389,31 @@ fn read_record(folder: &Path, space: &str) -> Result<Option<Record>, FleetError>
 }
 
 /// Creates the space if no instance has. Returns its UUID.
-async fn join_space(
-    store: &Store,
-    keys: &Keys,
-    space: &str,
-    record: Option<&Record>,
-    held: &Held,
-) -> Result<Uuid, FleetError> {
-    let key = keys.space();
-    if store.get(&key).await?.is_none() {
-        if record.is_some() {
-            return Err(Lost::StoreBehind.into());
-        }
-        let proposal = SpaceRecord::of(Uuid::new_v4());
-        let text = serde_json::to_string(&proposal).expect("it has plain fields");
-        store.create(&[(key.clone(), text)]).await?;
-    }
-    let found = store.get(&key).await?.unwrap_or_default();
-    match serde_json::from_str::<SpaceRecord>(&found) {
-        Ok(agreed) if agreed.is_understood() => match record {
-            Some(record) if record.space_uuid != agreed.uuid => Err(Lost::StoreBehind.into()),
-            _ => {
-                held.note_record(key, found);
-                Ok(agreed.uuid)
-            }
-        },
-        _ => Err(FleetError::Foreign { space: space.to_owned(), found }),
+async fn join_space(space: &JoinedSpace, record: Option<&Record>) -> Result<Uuid, FleetError> {
+    let ours = record.map_or_else(Uuid::new_v4, |record| record.space_uuid);
+    let (key, proposal) = (space.keys.space(), SpaceRecord::of(ours));
+    match space.agree(key, &proposal, record.is_none(), SpaceRecord::understood_uuid).await? {
+        Agreed::Same => Ok(ours),
+        Agreed::Other(theirs) if record.is_none() => Ok(theirs),
+        Agreed::Other(_) => Err(Lost::StoreBehind.into()),
+        Agreed::Foreign(found) => Err(space.foreign(found)),
     }
 }
 
 /// Returns whether another copy of this folder has made further steps. If not, it finishes the step that the
 /// folder began. No lease is handed out for that step any more, but it must not reach the store later.
 async fn is_stale(
-    store: &Store,
-    keys: &Keys,
+    space: &JoinedSpace,
     folder: &Folder,
     record: &mut Record,
 ) -> Result<bool, FleetError> {
     if record.is_stale {
         return Ok(true);
     }
-    let mut standing = record.known.judge(gate::read(store, keys, record).await?);
+    let mut standing = record.known.judge(space.fence(record.instance).await?);
     for _ in 0..FINISH_TRIES {
         if standing == Standing::Pending {
-            standing = gate::try_to_make(store, keys, record, false).await?;
+            standing = gate::try_to_make(space, record, false).await?;
         }
     }
     match standing {
@@ -445,7 +421,7 @@ async fn is_stale(
         Standing::StoreBehind | Standing::Pending => Err(Lost::StoreBehind.into()),
         Standing::Stale => Ok(true),
         Standing::Current => {
-            record.known = Known::at(record.known.last());
+            record.known = KnownFence::at(record.known.last());
             Ok(is_mixed(folder, record)?)
         }
     }
@@ -495,7 +471,7 @@ fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
 }
 
 /// Sets all files of the folder aside. Returns a notice for people.
-fn begin_anew(folder: &Folder) -> Result<String, FleetError> {
+fn start_over(folder: &Folder) -> Result<String, FleetError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ending = format!(".stale-{}", now.as_millis());
     folder.set_all_aside(&ending)?;
@@ -515,19 +491,19 @@ struct Joining {
 }
 
 /// The parts of a ledger that joining needs.
-struct Found {
+struct LedgerParts {
     key: StratumKey,
     partitions: Vec<u16>,
 }
 
-async fn read_ledger(paths: &PoolPaths) -> Result<Option<Found>, FleetError> {
+async fn read_ledger(paths: &PoolPaths) -> Result<Option<LedgerParts>, FleetError> {
     let path = paths.ledger();
     let read = move || {
         if files::length_bytes(&path)?.is_none() {
             return Ok(None);
         }
         let ledger = Ledger::open_to_look(&path)?;
-        Ok(Some(Found { key: ledger.key(), partitions: ledger.partitions() }))
+        Ok(Some(LedgerParts { key: ledger.key(), partitions: ledger.partitions() }))
     };
     spawn_blocking(read).await.expect("reading does not panic")
 }

@@ -24,6 +24,7 @@
 //! - [`config`]: the settings, parsed and validated once
 //! - [`auth`]: tokens, of which only the SHA-256 is stored
 //! - [`batch`]: the identifiers that ledger and shards share
+//! - [`backoff`]: pauses between the tries of an operation that fails
 //! - [`histogram`], [`traffic`], [`events`]: durations, requests and recent events, for monitoring
 //! - [`files`]: file operations outside SQLite; [`sqlite`]: SQLite files and the meaning of their errors;
 //!   [`pem`]: certificates and keys
@@ -73,6 +74,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod backoff;
 pub mod backup;
 pub mod batch;
 pub mod commands;

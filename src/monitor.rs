@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::events::{Event, Events, Kind};
@@ -87,18 +86,15 @@ impl Monitor {
         monitor
     }
 
-    /// Records the counts every second until `stop` becomes true or its sender is dropped.
-    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+    /// Records the counts every second. This never completes.
+    pub async fn run(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick is immediate, and `new` has already taken that sample.
         ticks.tick().await;
-        let mut stopped = std::pin::pin!(stop.wait_for(|&stop| stop));
         loop {
-            tokio::select! {
-                _ = ticks.tick() => self.sample(),
-                _ = &mut stopped => break,
-            }
+            ticks.tick().await;
+            self.sample();
         }
     }
 

@@ -16,11 +16,8 @@ pub struct PemError {
 }
 
 /// Reads all certificates of a file, which has at least one.
-///
-/// # Errors
-/// [`PemError`].
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let text = text(path)?;
+    let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
         Ok(found) if found.is_empty() => {
@@ -32,12 +29,9 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemErro
 }
 
 /// Reads the first key of a file.
-///
-/// # Errors
-/// [`PemError`].
 pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     const ENCRYPTED: [&str; 2] = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
-    let text = text(path)?;
+    let text = read(path)?;
     let is_in = |words: &&str| text.windows(words.len()).any(|part| part == words.as_bytes());
     if ENCRYPTED.iter().any(is_in) {
         let problem = "the key is encrypted, and the server has no password for it; decrypt it \
@@ -52,7 +46,8 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     })
 }
 
-fn text(path: &Path) -> Result<Vec<u8>, PemError> {
+/// Reads a file, whose content is not checked.
+pub fn read(path: &Path) -> Result<Vec<u8>, PemError> {
     std::fs::read(path).map_err(|error| unfit(path, format!("can't be read: {error}")))
 }
 

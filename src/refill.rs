@@ -6,19 +6,20 @@ mod plan;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use self::build::{BuildError, Built, build};
 pub use self::plan::{Refill, plan};
+use crate::backoff::Backoff;
 use crate::batch::ShardIndex;
-use crate::config::RefillConfig;
+use crate::config::{PoolConfig, RefillConfig};
 use crate::events::Kind;
 use crate::fleet::Claims;
-use crate::folder::PoolPaths;
+use crate::folder::{PoolFiles, PoolPaths};
 use crate::ledger::{Ledger, LedgerError};
 use crate::pool::{Cause, LedgerFigures, Outcome, Pool, Trouble};
 use crate::space::Space;
@@ -39,51 +40,43 @@ pub struct Refiller {
     suspects: bool,
     /// The source of partitions to draw from, in a fleet.
     claims: Option<Claims>,
-    stop: watch::Receiver<bool>,
 }
 
 impl Refiller {
-    /// Creates a refiller that ends when `stop` becomes true or its sender is dropped.
-    #[must_use]
+    /// Creates a refiller of a pool with these files.
     pub fn new(
-        ledger: Ledger,
-        paths: PoolPaths,
+        files: PoolFiles,
         pool: Arc<Pool>,
-        config: RefillConfig,
-        shard_size: u32,
+        config: &PoolConfig,
         claims: Option<Claims>,
-        stop: watch::Receiver<bool>,
     ) -> Self {
+        let PoolFiles { paths, ledger, .. } = files;
+        let &PoolConfig { refill: config, shard_size, .. } = config;
         let space = *ledger.space();
         pool.open_books(figures(&ledger));
         let (ledger, suspects) = (Some(ledger), false);
-        Self { ledger, space, paths, pool, config, shard_size, suspects, claims, stop }
+        Self { ledger, space, paths, pool, config, shard_size, suspects, claims }
     }
 
     /// Refills until it is stopped, which cancels a running build. Returns itself, to be
     /// [closed](Self::close) after the pool's workers.
-    pub async fn run(mut self) -> Self {
+    pub async fn run(mut self, stop: CancellationToken) -> Self {
         let watch = self.pool.watch_task();
-        let mut pause = self.config.retry;
-        while !*self.stop.borrow() {
-            match self.refill_next().await {
+        let mut backoff = Backoff::new(self.config.retry, self.config.retry_limit);
+        while !stop.is_cancelled() {
+            match self.refill_next(&stop).await {
                 Ok(true) => {
-                    pause = self.config.retry;
+                    backoff.reset();
                     self.pool.set_refill_trouble(None);
                 }
                 Ok(false) => {
-                    tokio::select! {
-                        () = self.pool.refill_wanted() => {}
-                        () = stopped(&mut self.stop) => break,
-                    }
+                    stop.run_until_cancelled(self.pool.refill_wanted()).await;
                 }
                 Err(error) if error.is_cancelled() => break,
                 Err(error) => {
+                    let pause = backoff.next();
                     self.failed(&error, pause);
-                    if tokio::time::timeout(pause, stopped(&mut self.stop)).await.is_ok() {
-                        break;
-                    }
-                    pause = (pause * 2).min(self.config.retry_limit);
+                    stop.run_until_cancelled(sleep(pause)).await;
                 }
             }
         }
@@ -106,7 +99,7 @@ impl Refiller {
     }
 
     /// Does the most urgent refill. Returns whether one was due.
-    async fn refill_next(&mut self) -> Result<bool, BuildError> {
+    async fn refill_next(&mut self, stop: &CancellationToken) -> Result<bool, BuildError> {
         // A request that was turned away may want more than any shard has above its low-water mark, so all
         // shards get a standby.
         let low_water = match self.pool.take_starved() {
@@ -135,7 +128,7 @@ impl Refiller {
         }
         let started = Instant::now();
         self.pool.refill_began(refill.shard, refill.rows);
-        let built = self.build_off_the_runtime(refill).await;
+        let built = self.build_off_the_runtime(refill, stop).await;
         let built = self.prove(built).await;
         let took = started.elapsed();
         let outcome = match &built {
@@ -173,15 +166,17 @@ impl Refiller {
 
     /// Builds a generation on a blocking thread. Returns the result and the number of rows in the shard's
     /// next generation.
-    async fn build_off_the_runtime(&mut self, refill: Refill) -> Result<(Built, u64), BuildError> {
-        let held = self.claim_ahead(refill.rows).await?;
+    async fn build_off_the_runtime(
+        &mut self,
+        refill: Refill,
+        stop: &CancellationToken,
+    ) -> Result<(Built, u64), BuildError> {
+        let held = self.claim_ahead(refill.rows, stop).await?;
         let ledger = self.ledger.take();
         let shared = self.claims.is_some();
         let (space, paths) = (self.space, self.paths.clone());
-        let cancel = Arc::new(AtomicBool::new(false));
-        let cancelled = Arc::clone(&cancel);
-        let pool = Arc::clone(&self.pool);
-        let mut work = tokio::task::spawn_blocking(move || {
+        let (pool, stop) = (Arc::clone(&self.pool), stop.clone());
+        let work = tokio::task::spawn_blocking(move || {
             let reopened = ledger.is_none();
             let mut ledger = match ledger {
                 Some(ledger) => ledger,
@@ -193,7 +188,7 @@ impl Refiller {
             note_burned(&pool, &mut ledger)?;
             let mut step = |values| {
                 pool.refill_advanced(refill.shard, values);
-                match cancelled.load(Ordering::Relaxed) {
+                match stop.is_cancelled() {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 }
@@ -204,14 +199,7 @@ impl Refiller {
             let newest = ledger.batches(refill.shard)?.last().map_or(0, |batch| batch.count);
             Ok::<_, LedgerError>((ledger, built.map(|built| (built, newest))))
         });
-        let done = tokio::select! {
-            done = &mut work => done,
-            () = stopped(&mut self.stop) => {
-                cancel.store(true, Ordering::Relaxed);
-                work.await
-            }
-        };
-        let (ledger, built) = done.expect("building does not panic")?;
+        let (ledger, built) = work.await.expect("building does not panic")?;
         if built.as_ref().err().is_none_or(BuildError::spares_ledger) {
             self.ledger = Some(ledger);
         }
@@ -239,7 +227,11 @@ impl Refiller {
 
     /// Claims partitions if a build after the next one will need them. Returns all partitions that are then
     /// held, or an empty list if nothing changed.
-    async fn claim_ahead(&mut self, rows: u64) -> Result<Vec<u16>, BuildError> {
+    async fn claim_ahead(
+        &mut self,
+        rows: u64,
+        stop: &CancellationToken,
+    ) -> Result<Vec<u16>, BuildError> {
         let (Some(claims), Some(ledger)) = (&mut self.claims, &self.ledger) else {
             return Ok(Vec::new());
         };
@@ -248,11 +240,8 @@ impl Refiller {
         if wanted == 0 || claims.none_left() {
             return Ok(Vec::new());
         }
-        let claimed = tokio::select! {
-            claimed = claims.claim(wanted) => claimed,
-            () = stopped(&mut self.stop) => return Err(LedgerError::Cancelled.into()),
-        };
-        match claimed {
+        let claimed = stop.run_until_cancelled(claims.claim(wanted)).await;
+        match claimed.ok_or(LedgerError::Cancelled)? {
             // The partitions already held are enough for this build.
             Err(error) if can_do_without => {
                 warn!(pool = %self.pool.name(), %error, "no partitions could be claimed ahead of need");
@@ -293,9 +282,4 @@ fn note_burned(pool: &Pool, ledger: &mut Ledger) -> Result<(), LedgerError> {
 fn figures(ledger: &Ledger) -> LedgerFigures {
     let bytes = ledger.size_bytes().unwrap_or_default();
     LedgerFigures { values: ledger.count(), burned: ledger.burned(), bytes }
-}
-
-/// Completes when the server stops or the sender of `stop` is dropped.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|&stop| stop).await;
 }

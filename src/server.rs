@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use self::accept::Acceptor;
@@ -21,7 +21,7 @@ use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::events::Events;
-use crate::fleet::{Claims, Fleet, FleetError, Gate, Lost};
+use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
 use crate::http::{Guard, Routes};
 use crate::monitor::Monitor;
@@ -98,9 +98,9 @@ enum Tasks {
         pools: Vec<Arc<Pool>>,
         workers: Vec<JoinHandle<()>>,
         refillers: Vec<JoinHandle<Refiller>>,
-        monitor: JoinHandle<()>,
-        /// Stops the refillers, the monitor and the gatekeeper.
-        stop: watch::Sender<bool>,
+        monitor: JoinHandle<Option<()>>,
+        /// Stops the refillers, the monitor and the gatekeeper when it is dropped.
+        stop_guard: DropGuard,
         /// The gate and its gatekeeper, in a fleet.
         gate: Option<(Gate, JoinHandle<()>)>,
     },
@@ -210,9 +210,9 @@ impl Tasks {
 
     async fn end(self) {
         match self {
-            Self::Pools { pools, workers, refillers, monitor, stop, gate } => {
+            Self::Pools { pools, workers, refillers, monitor, stop_guard, gate } => {
                 // Refillers first, so that a build that is no longer needed does not delay the rest.
-                stop.send_replace(true);
+                drop(stop_guard);
                 let refillers = join(refillers).await;
                 join(vec![monitor]).await;
                 for pool in &pools {
@@ -266,38 +266,26 @@ async fn open_pools(
     traffic: Traffic,
     lanes: &mut Lanes,
 ) -> Result<(Folder, Routes, Tasks), ServerError> {
-    let Opened { folder, pools: found, mut fleet } = open_folder(config).await?;
-    let (stop, stopped) = watch::channel(false);
-    let claims: Vec<Option<Claims>> =
-        config.pools.iter().map(|pool| fleet.as_ref().map(|fleet| fleet.claims(pool))).collect();
-    let gate = fleet.take().map(|fleet| {
-        let (gate, keeper) = fleet.into_gate();
-        (gate, tokio::spawn(keeper.run(stopped.clone())))
-    });
+    let Opened { folder, pools: found, gate } = open_folder(config).await?;
+    let stop = CancellationToken::new();
+    let stop_guard = stop.clone().drop_guard();
+    let gate = gate.map(|(gate, keeper)| (gate, tokio::spawn(keeper.run(stop.clone()))));
     let events = Arc::new(Events::default());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-    for ((pool_config, files), claims) in config.pools.iter().zip(found).zip(claims) {
-        let PoolFiles { paths, ledger, shards } = files;
+    for (pool_config, (files, membership)) in config.pools.iter().zip(found) {
+        let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
+        let PoolFiles { paths, shards, .. } = &files;
         let events = Arc::clone(&events);
-        let gate = gate.as_ref().map(|(gate, _)| gate.clone());
-        let (pool, tasks) = Pool::open(pool_config, &paths, &shards, events, gate).await;
-        let refiller = Refiller::new(
-            ledger,
-            paths,
-            Arc::clone(&pool),
-            pool_config.refill,
-            pool_config.shard_size,
-            claims,
-            stopped.clone(),
-        );
-        refillers.push(tokio::spawn(refiller.run()));
+        let (pool, tasks) = Pool::open(pool_config, paths, shards, events, gate).await;
+        let refiller = Refiller::new(files, Arc::clone(&pool), pool_config, claims);
+        refillers.push(tokio::spawn(refiller.run(stop.clone())));
         workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
         pools.push(pool);
     }
     let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
     let routes = Routes::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
-    let monitor = tokio::spawn(monitor.run(stopped));
-    Ok((folder, routes, Tasks::Pools { pools, workers, refillers, monitor, stop, gate }))
+    let monitor = tokio::spawn(stop.run_until_cancelled_owned(monitor.run()));
+    Ok((folder, routes, Tasks::Pools { pools, workers, refillers, monitor, stop_guard, gate }))
 }
 
 async fn open_generator<S: Store>(
@@ -323,30 +311,34 @@ fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Routes, Ta
 /// An opened data folder that may be served.
 struct Opened {
     folder: Folder,
-    pools: Vec<PoolFiles>,
-    fleet: Option<Fleet>,
+    /// The files of each pool, and in a fleet its membership.
+    pools: Vec<(PoolFiles, Option<Membership>)>,
+    gate: Option<(Gate, Gatekeeper)>,
 }
 
 async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
     let (dir, in_fleet) = (config.dir.clone(), config.fleet.is_some());
     let open = move || Folder::open(&dir, Mode::Sharded, in_fleet, folder::PATIENCE);
     let folder = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
-    let mut fleet = None;
-    let mut shares = Vec::new();
-    if let Some(settings) = &config.fleet {
-        let (joined, found) = Fleet::join(settings, &config.pools, &folder).await?;
-        fleet = Some(joined);
-        shares = found;
-    }
+    let (memberships, gate) = match &config.fleet {
+        Some(settings) => {
+            let fleet = Fleet::join(settings, &config.pools, &folder).await?;
+            (fleet.memberships, Some((fleet.gate, fleet.gatekeeper)))
+        }
+        None => (Vec::new(), None),
+    };
     let pools = config.pools.clone();
     let open = move || {
-        let mut shares = shares.iter();
-        let open = |pool: &PoolConfig| folder.open_pool(pool, shares.next(), true);
-        let found = pools.iter().map(open).collect::<Result<_, _>>()?;
-        Ok::<_, FolderError>((folder, found))
+        let mut memberships = memberships.into_iter();
+        let open = |pool: &PoolConfig| {
+            let membership = memberships.next();
+            let share = membership.as_ref().map(|membership| &membership.share);
+            Ok((folder.open_pool(pool, share, true)?, membership))
+        };
+        let pools = pools.iter().map(open).collect::<Result<_, FolderError>>()?;
+        Ok::<_, FolderError>(Opened { folder, pools, gate })
     };
-    let (folder, pools) = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
-    Ok(Opened { folder, pools, fleet })
+    Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
 }
 
 const OPENS: &str = "opening does not panic";

@@ -6,17 +6,20 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tombola::config::{StoreAddress, StoreConfig};
-use tombola::fleet::store::Store;
+use tombola::fleet::store::{FleetStore, open as open_store};
 
 /// The bound of an operation, plus what a busy machine may add.
 const BOUND: Duration = Duration::from_secs(8);
 
+type Store = Arc<dyn FleetStore>;
+
 fn open(address: StoreAddress) -> Store {
-    Store::open(&StoreConfig { address, password_file: None, tls: None }).unwrap()
+    open_store(&StoreConfig { address, password_file: None, tls: None }).unwrap()
 }
 
 fn entry(key: &str, value: &str) -> (String, String) {
@@ -168,7 +171,7 @@ mod etcd {
             let user = user.map(str::to_owned);
             let address = StoreAddress::Etcd { user, endpoints: endpoints.clone() };
             let password_file = password.map(|password| password_file(&folder, password));
-            Store::open(&StoreConfig { address, password_file, tls: None })
+            open_store(&StoreConfig { address, password_file, tls: None })
         };
         let early = refusal(&with(Some("tombola"), Some("secret")).unwrap()).await;
         assert!(early.contains("leave out USER@ in fleet.store"), "{early}");
@@ -218,7 +221,7 @@ mod etcd {
             let identity = client.map(|(cert, key)| (pki.path(cert), pki.path(key)));
             let tls = Some(StoreTls { ca: pki.path(ca), identity });
             let address = address(&etcd);
-            Store::open(&StoreConfig { address, password_file: None, tls })
+            open_store(&StoreConfig { address, password_file: None, tls })
         };
         let client = Some(("client.pem", "client.key"));
         let store = with("ca.pem", client).unwrap();
@@ -318,7 +321,7 @@ mod postgres {
         let folder = tempfile::tempdir().unwrap();
         let address = address(servers, user, "postgres");
         let password_file = Some(password_file(&folder, password));
-        Store::open(&StoreConfig { address, password_file, tls: None }).unwrap()
+        open_store(&StoreConfig { address, password_file, tls: None }).unwrap()
     }
 
     fn address(servers: &[&Postgres], user: &str, database: &str) -> StoreAddress {
@@ -357,7 +360,7 @@ mod postgres {
         let at = format!("postgres://tombola@{}/postgres", server.endpoint());
         assert!(wrong.contains(&at), "{wrong}");
         let folder = tempfile::tempdir().unwrap();
-        let elsewhere = Store::open(&StoreConfig {
+        let elsewhere = open_store(&StoreConfig {
             address: address(&[&server], "tombola", "nowhere"),
             password_file: Some(password_file(&folder, "secret")),
             tls: None,
@@ -373,7 +376,7 @@ mod postgres {
         let folder = tempfile::tempdir().unwrap();
         let with = |ca: &str, client: Option<(&str, &str)>| {
             let identity = client.map(|(cert, key)| (pki.path(cert), pki.path(key)));
-            Store::open(&StoreConfig {
+            open_store(&StoreConfig {
                 address: address(&[&server], "tombola", "postgres"),
                 password_file: Some(password_file(&folder, "secret")),
                 tls: Some(StoreTls { ca: pki.path(ca), identity }),

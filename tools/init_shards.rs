@@ -19,8 +19,8 @@ use signal_hook::iterator::Signals;
 use tokio::runtime::Runtime;
 use tombola::commands::Exit;
 use tombola::config::{Config, Location, Mode, Overrides, PoolConfig};
-use tombola::fleet::{Claims, Fleet};
-use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles, Share};
+use tombola::fleet::{Fleet, Membership};
+use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
 use tombola::ledger::Ledger;
 use tombola::refill::{Built, Refill, build};
 use tombola::{shard, sqlite};
@@ -78,17 +78,20 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let folder = Folder::open(&config.dir, Mode::Sharded, config.fleet.is_some(), Duration::ZERO)?;
     let runtime = Runtime::new().map_err(|error| anyhow!("can't start the runtime: {error}"))?;
-    let shares = runtime.block_on(join_fleet(&config, &folder))?;
+    let memberships = match &config.fleet {
+        Some(fleet) => runtime.block_on(Fleet::join(fleet, &config.pools, &folder))?.memberships,
+        None => Vec::new(),
+    };
+    let mut memberships = memberships.into_iter();
     let bars = MultiProgress::new();
     let lines: Vec<Line> = thread::scope(|scope| {
         let (folder, bars, runtime) = (&folder, &bars, &runtime);
         let fillers: Vec<_> = config
             .pools
             .iter()
-            .zip(shares)
-            .map(|(pool, share)| {
-                let partitions = share.map(|(share, claims)| Partitions { share, claims, runtime });
-                scope.spawn(move || fill_pool(folder, pool, partitions, bars))
+            .map(|pool| {
+                let membership = memberships.next();
+                scope.spawn(move || fill_pool(folder, pool, membership, runtime, bars))
             })
             .collect();
         fillers
@@ -100,39 +103,6 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     .flatten()
     .collect();
     Ok(print_table(&lines)?)
-}
-
-/// Joins the fleet in the settings. Returns for each pool what this instance may draw from, or `None`
-/// without a fleet.
-async fn join_fleet(
-    config: &Config,
-    folder: &Folder,
-) -> anyhow::Result<Vec<Option<(Share, Claims)>>> {
-    let Some(settings) = &config.fleet else {
-        return Ok(config.pools.iter().map(|_| None).collect());
-    };
-    let (fleet, shares) = Fleet::join(settings, &config.pools, folder).await?;
-    let claims = config.pools.iter().map(|pool| fleet.claims(pool));
-    Ok(shares.into_iter().zip(claims).map(Some).collect())
-}
-
-/// The partitions of a pool that this instance of a fleet draws from.
-struct Partitions<'r> {
-    share: Share,
-    claims: Claims,
-    runtime: &'r Runtime,
-}
-
-impl Partitions<'_> {
-    /// Claims the partitions that a build of `rows` rows needs.
-    fn secure(&mut self, ledger: &mut Ledger, rows: u64) -> anyhow::Result<()> {
-        let wanted = ledger.partitions_wanted(rows);
-        if wanted > 0 && !self.claims.none_left() {
-            let held = self.runtime.block_on(self.claims.claim(wanted))?;
-            ledger.hold(&held);
-        }
-        Ok(())
-    }
 }
 
 /// Cancels the builds at the first signal, and ends the process at the second.
@@ -151,15 +121,20 @@ fn cancel_on_signal() -> io::Result<()> {
 fn fill_pool(
     folder: &Folder,
     config: &PoolConfig,
-    mut partitions: Option<Partitions<'_>>,
+    mut membership: Option<Membership>,
+    runtime: &Runtime,
     bars: &MultiProgress,
 ) -> anyhow::Result<Vec<Line>> {
-    let share = partitions.as_ref().map(|partitions| &partitions.share);
+    let share = membership.as_ref().map(|membership| &membership.share);
     let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config, share, false)?;
     let mut lines = Vec::new();
     for files in shards.iter().filter(|files| files.index.0 < config.shards) {
-        if let Some(partitions) = &mut partitions {
-            partitions.secure(&mut ledger, config.shard_size.into())?;
+        let wanted = ledger.partitions_wanted(config.shard_size.into());
+        if wanted > 0
+            && let Some(Membership { claims, .. }) = &mut membership
+            && !claims.none_left()
+        {
+            ledger.hold(&runtime.block_on(claims.claim(wanted))?);
         }
         lines.push(fill_shard(&mut ledger, &paths, config, files, bars)?);
     }

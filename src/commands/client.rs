@@ -18,12 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::exit::{Ended, Exit};
 use crate::config::{Config, Location, Overrides};
+use crate::pem;
 
 /// The longest wait for a whole response, including the connection. A healthy server takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -270,20 +270,17 @@ async fn ask(
 
 fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {
     let unfit = |problem: &dyn fmt::Display| {
-        let problem = format!("{}: {problem}; --ca takes a PEM file of certificates", ca.display());
+        let problem = format!("{problem}; --ca takes a PEM file of certificates");
         Ended::error(Exit::Settings, problem)
     };
+    let unusable = |error: rustls::Error| unfit(&format!("{}: {error}", ca.display()));
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| unfit(&error))? {
-        let certificate = certificate.map_err(|error| unfit(&error))?;
-        roots.add(certificate).map_err(|error| unfit(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(unfit(&"there is no certificate in it"));
+    for certificate in pem::certificates(ca).map_err(|error| unfit(&error))? {
+        roots.add(certificate).map_err(unusable)?;
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error: rustls::Error| unfit(&error))?
+        .map_err(unusable)?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))

@@ -107,7 +107,7 @@ fn of_fleet(error: &FleetError) -> Exit {
         | FleetError::OtherSpace { .. }
         | FleetError::NoInstance { .. }
         | FleetError::LedgerGone { .. }
-        | FleetError::BegunAnew { .. }
+        | FleetError::Recreated { .. }
         | FleetError::OtherKey { .. }
         | FleetError::Taken { .. } => Exit::Folder,
         FleetError::Folder(error) => of_folder(error),

@@ -8,23 +8,26 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::claims::{Held, Partitions};
-use super::keys::Keys;
-use super::protocol::{Fence, Known, Standing};
+use super::joined::{JoinedSpace, Partitions};
+use super::protocol::{Fence, KnownFence, Standing};
 use super::record::{Lease, Record};
-use super::store::{Store, StoreError};
+use super::store::FleetStoreError;
+use crate::backoff::Backoff;
 use crate::config::PoolName;
+use crate::files::FileError;
 
 /// Leases that can wait for a step. Each shard has at most one that waits.
 const WAITING_MAX: usize = 4096;
 
-/// The first and the longest wait before the store or the disk is tried again.
-const PAUSE: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The first and the longest pause before the store or the disk is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the fence may rest before it is checked, so that an unreachable store and a clone are noticed
 /// even without requests.
@@ -64,11 +67,12 @@ pub enum Lost {
 #[derive(Clone, Debug)]
 pub struct Gate {
     passes: mpsc::Sender<Pass>,
-    state: Arc<State>,
+    shared: Arc<Shared>,
 }
 
+/// The part of the gatekeeper that all clones of the gate can see.
 #[derive(Debug)]
-struct State {
+struct Shared {
     lost: watch::Sender<Option<Lost>>,
     /// Steps made by this process.
     steps: AtomicU64,
@@ -76,7 +80,7 @@ struct State {
     trouble: Mutex<Option<String>>,
     /// A notice to report for as long as the process runs.
     notice: Option<String>,
-    held: Arc<Held>,
+    space: Arc<JoinedSpace>,
 }
 
 #[derive(Debug)]
@@ -89,17 +93,17 @@ struct Pass {
 #[derive(Debug)]
 pub struct Gatekeeper {
     passes: mpsc::Receiver<Pass>,
-    state: Arc<State>,
-    store: Arc<Store>,
-    keys: Keys,
-    held: Arc<Held>,
+    shared: Arc<Shared>,
+    space: Arc<JoinedSpace>,
     folder: PathBuf,
     record: Record,
+    /// A write of the record that has begun.
+    saving: Option<JoinHandle<Result<(), FileError>>>,
     look_interval: Duration,
     /// When all claims were last listed.
     listed: Instant,
-    /// Whether it ended as intended, or with the fence lost, which is reported.
-    ended: bool,
+    /// Whether [`run`](Self::run) has begun and has not ended as intended.
+    runs: bool,
 }
 
 /// A call to the gatekeeper.
@@ -110,73 +114,63 @@ enum Call {
 
 impl Gate {
     pub(super) fn new(
-        store: Arc<Store>,
-        keys: Keys,
-        held: Arc<Held>,
+        space: Arc<JoinedSpace>,
         folder: PathBuf,
         record: Record,
         notice: Option<String>,
     ) -> (Self, Gatekeeper) {
         let (passes, receiver) = mpsc::channel(WAITING_MAX);
-        let lost = watch::Sender::new(None);
-        let state = Arc::new(State {
-            lost,
+        let shared = Arc::new(Shared {
+            lost: watch::Sender::new(None),
             steps: AtomicU64::new(0),
             trouble: Mutex::default(),
             notice,
-            held: Arc::clone(&held),
+            space: Arc::clone(&space),
         });
         let keeper = Gatekeeper {
             passes: receiver,
-            state: Arc::clone(&state),
-            store,
-            keys,
-            held,
+            shared: Arc::clone(&shared),
+            space,
             folder,
             record,
+            saving: None,
             look_interval: LOOK_INTERVAL,
             listed: Instant::now(),
-            ended: false,
+            runs: false,
         };
-        (Self { passes, state }, keeper)
+        (Self { passes, shared }, keeper)
     }
 
-    /// Waits until a step of the fence covers this lease, which is committed. Its rows may then be handed
-    /// out. If the fence is lost, this never completes.
-    pub async fn pass(&self, lease: Lease) {
+    /// Waits until a step of the fence covers this lease, which is committed. Returns whether its rows may be
+    /// handed out: they may not if the gatekeeper has ended, because it was stopped or the fence is lost.
+    #[must_use]
+    pub async fn pass(&self, lease: Lease) -> bool {
         let (reply, passed) = oneshot::channel();
-        let asked = self.passes.send(Pass { lease, reply }).await.is_ok();
-        if !asked || passed.await.is_err() {
-            // The gatekeeper has ended. The worker that waits here is told to stop, and drops this future.
-            std::future::pending::<()>().await;
-        }
+        self.passes.send(Pass { lease, reply }).await.is_ok() && passed.await.is_ok()
     }
 
     /// Waits until nothing may be handed out any more, and returns why.
     pub async fn lost(&self) -> Lost {
-        let mut lost = self.state.lost.subscribe();
-        let found = lost.wait_for(Option::is_some).await.expect("the state has a sender");
+        let mut lost = self.shared.lost.subscribe();
+        let found = lost.wait_for(Option::is_some).await.expect("the gate has the sender");
         found.expect("it was waited for")
     }
 
     /// Returns the steps made since the start, and whether the next one can be made as far as is known.
-    #[must_use]
     pub fn figures(&self) -> (u64, bool) {
-        let is_shut = self.state.trouble.lock().expect(NO_PANIC).is_some();
-        (self.state.steps.load(Ordering::Relaxed), !is_shut)
+        let is_shut = self.shared.trouble.lock().expect(NO_PANIC).is_some();
+        (self.shared.steps.load(Ordering::Relaxed), !is_shut)
     }
 
     /// Returns the partitions of a pool, as far as this instance knows.
-    #[must_use]
     pub fn partitions(&self, pool: &PoolName) -> Partitions {
-        self.state.held.figures(pool)
+        self.shared.space.figures(pool)
     }
 
     /// Returns the problem or the notice to report in `/health`.
-    #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let trouble = self.state.trouble.lock().expect(NO_PANIC).clone();
-        trouble.or_else(|| self.state.notice.clone())
+        let trouble = self.shared.trouble.lock().expect(NO_PANIC).clone();
+        trouble.or_else(|| self.shared.notice.clone())
     }
 }
 
@@ -184,8 +178,8 @@ const NO_PANIC: &str = "nothing panics with it";
 
 impl Drop for Gatekeeper {
     fn drop(&mut self) {
-        if !self.ended {
-            // Workers then wait without end, so `/health` has to say why.
+        if self.runs {
+            // No lease passes any more, so `/health` has to say why.
             self.set_trouble(Some("the fence is no longer stepped; see the log".to_owned()));
         }
     }
@@ -198,66 +192,71 @@ impl Gatekeeper {
         self.look_interval = interval;
     }
 
-    /// Steps the fence for the leases that wait, until `stop` is true, no lease can come any more, or the
-    /// fence is lost.
-    pub async fn run(mut self, stop: watch::Receiver<bool>) {
-        self.serve(&stop).await;
-        self.ended = true;
+    /// Returns the space and a copy of the record.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&JoinedSpace, Record) {
+        (&self.space, self.record.clone())
     }
 
-    async fn serve(&mut self, stop: &watch::Receiver<bool>) {
-        let mut next_look = Instant::now() + self.look_interval;
-        while let Some(Some(call)) = unless(stop, self.call(next_look)).await {
-            let served = match call {
-                Call::Step(first) => self.open_for(first, stop).await,
-                Call::Look => unless(stop, self.look())
-                    .await
-                    .map_or(Ok(false), |looked| looked.map(|()| true)),
-            };
-            match served {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(lost) => {
-                    error!("{lost}");
-                    self.state.lost.send_replace(Some(lost));
-                    if lost == Lost::Stale {
-                        // The next start may not notice it: a clone's step may have the same token.
-                        let mut record = self.record.clone();
-                        record.is_stale = true;
-                        self.save(&record, stop).await;
-                    }
-                    return;
+    /// Steps the fence for the leases that wait, until it is stopped, no lease can come any more, or the fence
+    /// is lost. If it is stopped, the step in progress may be made or not, and the next start finds out.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.runs = true;
+        if let Some(Err(lost)) = stop.run_until_cancelled(self.serve()).await {
+            error!("{lost}");
+            self.shared.lost.send_replace(Some(lost));
+            if lost == Lost::Stale {
+                // The next start may not notice it: a clone's step may have the same token.
+                let mut record = self.record.clone();
+                record.is_stale = true;
+                // Tried at least once, also if it is stopped by now.
+                tokio::select! { biased;
+                    () = self.save(&record) => {}
+                    () = stop.cancelled() => {}
                 }
             }
-            let is_shut = self.state.trouble.lock().expect(NO_PANIC).is_some();
+        }
+        if let Some(saving) = self.saving.take() {
+            // The write is not cancelled: another process could lock the folder before it ends.
+            let _ = saving.await;
+        }
+        self.runs = false;
+    }
+
+    async fn serve(&mut self) -> Result<(), Lost> {
+        let mut next_look = Instant::now() + self.look_interval;
+        while let Some(call) = self.call(next_look).await {
+            match call {
+                Call::Step(first) => self.open_for(first).await?,
+                Call::Look => self.look().await?,
+            }
+            let is_shut = self.shared.trouble.lock().expect(NO_PANIC).is_some();
             let pause =
-                if is_shut { PAUSE_MAX.min(self.look_interval) } else { self.look_interval };
+                if is_shut { RETRY_LIMIT.min(self.look_interval) } else { self.look_interval };
             next_look = Instant::now() + pause;
         }
+        Ok(())
     }
 
     /// Waits until there is something to do. Returns `None` if no lease can come any more.
     async fn call(&mut self, next_look: Instant) -> Option<Call> {
         tokio::select! {
             pass = self.passes.recv() => pass.map(Call::Step),
-            () = self.held.doubted() => Some(Call::Look),
+            () = self.space.doubted() => Some(Call::Look),
             () = sleep_until(next_look) => Some(Call::Look),
         }
     }
 
-    /// Makes a step for this lease and all others that wait. Returns whether it was made. If it was stopped,
-    /// the step may be made or not, and the next start finds out.
-    async fn open_for(&mut self, first: Pass, stop: &watch::Receiver<bool>) -> Result<bool, Lost> {
+    /// Makes a step for this lease and all others that wait.
+    async fn open_for(&mut self, first: Pass) -> Result<(), Lost> {
         let mut waiting = vec![first];
         while let Ok(more) = self.passes.try_recv() {
             waiting.push(more);
         }
-        let made = self.step(&waiting, stop).await?;
-        if made {
-            // A worker that has ended by now hands nothing out.
-            waiting.into_iter().for_each(|pass| pass.reply.send(()).unwrap_or(()));
-        }
-        Ok(made)
+        self.step(&waiting).await?;
+        // A worker that has ended by now hands nothing out.
+        waiting.into_iter().for_each(|pass| pass.reply.send(()).unwrap_or(()));
+        Ok(())
     }
 
     /// Checks the store while no step is in progress.
@@ -270,7 +269,7 @@ impl Gatekeeper {
                 // Keeps waiting, because on a volume that hangs each try would block a thread.
                 Err(_) => {
                     let problem = format!("no answer within {} s", LOOK_LIMIT.as_secs());
-                    self.troubled(Some(&self.store.error(&problem)));
+                    self.troubled(Some(&self.space.store.error(&problem)));
                     finding.await
                 }
             }
@@ -295,21 +294,20 @@ impl Gatekeeper {
     }
 
     /// Returns the standing of this instance, whose last step was made.
-    async fn standing(&self, lists: bool) -> Result<Standing, StoreError> {
-        let (store, keys, record) = (&self.store, &self.keys, &self.record);
-        let standing = Known::at(record.known.last()).judge(read(store, keys, record).await?);
-        let is_there = match lists {
-            true => self.held.is_there(store, keys, record.instance).await?,
-            false => self.held.is_same_space(store).await?,
+    async fn standing(&self, lists: bool) -> Result<Standing, FleetStoreError> {
+        let Record { instance, known, .. } = self.record;
+        let standing = KnownFence::at(known.last()).judge(self.space.fence(instance).await?);
+        let has_entries = match lists {
+            true => self.space.has_all(instance).await?,
+            false => self.space.has_records().await?,
         };
-        Ok(if is_there { standing } else { Standing::StoreBehind })
+        Ok(if has_entries { standing } else { Standing::StoreBehind })
     }
 
-    /// Makes one step that covers all of `waiting`. Returns whether it was made. If it was stopped, the step
-    /// may be made or not.
-    async fn step(&mut self, waiting: &[Pass], stop: &watch::Receiver<bool>) -> Result<bool, Lost> {
+    /// Makes one step that covers all of `waiting`.
+    async fn step(&mut self, waiting: &[Pass]) -> Result<(), Lost> {
         let lists = self.listed.elapsed() >= LISTING_INTERVAL;
-        let check = self.held.take_new() || lists;
+        let check = self.space.take_new() || lists;
         let mut record = self.record.clone();
         // Invariant: the leases are committed, then the intent, then the step is made, then the numbers are
         // handed out. A copy of the folder that knows of this step has the leases too.
@@ -317,33 +315,44 @@ impl Gatekeeper {
         for pass in waiting {
             record.cover(&pass.lease);
         }
-        if !self.save(&record, stop).await {
-            return Ok(false);
-        }
+        self.save(&record).await;
         self.record = record;
-        let made = async {
-            make(&self.store, &self.keys, &self.record, |error| self.troubled(error)).await?;
-            if check { self.look_at_claims().await } else { Ok(()) }
-        };
-        match unless(stop, made).await {
-            Some(made) => {
-                made?;
-                if check {
-                    self.listed = Instant::now();
+        self.make().await?;
+        if check {
+            self.look_at_claims().await?;
+            self.listed = Instant::now();
+        }
+        self.space.stepped();
+        self.shared.steps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the step that the record has begun, whatever the outcome of earlier tries.
+    async fn make(&self) -> Result<(), Lost> {
+        let mut backoff = Backoff::new(RETRY, RETRY_LIMIT);
+        let mut untried = true;
+        loop {
+            match try_to_make(&self.space, &self.record, untried).await {
+                Ok(Standing::Current) => {
+                    self.troubled(None);
+                    return Ok(());
                 }
-                self.held.stepped();
-                self.state.steps.fetch_add(1, Ordering::Relaxed);
-                Ok(true)
+                Ok(Standing::Stale) => return Err(Lost::Stale),
+                Ok(Standing::StoreBehind) => return Err(Lost::StoreBehind),
+                // The step is not made yet. It is tried again, and can be made only once.
+                Ok(Standing::Pending) => {}
+                Err(error) => self.troubled(Some(&error)),
             }
-            None => Ok(false),
+            untried = false;
+            sleep(backoff.next()).await;
         }
     }
 
-    /// Waits until the store responds, and checks that it still has what this instance noted: see [`Held`].
+    /// Waits until the store responds, and checks that it still has the entries of the [`JoinedSpace`].
     async fn look_at_claims(&self) -> Result<(), Lost> {
-        let mut pause = PAUSE;
+        let mut backoff = Backoff::new(RETRY, RETRY_LIMIT);
         loop {
-            match self.held.is_there(&self.store, &self.keys, self.record.instance).await {
+            match self.space.has_all(self.record.instance).await {
                 Ok(true) => {
                     self.troubled(None);
                     return Ok(());
@@ -351,38 +360,34 @@ impl Gatekeeper {
                 Ok(false) => return Err(Lost::StoreBehind),
                 Err(error) => self.troubled(Some(&error)),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            sleep(backoff.next()).await;
         }
     }
 
-    /// Retries until the record is on the disk; numbers that are leased already are served all the while.
-    /// Returns false if it was stopped before.
-    async fn save(&self, record: &Record, stop: &watch::Receiver<bool>) -> bool {
-        let mut pause = PAUSE;
+    /// Retries until the record is on the disk. Numbers that are leased already are served all the while.
+    async fn save(&mut self, record: &Record) {
+        let mut backoff = Backoff::new(RETRY, RETRY_LIMIT);
         loop {
-            let (saving, folder) = (record.clone(), self.folder.clone());
-            // The write is not cancelled: another process could lock the folder before it ends.
-            let saved = tokio::task::spawn_blocking(move || saving.save(&folder)).await;
-            match saved.expect("saving does not panic") {
-                Ok(()) => return true,
+            let (copy, folder) = (record.clone(), self.folder.clone());
+            let saving = self.saving.insert(spawn_blocking(move || copy.save(&folder)));
+            let saved = saving.await.expect("saving does not panic");
+            self.saving = None;
+            match saved {
+                Ok(()) => return,
                 Err(error) => self.set_trouble(Some(error.to_string())),
             }
-            if unless(stop, sleep(pause)).await.is_none() {
-                return false;
-            }
-            pause = (pause * 2).min(PAUSE_MAX);
+            sleep(backoff.next()).await;
         }
     }
 
-    fn troubled(&self, error: Option<&StoreError>) {
+    fn troubled(&self, error: Option<&FleetStoreError>) {
         self.set_trouble(error.map(|error| {
             format!("{error}; leased numbers are served until the store responds again")
         }));
     }
 
     fn set_trouble(&self, trouble: Option<String>) {
-        let mut current = self.state.trouble.lock().expect(NO_PANIC);
+        let mut current = self.shared.trouble.lock().expect(NO_PANIC);
         match (&*current, &trouble) {
             (None, Some(trouble)) => warn!("the fence can't be stepped: {trouble}"),
             (Some(_), None) => info!("the fence can be stepped again"),
@@ -392,85 +397,32 @@ impl Gatekeeper {
     }
 }
 
-/// Returns the result of `work`, or `None` if `stop` is true first.
-async fn unless<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
-    let mut stop = stop.clone();
-    tokio::select! {
-        done = work => Some(done),
-        _ = stop.wait_for(|&stop| stop) => None,
-    }
-}
-
-/// Makes the step that a record has begun, whatever the outcome of earlier tries. Calls `tell` with each
-/// error, and with `None` once the step is made.
-async fn make(
-    store: &Store,
-    keys: &Keys,
-    record: &Record,
-    tell: impl Fn(Option<&StoreError>),
-) -> Result<(), Lost> {
-    let mut pause = PAUSE;
-    let mut untried = true;
-    loop {
-        let error = match try_to_make(store, keys, record, untried).await {
-            Ok(Standing::Current) => {
-                tell(None);
-                return Ok(());
-            }
-            Ok(Standing::Stale) => return Err(Lost::Stale),
-            Ok(Standing::StoreBehind) => return Err(Lost::StoreBehind),
-            // The step is not made yet. It is tried again, and can be made only once.
-            Ok(Standing::Pending) => None,
-            Err(error) => Some(error),
-        };
-        untried = false;
-        if error.is_some() {
-            tell(error.as_ref());
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
 /// Tries once to make the step that a record has begun. `untried` means that this process began it and that
 /// this is the first try.
 pub(super) async fn try_to_make(
-    store: &Store,
-    keys: &Keys,
+    space: &JoinedSpace,
     record: &Record,
     untried: bool,
-) -> Result<Standing, StoreError> {
-    let key = keys.fence(record.instance);
-    let known = record.known;
+) -> Result<Standing, FleetStoreError> {
+    let Record { instance, known, .. } = *record;
     let Some(intent) = known.intent else {
-        return Ok(known.judge(read(store, keys, record).await?));
+        return Ok(known.judge(space.fence(instance).await?));
     };
+    let key = space.keys.fence(instance);
     let made = match known.fence {
-        Some(fence) => store.replace(&key, &text(fence), &text(intent)).await,
-        None => store.create(&[(key, text(intent))]).await,
+        Some(fence) => space.store.replace(&key, &text(fence), &text(intent)).await,
+        None => space.store.create(&[(key, text(intent))]).await,
     };
     match made {
         Ok(true) => Ok(Standing::Current),
-        Ok(false) => Ok(known.judge_refusal(read(store, keys, record).await?, untried)),
+        Ok(false) => Ok(known.judge_refusal(space.fence(instance).await?, untried)),
         // Invariant: after an unknown outcome, the content of the store decides.
-        Err(error) => match known.judge(read(store, keys, record).await?) {
+        Err(error) => match known.judge(space.fence(instance).await?) {
             // The store can be read but not written: its disk is full, or it is a standby.
             Standing::Pending => Err(error),
             standing => Ok(standing),
         },
     }
-}
-
-/// Reads the fence of a record's instance from the store.
-pub(super) async fn read(
-    store: &Store,
-    keys: &Keys,
-    record: &Record,
-) -> Result<Option<Fence>, StoreError> {
-    let found = store.get(&keys.fence(record.instance)).await?;
-    // A fence that can't be parsed is not ours: its writer has taken our place.
-    let foreign = Fence { step: u64::MAX, token: Uuid::nil() };
-    Ok(found.map(|found| serde_json::from_str(&found).unwrap_or(foreign)))
 }
 
 /// Returns a fence as the store has it.

@@ -12,13 +12,18 @@ const FORMAT: u32 = 2;
 
 /// The keys of one space. Partition 7 of the pool int is `tombola/NAME/partitions/int/0007`.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(super) struct SpaceKeys {
     space: SpaceName,
 }
 
-impl Keys {
+impl SpaceKeys {
     pub(super) fn new(space: &SpaceName) -> Self {
         Self { space: space.clone() }
+    }
+
+    /// Returns the name of the space.
+    pub(super) fn name(&self) -> &str {
+        self.space.as_str()
     }
 
     /// Returns the key of the [`SpaceRecord`].
@@ -70,9 +75,9 @@ impl SpaceRecord {
         Self { format: FORMAT, uuid, partitions: PARTITIONS }
     }
 
-    /// Returns whether this program gives values the same indexes as the program that created the space.
-    pub(super) fn is_understood(&self) -> bool {
-        (self.format, self.partitions) == (FORMAT, PARTITIONS)
+    /// Returns the UUID if this program gives values the same indexes as the program that created the space.
+    pub(super) fn understood_uuid(&self) -> Option<Uuid> {
+        ((self.format, self.partitions) == (FORMAT, PARTITIONS)).then_some(self.uuid)
     }
 }
 
@@ -93,15 +98,11 @@ impl PoolRecord {
         Self { min, max, decimals, hash_key: hex::encode(key.to_bytes()) }
     }
 
-    /// Returns the range, if it is valid.
-    pub(super) fn space(&self) -> Option<Space> {
-        Space::from_values(Value(self.min), Value(self.max), self.decimals)
-    }
-
-    /// Returns the secret, if it is valid.
-    pub(super) fn key(&self) -> Option<StratumKey> {
+    /// Returns the range and the secret, if they are valid.
+    pub(super) fn range_and_key(&self) -> Option<(Space, StratumKey)> {
+        let range = Space::from_values(Value(self.min), Value(self.max), self.decimals)?;
         let mut bytes = [0; 16];
         hex::decode_to_slice(&self.hash_key, &mut bytes).ok()?;
-        Some(StratumKey::from_bytes(bytes))
+        Some((range, StratumKey::from_bytes(bytes)))
     }
 }

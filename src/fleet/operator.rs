@@ -1,17 +1,20 @@
 //! Operator commands: shows which instances hold which partitions and whether this folder is current, and
 //! puts back what a store has forgotten. Servers don't use any of this.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::claims::{Claims, Held, Holdings};
-use super::keys::{Keys, PoolRecord, SpaceRecord};
-use super::protocol::{Fence, Known, Standing};
+use super::claims::Claims;
+use super::joined::{Agreed, JoinedSpace};
+use super::keys::{PoolRecord, SpaceKeys, SpaceRecord};
+use super::protocol::{Fence, KnownFence, Standing};
 use super::record::Record;
-use super::store::Store;
-use super::{FleetError, gate, read_record};
+use super::{FleetError, Lost, gate, read_record, store};
 use crate::config::{FleetConfig, PoolName};
 use crate::files;
 use crate::folder::{Folder, PoolPaths};
@@ -49,8 +52,9 @@ impl Overview {
     /// # Errors
     /// [`FleetError`] if either can't be read.
     pub async fn look(config: &FleetConfig, folder: &Path) -> Result<Self, FleetError> {
-        let store = Store::open_to_look(&config.store)?;
-        let keys = Keys::new(&config.space);
+        let joined =
+            JoinedSpace::new(store::open_to_look(&config.store)?, SpaceKeys::new(&config.space));
+        let JoinedSpace { store, keys, .. } = &joined;
         let text = store.get(&keys.space()).await?;
         let space = text.and_then(|text| serde_json::from_str::<SpaceRecord>(&text).ok());
         let space = space.map(|record| record.uuid);
@@ -77,20 +81,18 @@ impl Overview {
             }
         }
         instances.values_mut().for_each(|holder| holder.partitions.resize(pools.len(), 0));
-        let folder = look_at_folder(&store, &keys, config, folder, space).await?;
+        let folder = look_at_folder(&joined, config, folder, space).await?;
         Ok(Self { space, pools, instances, folder })
     }
 
     /// Returns how many partitions of a pool no instance holds. `pool` is its position among the pools.
-    #[must_use]
     pub fn free(&self, pool: usize) -> usize {
         PARTITIONS - self.instances.values().map(|holder| holder.partitions[pool]).sum::<usize>()
     }
 }
 
 async fn look_at_folder(
-    store: &Store,
-    keys: &Keys,
+    joined: &JoinedSpace,
     config: &FleetConfig,
     folder: &Path,
     space: Option<Uuid>,
@@ -99,7 +101,7 @@ async fn look_at_folder(
         let Some(record) = read_record(folder, config.space.as_str())? else {
             return Ok(None);
         };
-        let found = gate::read(store, keys, &record).await?;
+        let found = joined.fence(record.instance).await?;
         if read_record(folder, config.space.as_str())?.as_ref() == Some(&record) {
             let standing = match space {
                 _ if record.is_stale => Standing::Stale,
@@ -109,7 +111,8 @@ async fn look_at_folder(
             return Ok(Some((record.instance, standing)));
         }
     }
-    Err(store
+    Err(joined
+        .store
         .error("it responds too slowly to compare it with this folder while the server runs")
         .into())
 }
@@ -128,22 +131,20 @@ pub struct Reseeded {
 /// a fence that is behind.
 ///
 /// # Errors
-/// [`FleetError::Lost`] with [`Lost::Stale`](super::Lost::Stale) if the store is ahead of the folder,
+/// [`FleetError::Lost`] with [`Lost::Stale`] if the store is ahead of the folder,
 /// [`FleetError::Taken`] if another instance holds a partition that this folder has drawn from.
 pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
-    let store = std::sync::Arc::new(Store::open(&config.store)?);
-    let keys = Keys::new(&config.space);
-    let space = config.space.to_string();
-    let Some(record) = read_record(folder.path(), &space)? else {
+    let store = store::open(&config.store)?;
+    let name = config.space.to_string();
+    let Some(record) = read_record(folder.path(), &name)? else {
         return Err(FleetError::NoInstance { folder: folder.path().display().to_string() });
     };
-    let found = gate::read(&store, &keys, &record).await?;
+    let space = Arc::new(JoinedSpace::new(store, SpaceKeys::new(&config.space)));
+    let found = space.fence(record.instance).await?;
     if record.is_stale || record.known.judge(found) == Standing::Stale {
-        return Err(super::Lost::Stale.into());
+        return Err(Lost::Stale.into());
     }
-    let held = std::sync::Arc::new(Held::default());
-    let text = agree(&store, keys.space(), &SpaceRecord::of(record.space_uuid), &space).await?;
-    held.note_record(keys.space(), text);
+    put_record_back(&space, space.keys.space(), &SpaceRecord::of(record.space_uuid)).await?;
 
     let mut reseeded = Reseeded::default();
     for pool in record.pools.iter().filter_map(|pool| PoolName::new(pool)) {
@@ -154,35 +155,34 @@ pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, F
         let ledger = Ledger::open_to_look(&path)?;
         let (numbers, key, partitions) = (*ledger.space(), ledger.key(), ledger.partitions());
         drop(ledger);
-        let text = agree(&store, keys.pool(&pool), &PoolRecord::of(&numbers, key), &space).await?;
-        held.note_record(keys.pool(&pool), text);
-        let claims = Claims::new(
-            store.clone(),
-            keys.clone(),
-            pool.clone(),
-            record.instance,
-            1,
-            held.clone(),
-        );
+        let pool_record = PoolRecord::of(&numbers, key);
+        put_record_back(&space, space.keys.pool(&pool), &pool_record).await?;
+        let claims = Claims::new(Arc::clone(&space), pool.clone(), record.instance, 1);
         let before = claims.holdings().await?.ours.len();
-        claims.create(&partitions).await?;
-        let Holdings { ours, .. } = claims.holdings().await?;
-        let held: BTreeSet<u16> = ours.iter().copied().collect();
-        if let Some(partition) = partitions.into_iter().find(|partition| !held.contains(partition))
-        {
-            return Err(FleetError::Taken { pool: pool.to_string(), space, partition });
-        }
-        reseeded.partitions.insert(pool, ours.len() - before);
+        let held = claims.claim_drawn(&partitions).await?;
+        reseeded.partitions.insert(pool, held.len() - before);
     }
-    reseeded.step = put_fence_back(&store, &keys, &record, found).await?;
+    reseeded.step = put_fence_back(&space, &record, found).await?;
     Ok(reseeded)
+}
+
+/// Creates a record, or checks that an existing one is the same.
+async fn put_record_back<R: Serialize + DeserializeOwned + PartialEq>(
+    space: &JoinedSpace,
+    key: String,
+    record: &R,
+) -> Result<(), FleetError> {
+    match space.agree(key.clone(), record, true, |_| Some(())).await? {
+        Agreed::Same => Ok(()),
+        Agreed::Other(()) => Err(FleetError::Recreated { key }),
+        Agreed::Foreign(found) => Err(space.foreign(found)),
+    }
 }
 
 /// Moves a fence that is behind to the last step that this folder began, for which nothing is handed out any
 /// more. Returns that step.
 async fn put_fence_back(
-    store: &Store,
-    keys: &Keys,
+    space: &JoinedSpace,
     record: &Record,
     found: Option<Fence>,
 ) -> Result<Option<u64>, FleetError> {
@@ -192,30 +192,13 @@ async fn put_fence_back(
     if record.known.judge(found) != Standing::StoreBehind {
         return Ok(None);
     }
-    let key = keys.fence(record.instance);
+    let key = space.keys.fence(record.instance);
     match found {
-        Some(found) => store.replace(&key, &gate::text(found), &gate::text(last)).await?,
-        None => store.create(&[(key, gate::text(last))]).await?,
+        Some(found) => space.store.replace(&key, &gate::text(found), &gate::text(last)).await?,
+        None => space.store.create(&[(key, gate::text(last))]).await?,
     };
-    match Known::at(Some(last)).judge(gate::read(store, keys, record).await?) {
+    match KnownFence::at(Some(last)).judge(space.fence(record.instance).await?) {
         Standing::Current => Ok(Some(last.step)),
-        _ => Err(super::Lost::Stale.into()),
-    }
-}
-
-/// Creates an entry, or checks that an existing one is the same. Returns the entry in the store.
-async fn agree<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq>(
-    store: &Store,
-    key: String,
-    ours: &T,
-    space: &str,
-) -> Result<String, FleetError> {
-    let text = serde_json::to_string(ours).expect("it has plain fields");
-    store.create(&[(key.clone(), text)]).await?;
-    let found = store.get(&key).await?.unwrap_or_default();
-    match serde_json::from_str::<T>(&found) {
-        Ok(theirs) if theirs == *ours => Ok(found),
-        Ok(_) => Err(FleetError::BegunAnew { key }),
-        Err(_) => Err(FleetError::Foreign { space: space.to_owned(), found }),
+        _ => Err(Lost::Stale.into()),
     }
 }

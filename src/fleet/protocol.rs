@@ -18,7 +18,7 @@ pub struct Fence {
 
 /// A folder's knowledge of its fence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Known {
+pub struct KnownFence {
     /// The last step that is known to have been made, or `None` before the first.
     pub fence: Option<Fence>,
     /// The step that was begun after it. The store may have it or not.
@@ -40,34 +40,29 @@ pub enum Standing {
 
 impl Fence {
     /// Returns the fence after `fence`, with this token.
-    #[must_use]
     pub fn after(fence: Option<Self>, token: Uuid) -> Self {
         Self { step: fence.map_or(0, |fence| fence.step) + 1, token }
     }
 }
 
-impl Known {
+impl KnownFence {
     /// Returns the knowledge of a folder that has no step in progress.
-    #[must_use]
     pub fn at(fence: Option<Fence>) -> Self {
         Self { fence, intent: None }
     }
 
     /// Returns the last step that was begun.
-    #[must_use]
     pub fn last(self) -> Option<Fence> {
         self.intent.or(self.fence)
     }
 
     /// Begins a step. The step that was begun before it must have been made.
-    #[must_use]
     pub fn begin(self, token: Uuid) -> Self {
         let fence = self.last();
         Self { fence, intent: Some(Fence::after(fence, token)) }
     }
 
     /// Judges this folder by the fence that the store has.
-    #[must_use]
     pub fn judge(self, found: Option<Fence>) -> Standing {
         let steps = |fence: Option<Fence>| fence.map_or(0, |fence| fence.step);
         match self.intent {
@@ -83,7 +78,6 @@ impl Known {
     ///
     /// `untried` means that the step was not tried before. Only another copy of the folder can then have made
     /// it, even with the same token, because clones of a machine may share its random state.
-    #[must_use]
     pub fn judge_refusal(self, found: Option<Fence>, untried: bool) -> Standing {
         match self.judge(found) {
             Standing::Current if untried => Standing::Stale,
@@ -101,10 +95,10 @@ mod tests {
     #[test]
     fn judges_a_folder_by_the_fence_in_the_store() {
         let fence = |step, token| Some(Fence { step, token: Uuid::from_u128(token) });
-        let check = |known: Known, found, expected| {
+        let check = |known: KnownFence, found, expected| {
             assert_eq!(known.judge(found), expected, "{known:?} and {found:?}");
         };
-        let fresh = Known::default();
+        let fresh = KnownFence::default();
         check(fresh, None, Standing::Current);
         check(fresh, fence(1, 1), Standing::Stale);
         let begun = fresh.begin(Uuid::from_u128(1));
@@ -112,7 +106,7 @@ mod tests {
         check(begun, fence(1, 1), Standing::Current);
         check(begun, fence(1, 2), Standing::Stale);
         let again = begun.begin(Uuid::from_u128(2));
-        assert_eq!(again, Known { fence: fence(1, 1), intent: fence(2, 2) });
+        assert_eq!(again, KnownFence { fence: fence(1, 1), intent: fence(2, 2) });
         check(again, fence(1, 1), Standing::Pending);
         check(again, fence(2, 2), Standing::Current);
         check(again, None, Standing::StoreBehind);
@@ -120,7 +114,7 @@ mod tests {
         check(again, fence(1, 9), Standing::Stale);
         check(again, fence(2, 9), Standing::Stale);
         check(again, fence(7, 9), Standing::Stale);
-        check(Known::at(fence(3, 3)), fence(2, 2), Standing::StoreBehind);
+        check(KnownFence::at(fence(3, 3)), fence(2, 2), Standing::StoreBehind);
     }
 
     /// Story: clones of a running machine drew the same token from the same random state, and each took the
@@ -128,7 +122,7 @@ mod tests {
     #[test]
     fn a_first_try_that_is_refused_was_not_this_copy() {
         let fence = |step, token| Some(Fence { step, token: Uuid::from_u128(token) });
-        let begun = Known::at(fence(1, 1)).begin(Uuid::from_u128(2));
+        let begun = KnownFence::at(fence(1, 1)).begin(Uuid::from_u128(2));
         for (found, untried, tried) in [
             (fence(2, 2), Standing::Stale, Standing::Current),
             (fence(1, 1), Standing::StoreBehind, Standing::Pending),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::protocol::{Fence, Known};
+use super::protocol::{Fence, KnownFence};
 use crate::batch::{Generation, ShardIndex};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
@@ -36,7 +36,7 @@ pub(super) struct Record {
     /// The space's name and UUID.
     pub(super) space: String,
     pub(super) space_uuid: Uuid,
-    pub(super) known: Known,
+    pub(super) known: KnownFence,
     /// Whether the folder was found to be an old copy, and is being set aside.
     pub(super) is_stale: bool,
     /// Pools whose ledgers draw only from claimed partitions.
@@ -67,7 +67,7 @@ impl Record {
             instance: Uuid::new_v4(),
             space: space.to_owned(),
             space_uuid,
-            known: Known::default(),
+            known: KnownFence::default(),
             is_stale: false,
             pools: Vec::new(),
             shards: BTreeMap::new(),
@@ -75,9 +75,6 @@ impl Record {
     }
 
     /// Reads the record of a folder, if it has one. The inner error is the problem with its content.
-    ///
-    /// # Errors
-    /// [`FileError`].
     pub(super) fn read(folder: &Path) -> Result<Option<Result<Self, String>>, FileError> {
         let Some(text) = files::read(&path(folder))? else {
             return Ok(None);
@@ -98,7 +95,7 @@ impl Record {
             if format != FORMAT {
                 return Err(format!("its format is {format:?}, but this program knows {FORMAT:?}"));
             }
-            let known = Known { fence, intent };
+            let known = KnownFence { fence, intent };
             Ok(Self { instance, space, space_uuid, known, is_stale, pools, shards })
         })))
     }
@@ -109,7 +106,7 @@ impl Record {
     /// [`FileError`]; a crash may then leave either the old or the new content.
     pub(super) fn save(&self, folder: &Path) -> Result<(), FileError> {
         let Self { instance, space, space_uuid, known, is_stale, pools, shards } = self.clone();
-        let Known { fence, intent } = known;
+        let KnownFence { fence, intent } = known;
         let format = FORMAT.to_owned();
         let written =
             Written { format, instance, space, space_uuid, fence, intent, is_stale, pools, shards };

@@ -2,8 +2,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::store::memory::{Fault, MemoryStore};
 use super::*;
@@ -22,7 +22,7 @@ struct Instance {
 /// An instance that serves.
 struct Serving {
     gate: Gate,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     keeper: JoinHandle<()>,
     _folder: Folder,
 }
@@ -62,17 +62,14 @@ impl Instance {
     }
 
     async fn join(&self) -> Result<(Fleet, Folder), FleetError> {
-        self.join_with(&[]).await.map(|(fleet, _, folder)| (fleet, folder))
+        self.join_with(&[]).await
     }
 
-    async fn join_with(
-        &self,
-        pools: &[PoolConfig],
-    ) -> Result<(Fleet, Vec<Share>, Folder), FleetError> {
+    async fn join_with(&self, pools: &[PoolConfig]) -> Result<(Fleet, Folder), FleetError> {
         let folder = Folder::open(self.folder.path(), Mode::Sharded, true, Duration::ZERO).unwrap();
-        let store = Arc::new(Store::Memory(self.store.clone()));
-        let (fleet, shares) = Fleet::join_at(store, &config(), pools, &folder).await?;
-        Ok((fleet, shares, folder))
+        let store = Arc::new(self.store.clone());
+        let fleet = Fleet::join_at(store, &config(), pools, &folder).await?;
+        Ok((fleet, folder))
     }
 
     fn has_joined(&self) -> bool {
@@ -85,17 +82,18 @@ impl Instance {
 
     async fn serve_looking_every(&self, interval: Duration) -> Serving {
         let (fleet, folder) = self.join().await.unwrap();
-        let (gate, mut keeper) = fleet.into_gate();
-        keeper.look_every(interval);
-        let (stop, stopped) = watch::channel(false);
-        Serving { gate, stop, keeper: tokio::spawn(keeper.run(stopped)), _folder: folder }
+        let Fleet { gate, mut gatekeeper, .. } = fleet;
+        gatekeeper.look_every(interval);
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(gatekeeper.run(stop.clone()));
+        Serving { gate, stop, keeper, _folder: folder }
     }
 
     /// Steps the fence `times` times, and stops.
     async fn step(&self, times: u64) {
         let serving = self.serve().await;
         for leases in 1..=times {
-            serving.gate.pass(lease(leases)).await;
+            assert!(serving.gate.pass(lease(leases)).await);
         }
         serving.stop().await;
     }
@@ -109,7 +107,7 @@ impl Instance {
 
 impl Serving {
     async fn stop(self) {
-        self.stop.send_replace(true);
+        self.stop.cancel();
         self.keeper.await.unwrap();
     }
 }
@@ -139,7 +137,7 @@ async fn a_step_is_made_once_whatever_is_lost_on_the_way() {
                 0
             };
             store.fail(faults);
-            serving.gate.pass(lease(steps)).await;
+            assert!(serving.gate.pass(lease(steps)).await);
             assert_eq!(instance.fence(), before + 1, "{faults:?}");
         }
     }
@@ -164,7 +162,7 @@ async fn leases_that_wait_share_a_step() {
     assert!(passes.iter().all(|pass| !pass.is_finished()), "nothing passes without the store");
     store.set_away(false);
     for pass in passes {
-        pass.await.unwrap();
+        assert!(pass.await.unwrap());
     }
     assert!(instance.fence() <= 2, "{} steps", instance.fence());
     assert_eq!(serving.gate.trouble(), None);
@@ -178,12 +176,10 @@ async fn of_two_copies_one_goes_on() {
     original.step(2).await;
     let copy = original.copy();
     let (first, second) = (original.serve().await, copy.serve().await);
-    first.gate.pass(lease(3)).await;
-    tokio::select! {
-        () = second.gate.pass(lease(3)) => panic!("both copies have made the third step"),
-        lost = second.gate.lost() => assert_eq!(lost, Lost::Stale),
-    }
-    first.gate.pass(lease(4)).await;
+    assert!(first.gate.pass(lease(3)).await);
+    assert!(!second.gate.pass(lease(3)).await, "both copies have made the third step");
+    assert_eq!(second.gate.lost().await, Lost::Stale);
+    assert!(first.gate.pass(lease(4)).await);
     first.stop().await;
     second.stop().await;
     assert!(matches!(copy.join().await, Err(FleetError::Lost(Lost::Stale))));
@@ -198,7 +194,7 @@ async fn a_store_that_is_away_is_noticed_without_a_lease() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let serving = instance.serve_looking_every(LOOK_INTERVAL).await;
-    serving.gate.pass(lease(1)).await;
+    assert!(serving.gate.pass(lease(1)).await);
     for away in [true, false, true] {
         store.set_away(away);
         while serving.gate.trouble().is_some() != away {
@@ -215,10 +211,10 @@ async fn a_clone_is_found_without_a_lease() {
     original.step(1).await;
     let copy = original.copy();
     let (first, idle) = (original.serve().await, copy.serve_looking_every(LOOK_INTERVAL).await);
-    first.gate.pass(lease(2)).await;
+    assert!(first.gate.pass(lease(2)).await);
     assert_eq!(idle.gate.lost().await, Lost::Stale);
     // The instance's own steps don't end it.
-    first.gate.pass(lease(3)).await;
+    assert!(first.gate.pass(lease(3)).await);
     first.stop().await;
     idle.stop().await;
     let record = Record::read(copy.folder.path()).unwrap().unwrap().unwrap();
@@ -230,11 +226,10 @@ async fn nothing_is_claimed_in_a_space_that_was_begun_again() {
     let store = MemoryStore::default();
     let (joined, other) = (Instance::new(&store), Instance::new(&store));
     let pools = [pool("9007199254740991")];
-    let (fleet, _, _folder) = joined.join_with(&pools).await.unwrap();
-    let mut claims = fleet.claims(&pools[0]);
-    let (gate, keeper) = fleet.into_gate();
-    let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(keeper.run(stopped));
+    let (fleet, _folder) = joined.join_with(&pools).await.unwrap();
+    let Fleet { mut memberships, gate, gatekeeper } = fleet;
+    let claims = &mut memberships[0].claims;
+    tokio::spawn(gatekeeper.run(CancellationToken::new()));
     store.restore(Default::default());
     other.join_with(&pools).await.unwrap();
     let begun_again = store.entries();
@@ -252,21 +247,18 @@ async fn a_lease_does_not_pass_in_a_space_that_was_begun_again() {
     let store = MemoryStore::default();
     let (joined, other) = (Instance::new(&store), Instance::new(&store));
     let pools = [pool("9007199254740991")];
-    let (fleet, _, _folder) = joined.join_with(&pools).await.unwrap();
-    let mut claims = fleet.claims(&pools[0]);
+    let (fleet, _folder) = joined.join_with(&pools).await.unwrap();
+    let Fleet { mut memberships, gate, gatekeeper } = fleet;
+    let claims = &mut memberships[0].claims;
     claims.claim(1).await.unwrap();
-    let (gate, keeper) = fleet.into_gate();
-    let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(keeper.run(stopped));
+    tokio::spawn(gatekeeper.run(CancellationToken::new()));
     let mut entries = store.entries();
     store.restore(Default::default());
     other.join_with(&pools).await.unwrap();
     entries.extend(store.entries());
     store.restore(entries);
-    tokio::select! {
-        () = gate.pass(lease(1)) => panic!("handed out by a secret that is not the space's"),
-        lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
-    }
+    assert!(!gate.pass(lease(1)).await, "handed out by a secret that is not the space's");
+    assert_eq!(gate.lost().await, Lost::StoreBehind);
 }
 
 /// Story: clones of a running machine drew the same token from the same random state, the one that was
@@ -278,11 +270,9 @@ async fn of_clones_that_draw_one_token_the_refused_one_ends() {
         let instance = Instance::new(&store);
         instance.step(steps).await;
         let (fleet, _folder) = instance.join().await.unwrap();
-        let mut record = fleet.record.clone();
+        let (space, mut record) = fleet.gatekeeper.parts();
         record.known = record.known.begin(Uuid::new_v4());
-        let store = Store::Memory(store);
-        let make =
-            async |untried| gate::try_to_make(&store, &fleet.keys, &record, untried).await.unwrap();
+        let make = async |untried| gate::try_to_make(space, &record, untried).await.unwrap();
         assert_eq!(make(true).await, Standing::Current);
         assert_eq!(make(true).await, Standing::Stale, "the clone, after {steps} steps");
         // If the reply to an earlier try may have been lost, the step counts as made.
@@ -322,10 +312,8 @@ async fn a_store_that_forgot_is_found_out_and_reseeded() {
     instance.step(1).await;
     let serving = instance.serve().await;
     store.restore(old.clone());
-    tokio::select! {
-        () = serving.gate.pass(lease(3)) => panic!("stepped in a store that forgot a step"),
-        lost = serving.gate.lost() => assert_eq!(lost, Lost::StoreBehind),
-    }
+    assert!(!serving.gate.pass(lease(3)).await, "stepped in a store that forgot a step");
+    assert_eq!(serving.gate.lost().await, Lost::StoreBehind);
     serving.stop().await;
     for entries in [old, Default::default()] {
         store.restore(entries);
@@ -353,16 +341,16 @@ async fn a_space_of_the_format_before_is_refused() {
 async fn no_partition_is_held_twice() {
     let store = MemoryStore::default();
     let instances = [Instance::new(&store), Instance::new(&store), Instance::new(&store)];
-    let pool = pool("9007199254740991");
+    let pools = [pool("9007199254740991")];
     let mut held: Vec<Vec<u16>> = Vec::new();
     let mut keys = Vec::new();
     let mut all_claims = Vec::new();
     for instance in &instances {
-        let (fleet, shares, _folder) =
-            instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
-        keys.push(shares[0].key.to_bytes());
-        all_claims.push(fleet.claims(&pool));
-        held.extend(shares.into_iter().map(|share| share.partitions));
+        let (mut fleet, _folder) = instance.join_with(&pools).await.unwrap();
+        let Membership { share, claims, .. } = fleet.memberships.remove(0);
+        keys.push(share.key.to_bytes());
+        all_claims.push(claims);
+        held.push(share.partitions);
     }
     assert!(keys.iter().all(|key| *key == keys[0]), "all sort alike");
     // Claims until no partition is left, while replies are lost.
@@ -405,8 +393,8 @@ async fn a_ledger_that_has_served_alone_joins_once() {
     }
     let copy = original.copy();
     let pools = [pool];
-    let (_fleet, shares, _folder) = original.join_with(&pools).await.unwrap();
-    assert_eq!(shares[0].partitions.len(), 1);
+    let (fleet, _folder) = original.join_with(&pools).await.unwrap();
+    assert_eq!(fleet.memberships[0].share.partitions.len(), 1);
     let refused = copy.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::Taken { .. }), "{refused}");
     let refused = other.join_with(&pools).await.unwrap_err();
@@ -420,20 +408,16 @@ async fn a_ledger_that_has_served_alone_joins_once() {
 async fn a_store_that_forgot_a_claim_only_is_found_out() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
-    let pool = pool("9007199254740991");
-    let (fleet, _, _folder) = instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
-    let mut claims = fleet.claims(&pool);
-    let (gate, keeper) = fleet.into_gate();
-    let (_stop, stopped) = watch::channel(false);
-    let keeper = tokio::spawn(keeper.run(stopped));
-    gate.pass(lease(1)).await;
+    let (fleet, _folder) = instance.join_with(&[pool("9007199254740991")]).await.unwrap();
+    let Fleet { mut memberships, gate, gatekeeper } = fleet;
+    let claims = &mut memberships[0].claims;
+    let keeper = tokio::spawn(gatekeeper.run(CancellationToken::new()));
+    assert!(gate.pass(lease(1)).await);
     let old = store.entries();
     claims.claim(1).await.unwrap();
     store.restore(old);
-    tokio::select! {
-        () = gate.pass(lease(2)) => panic!("handed out from partitions that are anyone's now"),
-        lost = gate.lost() => assert_eq!(lost, Lost::StoreBehind),
-    }
+    assert!(!gate.pass(lease(2)).await, "handed out from partitions that are anyone's now");
+    assert_eq!(gate.lost().await, Lost::StoreBehind);
     keeper.await.unwrap();
 }
 
@@ -443,18 +427,33 @@ async fn a_store_that_forgot_a_claim_only_is_found_out() {
 async fn nothing_is_claimed_in_a_store_that_forgot_a_step() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
-    let pool = pool("9007199254740991");
-    let (fleet, _, _folder) = instance.join_with(std::slice::from_ref(&pool)).await.unwrap();
-    let mut claims = fleet.claims(&pool);
-    let (gate, keeper) = fleet.into_gate();
-    let (_stop, stopped) = watch::channel(false);
-    tokio::spawn(keeper.run(stopped));
-    gate.pass(lease(1)).await;
+    let (fleet, _folder) = instance.join_with(&[pool("9007199254740991")]).await.unwrap();
+    let Fleet { mut memberships, gate, gatekeeper } = fleet;
+    let claims = &mut memberships[0].claims;
+    tokio::spawn(gatekeeper.run(CancellationToken::new()));
+    assert!(gate.pass(lease(1)).await);
     let old = store.entries();
-    gate.pass(lease(2)).await;
+    assert!(gate.pass(lease(2)).await);
     store.restore(old.clone());
     claims.claim(1).await.unwrap_err();
     assert_eq!(store.entries(), old);
+}
+
+#[tokio::test]
+async fn a_lease_is_refused_when_the_gatekeeper_has_ended() {
+    let store = MemoryStore::default();
+    let instance = Instance::new(&store);
+    let serving = instance.serve().await;
+    store.set_away(true);
+    let gate = serving.gate.clone();
+    let waiting = tokio::spawn(async move { gate.pass(lease(1)).await });
+    while serving.gate.trouble().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let gate = serving.gate.clone();
+    serving.stop().await;
+    assert!(!waiting.await.unwrap(), "it waited for a step that was not made");
+    assert!(!gate.pass(lease(1)).await);
 }
 
 /// The store can be read, but its disk is full. It has not forgotten anything.
@@ -484,8 +483,8 @@ async fn partitions_without_their_ledger_are_not_drawn_from() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let pools = [pool("9007199254740991")];
-    let (fleet, _, folder) = instance.join_with(&pools).await.unwrap();
-    fleet.claims(&pools[0]).claim(1).await.unwrap();
+    let (mut fleet, folder) = instance.join_with(&pools).await.unwrap();
+    fleet.memberships[0].claims.claim(1).await.unwrap();
     drop((fleet, folder));
     let refused = instance.join_with(&pools).await.unwrap_err();
     assert!(matches!(refused, FleetError::LedgerGone { .. }), "{refused}");
@@ -498,7 +497,7 @@ async fn a_standby_that_was_leased_from_is_an_old_copy() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let pools = [pool("9007199254740991")];
-    let (_fleet, _, folder) = instance.join_with(&pools).await.unwrap();
+    let (_fleet, folder) = instance.join_with(&pools).await.unwrap();
     drop(folder);
     let paths = PoolPaths::new(instance.folder.path(), &pools[0].name);
     let mut ledger = Ledger::create(&paths.ledger(), &pools[0].space).unwrap();

@@ -12,6 +12,7 @@ use super::file::{ShardFile, WorkError};
 use super::slot::Slot;
 use super::sync::timeout;
 use super::{Cause, Pool, Trouble};
+use crate::backoff::Backoff;
 use crate::config::RefillConfig;
 use crate::events::Kind;
 use crate::fleet::{Gate, Lease};
@@ -29,7 +30,6 @@ pub(super) struct Worker<F> {
     position: usize,
     slot: Arc<Slot>,
     paths: PoolPaths,
-    refill: RefillConfig,
     file: Option<F>,
     /// The last operation on the file found its content wrong.
     suspects: bool,
@@ -38,8 +38,8 @@ pub(super) struct Worker<F> {
     runs: bool,
     /// Leased rows that may not be handed out, because the pool stopped before the gate opened.
     unfenced: Vec<Row>,
-    /// The pause before a failed operation is tried again.
-    pause: Duration,
+    /// The pauses before a failed operation is tried again.
+    backoff: Backoff,
 }
 
 impl<F: ShardFile> Worker<F> {
@@ -50,9 +50,9 @@ impl<F: ShardFile> Worker<F> {
         refill: RefillConfig,
     ) -> Self {
         let slot = Arc::clone(&pool.slots[position]);
-        let unfenced = Vec::new();
-        let (file, suspects, runs, pause) = (None, false, false, refill.retry);
-        Self { pool, position, slot, paths, refill, file, suspects, runs, unfenced, pause }
+        let backoff = Backoff::new(refill.retry, refill.retry_limit);
+        let (file, suspects, runs, unfenced) = (None, false, false, Vec::new());
+        Self { pool, position, slot, paths, file, suspects, runs, unfenced, backoff }
     }
 
     /// Works until the pool is stopped.
@@ -123,7 +123,7 @@ impl<F: ShardFile> Worker<F> {
                 // Invariant: committed before handed out, and in a fleet also fenced.
                 self.slot.update(|buffer| buffer.add_lease(rows, left));
                 self.suspects = false;
-                self.pause = self.refill.retry;
+                self.backoff.reset();
                 self.slot.set_trouble(None);
             }
             Err(error) => self.failed("leasing fails", &error).await,
@@ -131,7 +131,8 @@ impl<F: ShardFile> Worker<F> {
     }
 
     /// Waits until the gate opens for the lease that was just committed. If this takes long, waiting requests
-    /// go to another shard. Returns false if the pool stops first.
+    /// go to another shard. Returns false if the pool stops first, which also ends the wait for a lease that
+    /// was refused.
     async fn pass(&self, gate: &Gate) -> bool {
         let file = self.file.as_ref().expect(OPEN);
         let lease = Lease {
@@ -142,10 +143,15 @@ impl<F: ShardFile> Worker<F> {
         };
         let mut passing = pin!(gate.pass(lease));
         let mut patience = pin!(tokio::time::sleep(GATE_PATIENCE));
-        let mut patient = true;
+        let (mut patient, mut refused) = (true, false);
         loop {
             tokio::select! {
-                () = &mut passing => return true,
+                passed = &mut passing, if !refused => {
+                    if passed {
+                        return true;
+                    }
+                    refused = true;
+                }
                 () = &mut patience, if patient => {
                     patient = false;
                     self.slot.update(|buffer| buffer.pause(Leasing::AwaitsFence));
@@ -252,8 +258,9 @@ impl<F: ShardFile> Worker<F> {
 
     /// Waits before the next attempt.
     async fn pause(&mut self, what: &str, error: &(impl std::error::Error + Sync + 'static)) {
+        let pause = self.backoff.next();
         warn!(
-            pool = %self.pool.name, shard = %self.slot.name, retry_in_ms = self.pause.as_millis(), %error,
+            pool = %self.pool.name, shard = %self.slot.name, retry_in_ms = pause.as_millis(), %error,
             "{what}"
         );
         let details = format!("{}: {what}: {error}", self.slot.name);
@@ -261,10 +268,9 @@ impl<F: ShardFile> Worker<F> {
         // No request waits for rows during a pause, so only a stop or a standby ends it early.
         self.slot.update(|buffer| buffer.pause(Leasing::FileFails));
         if self.runs {
-            let _ = timeout(self.pause, self.slot.woken()).await;
+            let _ = timeout(pause, self.slot.woken()).await;
         }
         self.slot.update(Buffer::retry);
-        self.pause = (self.pause * 2).min(self.refill.retry_limit);
     }
 
     /// Returns the leased rows that were not handed out, and closes the file.

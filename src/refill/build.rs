@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::batch::{Batch, Step};
 use crate::files::{self, FileError};
-use crate::fleet::store::StoreError;
+use crate::fleet::store::FleetStoreError;
 use crate::folder::{FolderError, PoolPaths, adopt};
 use crate::ledger::{Ledger, LedgerError};
 use crate::refill::Refill;
@@ -25,7 +25,7 @@ pub enum BuildError {
     File(#[from] FileError),
     /// No partitions to draw from could be claimed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] FleetStoreError),
     /// An earlier build could not be examined.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -33,13 +33,11 @@ pub enum BuildError {
 
 impl BuildError {
     /// Returns whether the [`Step`] stopped the build.
-    #[must_use]
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Ledger(LedgerError::Cancelled) | Self::Shard(ShardError::Cancelled))
     }
 
     /// Returns whether the ledger can still be used.
-    #[must_use]
     pub fn spares_ledger(&self) -> bool {
         match self {
             Self::Ledger(error) | Self::Folder(FolderError::Ledger(error)) => {

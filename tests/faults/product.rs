@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tombola::config::{LeaseConfig, Mode, PoolConfig, PoolName, RefillConfig};
 use tombola::folder::{Folder, PoolFiles};
 use tombola::pool::{Pool, TakeError};
@@ -120,7 +120,7 @@ pub(crate) struct Service {
     pub(crate) pools: Vec<Arc<Pool>>,
     workers: Vec<JoinHandle<()>>,
     refillers: Vec<JoinHandle<Refiller>>,
-    stop_refillers: watch::Sender<bool>,
+    stop_refillers: DropGuard,
     folder: Folder,
 }
 
@@ -142,23 +142,17 @@ impl Service {
         });
         let (folder, found) =
             opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
-        let (stop_refillers, stop) = watch::channel(false);
+        let stop = CancellationToken::new();
         let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-        for (config, PoolFiles { paths, ledger, shards }) in configs.iter().zip(found) {
-            let (pool, tasks) = Pool::open(config, &paths, &shards, Arc::default(), None).await;
-            let refiller = Refiller::new(
-                ledger,
-                paths,
-                Arc::clone(&pool),
-                REFILL,
-                config.shard_size,
-                None,
-                stop.clone(),
-            );
-            refillers.push(tokio::spawn(refiller.run()));
+        for (config, files) in configs.iter().zip(found) {
+            let PoolFiles { paths, shards, .. } = &files;
+            let (pool, tasks) = Pool::open(config, paths, shards, Arc::default(), None).await;
+            let refiller = Refiller::new(files, Arc::clone(&pool), config, None);
+            refillers.push(tokio::spawn(refiller.run(stop.clone())));
             workers.extend(tasks.into_iter().map(tokio::spawn));
             pools.push(pool);
         }
+        let stop_refillers = stop.drop_guard();
         Ok(Self { pools, workers, refillers, stop_refillers, folder })
     }
 
@@ -168,7 +162,7 @@ impl Service {
     /// A task panicked or ended too early.
     pub(crate) async fn stop(self) -> Result<(), String> {
         let alive = self.pools.iter().all(|pool| pool.health().alive);
-        self.stop_refillers.send_replace(true);
+        drop(self.stop_refillers);
         let mut refillers = Vec::new();
         for task in self.refillers {
             refillers.push(task.await.map_err(|error| format!("a refiller: {error}"))?);

@@ -18,7 +18,7 @@ use stateright::util::HashableHashSet;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use uuid::Uuid;
 
-use tombola::fleet::protocol::{Fence, Known, Standing};
+use tombola::fleet::protocol::{Fence, KnownFence, Standing};
 
 /// Machines, each with a folder and a process. They are interchangeable.
 const MACHINES: usize = 3;
@@ -152,7 +152,7 @@ struct Folder {
     instance: Instance,
     /// The space that was joined.
     space: Space,
-    known: Known,
+    known: KnownFence,
     /// Whether it was found to be an old copy. That never changes back.
     is_stale: bool,
     rows: [Row; VALUES],
@@ -434,10 +434,10 @@ impl Machine {
 
 impl Fleet {
     /// Returns the process's knowledge of its fence.
-    fn known(&self, folder: &Folder, process: &Process) -> Known {
+    fn known(&self, folder: &Folder, process: &Process) -> KnownFence {
         match (self.twist, &process.step) {
             (Twist::NoIntent | Twist::NoIntentButAGuess, Some(step)) => {
-                Known { fence: folder.known.fence, intent: Some(step.fence) }
+                KnownFence { fence: folder.known.fence, intent: Some(step.fence) }
             }
             _ => folder.known,
         }
@@ -454,7 +454,7 @@ impl Fleet {
             // It joins as a new instance.
             let instance = last.new_instance()?;
             let space = *state.store.space.get_or_insert_with(|| last.new_space(self.values));
-            let (known, rows) = (Known::default(), Default::default());
+            let (known, rows) = (KnownFence::default(), Default::default());
             *folder = Some(Folder { instance, space, known, is_stale: false, rows });
             *life = Life::Up(Process { unchecked: true, ..Process::default() });
             return Some(state);
@@ -464,7 +464,7 @@ impl Fleet {
             && let Some(next) = found
             && next.step == Fence::after(folder.known.fence, next.token).step
         {
-            folder.known = Known::at(found);
+            folder.known = KnownFence::at(found);
         }
         let mut process = Process { unchecked: true, ..Process::default() };
         let is_whole = state.store.space == Some(folder.space)
@@ -656,7 +656,7 @@ impl Fleet {
                 }
             }
             Action::Look(_) => {
-                let known = Known::at(folder.known.last());
+                let known = KnownFence::at(folder.known.last());
                 let standing = match known.judge(state.store.fence(folder.instance)) {
                     _ if process.step.is_some() => return None,
                     Standing::Current if state.store.space == Some(folder.space) => return None,
@@ -680,7 +680,7 @@ impl Fleet {
                     return Some(state);
                 }
                 if matches!(self.twist, Twist::NoIntent | Twist::NoIntentButAGuess) {
-                    folder.known = Known::at(Some(step.fence));
+                    folder.known = KnownFence::at(Some(step.fence));
                 }
                 process.covered = process.covered.with(step.values);
             }

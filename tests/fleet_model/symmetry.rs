@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
 use super::{
-    Copy, Fence, Folder, INSTANCES, Instance, Known, Life, MACHINES, Machine, State, Store,
+    Copy, Fence, Folder, INSTANCES, Instance, KnownFence, Life, MACHINES, Machine, State, Store,
 };
 
 /// New names, in the order in which the old ones occur.
@@ -92,8 +92,8 @@ impl Names {
     }
 
     fn folder(&mut self, old: &Folder) -> Folder {
-        let Known { fence, intent } = old.known;
-        let known = Known { fence: self.fence(fence), intent: self.fence(intent) };
+        let KnownFence { fence, intent } = old.known;
+        let known = KnownFence { fence: self.fence(fence), intent: self.fence(intent) };
         Folder { instance: self.instance(old.instance), known, ..old.clone() }
     }
 

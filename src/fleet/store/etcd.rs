@@ -1,7 +1,6 @@
 //! etcd as the store: changes are transactions, and all reads are linearizable.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use etcd_client::{
     Channel, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, KvClient,
@@ -10,8 +9,8 @@ use etcd_client::{
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
-use super::StoreError;
 use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use super::{FleetStore, FleetStoreError, Reply};
 use crate::config::{StoreAddress, StoreConfig};
 use crate::pem::{self, PemError};
 
@@ -22,90 +21,85 @@ const CREATE_BATCH: usize = 100;
 /// The most bytes of one listing. A pool's partitions take half a megabyte, so those of 100 pools would fit.
 const LIST_MAX_BYTES: usize = 64 << 20;
 
-/// See the [module](self).
-#[derive(Debug)]
-pub struct EtcdStore(Box<Nodes<Etcd>>);
-
-struct Etcd {
+/// The access to any node.
+pub(super) struct Etcd {
     credentials: Option<(String, String)>,
     tls: Option<ClientTlsConfig>,
 }
 
-impl EtcdStore {
-    pub(super) fn new(config: &StoreConfig) -> Result<Self, StoreError> {
-        let StoreAddress::Etcd { user, endpoints } = &config.address else {
-            unreachable!("another engine's address: {}", config.address);
-        };
-        let credentials = match (user, nodes::password(config)?) {
-            (Some(user), Some(password)) => Some((user.clone(), password)),
-            (Some(_), None) => {
-                let problem = "a user of etcd needs a password: set fleet.password_file";
-                return Err(unusable(config, problem));
-            }
-            (None, _) => None,
-        };
-        let engine = Etcd { credentials, tls: tls(config)? };
-        Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
+/// Reads the password and the certificates. See the [module](self).
+pub(super) fn open(config: &StoreConfig) -> Result<Nodes<Etcd>, FleetStoreError> {
+    let StoreAddress::Etcd { user, endpoints } = &config.address else {
+        unreachable!("another engine's address: {}", config.address);
+    };
+    let credentials = match (user, nodes::password(config)?) {
+        (Some(user), Some(password)) => Some((user.clone(), password)),
+        (Some(_), None) => {
+            let problem = "a user of etcd needs a password: set fleet.password_file";
+            return Err(unusable(config, problem));
+        }
+        (None, _) => None,
+    };
+    let engine = Etcd { credentials, tls: tls(config)? };
+    Ok(Nodes::new(engine, config, endpoints))
+}
+
+impl FleetStore for Nodes<Etcd> {
+    fn address(&self) -> String {
+        self.address.clone()
     }
 
-    pub(super) fn address(&self) -> String {
-        self.0.address()
-    }
-
-    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
-        let question = |mut client: KvClient| async move {
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<String>> {
+        let question = move |mut client: KvClient| async move {
             let found = client.get(key, None).await.map_err(problem)?.take_kvs().pop();
             found.map(|entry| Ok(text(entry)?.1)).transpose()
         };
-        self.0.ask(Unanswered::AskAgain, question).await
+        Box::pin(self.ask(Unanswered::AskAgain, question))
     }
 
-    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
-        let question = |mut client: KvClient| async move {
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, BTreeMap<String, String>> {
+        let question = move |mut client: KvClient| async move {
             let options = GetOptions::new().with_prefix();
             let mut found = client.get(prefix, Some(options)).await.map_err(problem)?;
             found.take_kvs().into_iter().map(text).collect()
         };
-        self.0.ask(Unanswered::AskAgain, question).await
+        Box::pin(self.ask(Unanswered::AskAgain, question))
     }
 
-    pub(super) async fn create(
-        &self,
-        given: &[(String, String)],
-        entries: &[(String, String)],
-    ) -> Result<bool, StoreError> {
-        let mut all = true;
-        for batch in entries.chunks(CREATE_BATCH) {
-            let question = |mut client: KvClient| async move {
-                let is_there = |(key, value): &(String, String)| {
-                    Compare::value(key.as_str(), CompareOp::Equal, value.as_str())
+    fn create_where<'a>(
+        &'a self,
+        given: &'a [(String, String)],
+        entries: &'a [(String, String)],
+    ) -> Reply<'a, bool> {
+        Box::pin(async move {
+            let mut all = true;
+            for batch in entries.chunks(CREATE_BATCH) {
+                let question = move |mut client: KvClient| async move {
+                    let is_there = |(key, value): &(String, String)| {
+                        Compare::value(key.as_str(), CompareOp::Equal, value.as_str())
+                    };
+                    let transaction = Txn::new()
+                        .when(given.iter().map(is_there).collect::<Vec<_>>())
+                        .and_then(batch.iter().map(create).collect::<Vec<_>>());
+                    let done = client.txn(transaction).await.map_err(problem)?;
+                    let is_created = |response: &TxnOpResponse| matches!(response, TxnOpResponse::Txn(created) if created.succeeded());
+                    Ok(done.succeeded() && done.op_responses().iter().all(is_created))
                 };
-                let transaction = Txn::new()
-                    .when(given.iter().map(is_there).collect::<Vec<_>>())
-                    .and_then(batch.iter().map(create).collect::<Vec<_>>());
-                let done = client.txn(transaction).await.map_err(problem)?;
-                let is_created = |response: &TxnOpResponse| matches!(response, TxnOpResponse::Txn(created) if created.succeeded());
-                Ok(done.succeeded() && done.op_responses().iter().all(is_created))
-            };
-            all &= self.0.ask(Unanswered::GiveUp, question).await?;
-        }
-        Ok(all)
+                all &= self.ask(Unanswered::GiveUp, question).await?;
+            }
+            Ok(all)
+        })
     }
 
-    pub(super) async fn replace(
-        &self,
-        key: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<bool, StoreError> {
-        let question = |mut client: KvClient| async move {
+    fn replace<'a>(&'a self, key: &'a str, from: &'a str, to: &'a str) -> Reply<'a, bool> {
+        let question = move |mut client: KvClient| async move {
             // A missing key has no value, so this comparison fails for it.
             let transaction = Txn::new()
                 .when([Compare::value(key, CompareOp::Equal, from)])
                 .and_then([TxnOp::put(key, to, None)]);
             Ok(client.txn(transaction).await.map_err(problem)?.succeeded())
         };
-        self.0.ask(Unanswered::GiveUp, question).await
+        Box::pin(self.ask(Unanswered::GiveUp, question))
     }
 }
 
@@ -142,15 +136,12 @@ impl Connect for Etcd {
     }
 }
 
-fn tls(config: &StoreConfig) -> Result<Option<ClientTlsConfig>, StoreError> {
+fn tls(config: &StoreConfig) -> Result<Option<ClientTlsConfig>, FleetStoreError> {
     let Some(files) = &config.tls else { return Ok(None) };
     let unfit = |error: PemError| unusable(config, error.to_string());
     // The files are checked here, because tonic does not say what is wrong with a bad file, and accepts a
     // file without certificates.
-    let read = |path: &Path| {
-        std::fs::read(path)
-            .map_err(|error| unusable(config, format!("{}: {error}", path.display())))
-    };
+    let read = |path| pem::read(path).map_err(unfit);
     pem::certificates(&files.ca).map_err(unfit)?;
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&files.ca)?));
     if let Some((cert, key)) = &files.identity {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use super::StoreError;
+use super::{FleetStore, FleetStoreError, Reply};
 use crate::files;
 use crate::sqlite::{self, Format, rusqlite};
 
@@ -35,42 +35,38 @@ pub(super) enum Access {
 /// See the [module](self). The file is open only during a request: requests are rare, and other processes may
 /// wait for it.
 #[derive(Debug)]
-pub struct FileStore {
+pub(super) struct FileStore {
     path: PathBuf,
     access: Access,
 }
 
-impl FileStore {
-    pub(super) fn new(path: &Path, access: Access) -> Self {
-        Self { path: path.to_owned(), access }
-    }
-
-    pub(super) fn address(&self) -> String {
+impl FleetStore for FileStore {
+    fn address(&self) -> String {
         format!("file://{}", self.path.display())
     }
 
-    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<String>> {
         let key = key.to_owned();
-        self.ask(move |connection| connection.query_row(SELECT, [key], |row| row.get(0)).optional())
-            .await
+        Box::pin(self.ask(move |connection| {
+            connection.query_row(SELECT, [key], |row| row.get(0)).optional()
+        }))
     }
 
-    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, BTreeMap<String, String>> {
         let prefix = prefix.to_owned();
-        self.ask(move |connection| {
+        Box::pin(self.ask(move |connection| {
             let mut select = connection.prepare(SELECT_ALL)?;
             select.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        })
-        .await
+        }))
     }
 
-    pub(super) async fn create(
-        &self,
-        given: &[(String, String)],
-        entries: &[(String, String)],
-    ) -> Result<bool, StoreError> {
+    fn create_where<'a>(
+        &'a self,
+        given: &'a [(String, String)],
+        entries: &'a [(String, String)],
+    ) -> Reply<'a, bool> {
         let (given, entries) = (given.to_owned(), entries.to_owned());
-        self.ask(move |connection| {
+        Box::pin(self.ask(move |connection| {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for (key, value) in given {
@@ -86,25 +82,28 @@ impl FileStore {
             }
             transaction.commit()?;
             Ok(all)
-        })
-        .await
+        }))
     }
 
-    pub(super) async fn replace(
-        &self,
-        key: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<bool, StoreError> {
+    fn replace<'a>(&'a self, key: &'a str, from: &'a str, to: &'a str) -> Reply<'a, bool> {
         let (key, from, to) = (key.to_owned(), from.to_owned(), to.to_owned());
-        self.ask(move |connection| Ok(connection.execute(UPDATE, params![key, from, to])? == 1))
-            .await
+        Box::pin(
+            self.ask(
+                move |connection| Ok(connection.execute(UPDATE, params![key, from, to])? == 1),
+            ),
+        )
+    }
+}
+
+impl FileStore {
+    pub(super) fn new(path: &Path, access: Access) -> Self {
+        Self { path: path.to_owned(), access }
     }
 
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Connection) -> Result<T, rusqlite::Error> + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, FleetStoreError> {
         let (path, access) = (self.path.clone(), self.access);
         let asked = tokio::task::spawn_blocking(move || {
             let mut connection = match access {
@@ -113,10 +112,7 @@ impl FileStore {
             };
             question(&mut connection).map_err(|error| error.to_string())
         });
-        asked
-            .await
-            .expect("asking does not panic")
-            .map_err(|problem| StoreError { address: self.address(), problem })
+        asked.await.expect("asking does not panic").map_err(|problem| self.error(&problem))
     }
 }
 

@@ -1,9 +1,10 @@
 //! A store in memory for tests, which can lose replies and be unreachable.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 
-use super::StoreError;
+use super::{FleetStore, FleetStoreError, Reply};
 
 /// The fate of one change to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub(crate) enum Fault {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Content>>);
+pub(crate) struct MemoryStore(Arc<Mutex<Content>>);
 
 #[derive(Debug, Default)]
 struct Content {
@@ -47,54 +48,10 @@ impl MemoryStore {
         self.content().entries = entries;
     }
 
-    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
-        self.reach()?;
-        Ok(self.content().entries.get(key).cloned())
-    }
-
-    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
-        self.reach()?;
-        let mut entries = self.entries();
-        entries.retain(|key, _| key.starts_with(prefix));
-        Ok(entries)
-    }
-
-    pub(super) async fn create(
-        &self,
-        given: &[(String, String)],
-        entries: &[(String, String)],
-    ) -> Result<bool, StoreError> {
-        self.change(|content| {
-            if given.iter().any(|(key, value)| content.get(key) != Some(value)) {
-                return false;
-            }
-            let before = content.len();
-            for (key, value) in entries {
-                content.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-            content.len() == before + entries.len()
-        })
-    }
-
-    pub(super) async fn replace(
-        &self,
-        key: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<bool, StoreError> {
-        self.change(|content| match content.get_mut(key) {
-            Some(value) if value == from => {
-                to.clone_into(value);
-                true
-            }
-            _ => false,
-        })
-    }
-
     fn change<T>(
         &self,
         change: impl FnOnce(&mut BTreeMap<String, String>) -> T,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, FleetStoreError> {
         self.reach()?;
         let mut content = self.content();
         let fault = content.faults.pop().unwrap_or(Fault::None);
@@ -105,7 +62,7 @@ impl MemoryStore {
         if fault == Fault::ReplyLost { Err(error()) } else { Ok(done) }
     }
 
-    fn reach(&self) -> Result<(), StoreError> {
+    fn reach(&self) -> Result<(), FleetStoreError> {
         if self.content().away { Err(error()) } else { Ok(()) }
     }
 
@@ -114,6 +71,52 @@ impl MemoryStore {
     }
 }
 
-fn error() -> StoreError {
-    StoreError { address: "memory".to_owned(), problem: "it was told to fail".to_owned() }
+impl FleetStore for MemoryStore {
+    fn address(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<String>> {
+        Box::pin(async move { self.reach().map(|()| self.content().entries.get(key).cloned()) })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, BTreeMap<String, String>> {
+        Box::pin(async move {
+            self.reach()?;
+            let mut entries = self.entries();
+            entries.retain(|key, _| key.starts_with(prefix));
+            Ok(entries)
+        })
+    }
+
+    fn create_where<'a>(
+        &'a self,
+        given: &'a [(String, String)],
+        entries: &'a [(String, String)],
+    ) -> Reply<'a, bool> {
+        Box::pin(ready(self.change(|content| {
+            if given.iter().any(|(key, value)| content.get(key) != Some(value)) {
+                return false;
+            }
+            let before = content.len();
+            for (key, value) in entries {
+                content.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+            content.len() == before + entries.len()
+        })))
+    }
+
+    fn replace<'a>(&'a self, key: &'a str, from: &'a str, to: &'a str) -> Reply<'a, bool> {
+        Box::pin(ready(self.change(|content| match content.get_mut(key) {
+            Some(value) if value == from => {
+                to.clone_into(value);
+                true
+            }
+            _ => false,
+        })))
+    }
+}
+
+fn error() -> FleetStoreError {
+    FleetStoreError { address: "memory".to_owned(), problem: "it was told to fail".to_owned() }
 }

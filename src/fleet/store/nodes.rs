@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::StoreError;
+use super::FleetStoreError;
 use crate::config::StoreConfig;
 
 /// The time limit for one node. A node that is cut off from the others accepts connections and never
@@ -48,7 +48,7 @@ pub(super) enum Unanswered {
 /// The nodes of a store, with a connection to at most one of them.
 pub(super) struct Nodes<E: Connect> {
     engine: E,
-    address: String,
+    pub(super) address: String,
     endpoints: Vec<String>,
     current: Mutex<Current<E::Connection>>,
 }
@@ -69,16 +69,12 @@ impl<E: Connect> Nodes<E> {
         }
     }
 
-    pub(super) fn address(&self) -> String {
-        self.address.clone()
-    }
-
     /// Sends a request to a node, and to others if it does not respond.
     pub(super) async fn ask<T, F>(
         &self,
         unanswered: Unanswered,
         question: impl Fn(E::Connection) -> F,
-    ) -> Result<T, StoreError>
+    ) -> Result<T, FleetStoreError>
     where
         F: Future<Output = Result<T, String>>,
     {
@@ -120,7 +116,7 @@ impl<E: Connect> Nodes<E> {
             .into_iter()
             .map(|(problem, endpoints)| format!("{}: {problem}", endpoints.join(", ")))
             .collect::<Vec<_>>();
-        Err(StoreError { address: self.address.clone(), problem: problems.join("; ") })
+        Err(FleetStoreError { address: self.address.clone(), problem: problems.join("; ") })
     }
 
     fn kept(&self) -> (usize, Option<E::Connection>) {
@@ -170,7 +166,7 @@ pub(super) fn host_and_port(endpoint: &str) -> (&str, &str) {
 }
 
 /// Reads the user's password, if one is set.
-pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, StoreError> {
+pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, FleetStoreError> {
     let Some(path) = &config.password_file else { return Ok(None) };
     let unfit = |problem: String| unusable(config, format!("{}: {problem}", path.display()));
     let text = std::fs::read_to_string(path)
@@ -182,8 +178,8 @@ pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, StoreErro
 }
 
 /// Returns the error for settings that can't be used.
-pub(super) fn unusable(config: &StoreConfig, problem: impl Into<String>) -> StoreError {
-    StoreError { address: config.address.to_string(), problem: problem.into() }
+pub(super) fn unusable(config: &StoreConfig, problem: impl Into<String>) -> FleetStoreError {
+    FleetStoreError { address: config.address.to_string(), problem: problem.into() }
 }
 
 /// Describes an error with all its causes, and the remedy if it is known.

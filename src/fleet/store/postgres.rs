@@ -12,8 +12,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::StoreError;
 use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use super::{FleetStore, FleetStoreError, Reply};
 use crate::config::{StoreAddress, StoreConfig};
 use crate::pem::{self, PemError};
 
@@ -34,85 +34,80 @@ const INSERT: &str = "INSERT INTO tombola (key, value)
     ORDER BY entry.key ON CONFLICT (key) DO NOTHING";
 const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $2";
 
-/// See the [module](self).
-#[derive(Debug)]
-pub struct PostgresStore(Box<Nodes<Postgres>>);
-
-struct Postgres {
+/// The access to any host.
+pub(super) struct Postgres {
     /// Everything except the host.
     config: Config,
     tls: Option<MakeRustlsConnect>,
 }
 
-impl PostgresStore {
-    pub(super) fn new(config: &StoreConfig) -> Result<Self, StoreError> {
-        let StoreAddress::Postgres { user, endpoints, database } = &config.address else {
-            unreachable!("another engine's address: {}", config.address);
-        };
-        let tls = tls(config)?;
-        let mut session = Config::new();
-        session
-            .dbname(database)
-            .application_name("tombola")
-            .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
-            .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        if let Some(user) = user {
-            session.user(user);
-        }
-        if let Some(password) = nodes::password(config)? {
-            session.password(password);
-        }
-        let engine = Postgres { config: session, tls };
-        Ok(Self(Box::new(Nodes::new(engine, config, endpoints))))
+/// Reads the password and the certificates. See the [module](self).
+pub(super) fn open(config: &StoreConfig) -> Result<Nodes<Postgres>, FleetStoreError> {
+    let StoreAddress::Postgres { user, endpoints, database } = &config.address else {
+        unreachable!("another engine's address: {}", config.address);
+    };
+    let tls = tls(config)?;
+    let mut session = Config::new();
+    session
+        .dbname(database)
+        .application_name("tombola")
+        .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
+        .target_session_attrs(TargetSessionAttrs::ReadWrite);
+    if let Some(user) = user {
+        session.user(user);
+    }
+    if let Some(password) = nodes::password(config)? {
+        session.password(password);
+    }
+    let engine = Postgres { config: session, tls };
+    Ok(Nodes::new(engine, config, endpoints))
+}
+
+impl FleetStore for Nodes<Postgres> {
+    fn address(&self) -> String {
+        self.address.clone()
     }
 
-    pub(super) fn address(&self) -> String {
-        self.0.address()
-    }
-
-    pub(super) async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
-        let question = |client: Arc<Client>| async move {
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<String>> {
+        let question = move |client: Arc<Client>| async move {
             let row = client.query_typed_opt(SELECT, &[(&key, Type::TEXT)]).await;
             Ok(row.map_err(problem)?.as_ref().map(entry).transpose()?.map(|(_, value)| value))
         };
-        self.0.ask(Unanswered::AskAgain, question).await
+        Box::pin(self.ask(Unanswered::AskAgain, question))
     }
 
-    pub(super) async fn list(&self, prefix: &str) -> Result<BTreeMap<String, String>, StoreError> {
-        let question = |client: Arc<Client>| async move {
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, BTreeMap<String, String>> {
+        let question = move |client: Arc<Client>| async move {
             let rows = client.query_typed(SELECT_ALL, &[(&prefix, Type::TEXT)]).await;
             rows.map_err(problem)?.iter().map(entry).collect()
         };
-        self.0.ask(Unanswered::AskAgain, question).await
+        Box::pin(self.ask(Unanswered::AskAgain, question))
     }
 
-    pub(super) async fn create(
-        &self,
-        given: &[(String, String)],
-        entries: &[(String, String)],
-    ) -> Result<bool, StoreError> {
-        let (keys, values) = &columns(entries);
-        let (given_keys, given_values) = &columns(given);
-        let question = |client: Arc<Client>| async move {
-            let texts = [keys, values, given_keys, given_values]
-                .map(|column| (column as &(dyn ToSql + Sync), Type::TEXT_ARRAY));
-            let created = client.execute_typed(INSERT, &texts).await.map_err(problem)?;
-            Ok(created == entries.len() as u64)
-        };
-        self.0.ask(Unanswered::GiveUp, question).await
+    fn create_where<'a>(
+        &'a self,
+        given: &'a [(String, String)],
+        entries: &'a [(String, String)],
+    ) -> Reply<'a, bool> {
+        Box::pin(async move {
+            let (keys, values) = &columns(entries);
+            let (given_keys, given_values) = &columns(given);
+            let question = |client: Arc<Client>| async move {
+                let texts = [keys, values, given_keys, given_values]
+                    .map(|column| (column as &(dyn ToSql + Sync), Type::TEXT_ARRAY));
+                let created = client.execute_typed(INSERT, &texts).await.map_err(problem)?;
+                Ok(created == entries.len() as u64)
+            };
+            self.ask(Unanswered::GiveUp, question).await
+        })
     }
 
-    pub(super) async fn replace(
-        &self,
-        key: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<bool, StoreError> {
-        let question = |client: Arc<Client>| async move {
+    fn replace<'a>(&'a self, key: &'a str, from: &'a str, to: &'a str) -> Reply<'a, bool> {
+        let question = move |client: Arc<Client>| async move {
             let texts = [(&key as _, Type::TEXT), (&from as _, Type::TEXT), (&to as _, Type::TEXT)];
             Ok(client.execute_typed(UPDATE, &texts).await.map_err(problem)? == 1)
         };
-        self.0.ask(Unanswered::GiveUp, question).await
+        Box::pin(self.ask(Unanswered::GiveUp, question))
     }
 }
 
@@ -160,7 +155,7 @@ impl Connect for Postgres {
     }
 }
 
-fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, StoreError> {
+fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, FleetStoreError> {
     let Some(files) = &config.tls else { return Ok(None) };
     let unfit = |error: PemError| unusable(config, error.to_string());
     let mut roots = RootCertStore::empty();
