@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_256_bits_that_nobody_can_tell() {
+    fn a_token_has_256_random_bits() {
         let tokens = [new_token(), new_token()];
         for token in &tokens {
             let secret = hex::decode(token.strip_prefix(PREFIX).unwrap()).unwrap();

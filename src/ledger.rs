@@ -722,7 +722,7 @@ fn fill_empty(
     let id = Uuid::new_v4();
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
-    transaction.execute_batch(&view_for_people(space.decimals()))?;
+    transaction.execute_batch(&number_view(space.decimals()))?;
     sqlite::mark_format(&transaction, &LEDGER_FILE)?;
     transaction.execute(
         INSERT_LEDGER,
@@ -738,7 +738,7 @@ fn fill_empty(
     transaction.commit()
 }
 
-fn view_for_people(decimals: u8) -> String {
+fn number_view(decimals: u8) -> String {
     let number = sqlite::number_column("value", decimals);
     format!(
         "CREATE VIEW used (number, batch, drawn_at) AS

@@ -201,7 +201,7 @@ pub fn build(
     let mut connection = sqlite::open_for_build(path)?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
-    transaction.execute_batch(&view_for_people(label.decimals))?;
+    transaction.execute_batch(&number_view(label.decimals))?;
     sqlite::mark_format(&transaction, &SHARD_FILE)?;
     write_label(&transaction, label)?;
     write_numbers(&transaction, values, step)?;
@@ -564,7 +564,7 @@ fn checksum(batch: BatchId, block: u32, values: &[Value]) -> i64 {
     key.hash(&bytes).cast_signed()
 }
 
-fn view_for_people(decimals: u8) -> String {
+fn number_view(decimals: u8) -> String {
     let number = sqlite::number_column("value", decimals);
     format!("CREATE VIEW pool (id, number, used) AS SELECT id, {number}, used FROM numbers;")
 }

@@ -139,7 +139,7 @@ async fn a_restored_backup_repeats_exactly_what_was_issued_since() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_of_a_folder_that_nobody_uses_is_private_and_complete() {
+async fn a_backup_of_an_unused_folder_is_private_and_complete() {
     let site = Site::new(&config());
     let taken = site.stop_with_standby(5_000).await;
     let to = site.folder().join("copy");

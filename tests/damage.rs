@@ -97,7 +97,7 @@ fn files_to_damage(scene: &Scene) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_damaged_no_number_comes_twice() {
+async fn no_number_repeats_whatever_file_is_damaged() {
     let scene = Scene::new().await;
     let files = files_to_damage(&scene);
     let first = variable("DAMAGE_SEED", 1);

@@ -68,7 +68,7 @@ fn assert_over_quota(answer: &Answer) -> u64 {
 
 /// Story: a server was started on 0.0.0.0 for a test, kept running, and handed its numbers to the internet.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_others_reach_needs_a_word_on_who_may_ask() {
+async fn a_reachable_address_needs_an_authentication_setting() {
     let token = Token::new("shop", "draw").await;
     for mode in MODES {
         let site = Site::new(&config(mode));
@@ -590,7 +590,7 @@ async fn every_route_and_status_has_the_headers_of_all() {
 
 /// Story: every user of the machine could read the numbers that were still to be issued.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_server_writes_is_for_its_user_alone_whatever_the_umask() {
+async fn files_are_private_to_the_user_whatever_the_umask() {
     for mode in MODES {
         for umask in ["000", "022", "077"] {
             let site = Site::new(&config(mode));

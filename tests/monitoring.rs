@@ -167,7 +167,7 @@ async fn issued_numbers_are_counted_one_by_one_and_for_good() {
 
 /// Story: a standby generation that was complete at a stop was shown as issued after the next start.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lies_ready_at_a_start_is_not_issued() {
+async fn numbers_available_at_a_start_do_not_count_as_issued() {
     let site = Site::new(&config());
     let taken = site.stop_with_standby(500).await.len() as u64;
     let server = site.start().await;
@@ -331,7 +331,7 @@ async fn health_says_in_words_what_the_status_says_in_full() {
 
 /// Takes five seconds: one step of the history.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_history_grows_while_nobody_looks() {
+async fn the_history_grows_without_requests_for_it() {
     let site = Site::new(&config());
     let server = site.start().await;
     server.take("int", Some(100)).await;

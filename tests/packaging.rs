@@ -101,7 +101,7 @@ fn the_unit_gives_the_service_little() {
 
 /// A kill while the server still drains would burn the leased rows.
 #[test]
-fn whoever_stops_it_waits_longer_than_that_may_take() {
+fn service_managers_wait_longer_than_a_stop_takes() {
     let drain_ms = tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
     let drain_ms: u64 = drain_ms.unwrap().replace('_', "").parse().unwrap();
     for (text, key) in [
@@ -151,7 +151,7 @@ fn understood(mut command: Command) {
 }
 
 #[test]
-fn the_unit_does_not_try_again_what_people_have_to_mend() {
+fn the_unit_does_not_restart_after_errors_that_need_an_operator() {
     use tombola::commands::Exit;
     let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
     let found: Vec<u8> = line.unwrap().split(' ').map(|code| code.parse().unwrap()).collect();

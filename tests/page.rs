@@ -414,7 +414,7 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_gone_is_said_to_be_and_comes_back_by_itself() {
+async fn the_page_says_that_the_server_is_gone_and_recovers_by_itself() {
     let Some(browser) = Browser::start().await else { return };
     let site = Site::new(&config());
     site.fill().await;
@@ -494,7 +494,7 @@ async fn a_number_is_drawn_with_the_keyboard_alone() {
 
 /// Story: a page left open in a hundred tabs sent the server a hundred requests a second.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tab_that_nobody_sees_asks_for_nothing() {
+async fn a_hidden_tab_sends_no_requests() {
     let Some(browser) = Browser::start().await else { return };
     let site = Site::new(&config());
     let server = site.start().await;

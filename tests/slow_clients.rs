@@ -183,7 +183,7 @@ fn join(clients: Vec<JoinHandle<()>>) {
 
 /// Story: a handful of clients that sent a byte now and then held all connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_keeps_the_server_waiting_is_cut_and_honest_clients_are_served() {
+async fn slow_clients_are_cut_and_honest_clients_are_served() {
     for mode in ["sharded", "json", "simple"] {
         let config = config(mode, LIMIT.as_millis()).pool("int", 1, 1_000_000, 2, 10_000);
         let site = Site::new(&config);
@@ -281,7 +281,7 @@ async fn a_pipeline_is_answered_in_order() {
 /// Story: numbers taken for a client that had disconnected were returned after they had been sent, or not at
 /// all, and later requests waited for them without end.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_vanishes_before_the_answer_takes_at_most_what_was_asked_for() {
+async fn a_client_that_disconnects_early_takes_at_most_its_count() {
     for lease_rows in [0, 64] {
         let config = config("sharded", NEVER_MS).set("lease.rows", lease_rows);
         let site = Site::new(&config);

@@ -70,7 +70,7 @@ async fn a_folder_has_one_process() {
 /// Story: the ledger was lost, a new one was created beside full shards, and it drew numbers that the shards
 /// already held. The second start has to refuse like the first, because a refusal creates no ledger.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_ledger_is_not_begun_anew() {
+async fn a_missing_ledger_is_not_created_again() {
     let site = Site::new(&small());
     let mut numbers = site.stop_with_standby(SHARD_SIZE).await;
     let ledger = site.file(LEDGER);

@@ -264,7 +264,7 @@ async fn a_start_refuses_what_can_not_be_used_and_names_the_file() {
 /// Story: clients that still used plain http, or did not finish their handshake, held connections or ended
 /// the server.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_shake_hands_is_closed_and_harms_nobody() {
+async fn connections_without_a_handshake_are_closed_and_harm_no_others() {
     let site = Site::new(&config().set("server.client_timeout_ms", LIMIT.as_millis()));
     let pair = Pair::new();
     pair.write(&site);

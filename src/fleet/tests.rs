@@ -125,7 +125,7 @@ fn lease(leases: u64) -> Lease {
 }
 
 #[tokio::test]
-async fn a_step_is_made_once_whatever_is_lost_on_the_way() {
+async fn a_step_is_made_once_whatever_message_is_lost() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     let serving = instance.serve().await;

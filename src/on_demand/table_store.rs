@@ -157,7 +157,7 @@ fn open_pool(path: &Path, connection: &Connection, pool: &PoolConfig) -> Result<
             .execute(INSERT_POOL, params![name.as_str(), min, max, space.decimals()])
             .map_err(sqlite)?;
         let id = connection.last_insert_rowid();
-        connection.execute_batch(&view_for_people(id, pool)).map_err(sqlite)?;
+        connection.execute_batch(&number_view(id, pool)).map_err(sqlite)?;
         return Ok(id);
     };
     let Some(stored) = stored else {
@@ -171,7 +171,7 @@ fn open_pool(path: &Path, connection: &Connection, pool: &PoolConfig) -> Result<
     Ok(id)
 }
 
-fn view_for_people(id: i64, pool: &PoolConfig) -> String {
+fn number_view(id: i64, pool: &PoolConfig) -> String {
     let number = sqlite::number_column("value", pool.space.decimals());
     format!(
         "CREATE VIEW used_numbers_{} (id, number) AS

@@ -206,7 +206,7 @@ impl Model {
 }
 
 #[test]
-fn every_number_comes_and_none_twice_whoever_waits_and_vanishes() {
+fn every_number_is_handed_out_once_with_waiting_and_vanishing_requests() {
     schedules(|| {
         let model = Model::run(Model::callers);
         assert_eq!(model.handed_out.lock().unwrap().len(), RANGE as usize);
@@ -214,7 +214,7 @@ fn every_number_comes_and_none_twice_whoever_waits_and_vanishes() {
 }
 
 #[test]
-fn none_comes_twice_and_nobody_waits_for_ever_when_files_fail() {
+fn no_number_repeats_and_no_request_hangs_when_files_fail() {
     schedules(|| {
         disk().fault_in = 20;
         Model::run(Model::callers);
@@ -222,7 +222,7 @@ fn none_comes_twice_and_nobody_waits_for_ever_when_files_fail() {
 }
 
 #[test]
-fn a_stop_ends_all_and_gives_back_what_nobody_got() {
+fn a_stop_ends_all_tasks_and_returns_unused_rows() {
     schedules(|| {
         let model = Model::run(|model| async move {
             let callers = spawn(Arc::clone(&model).callers());

@@ -386,7 +386,7 @@ fn a_lock_dies_with_its_machine() {
 }
 
 #[test]
-fn a_disk_that_is_gone_is_not_the_real_one() {
+fn a_removed_simulated_disk_is_not_the_real_disk() {
     crate::install();
     let path = Disk::new().path("a");
     assert_eq!(files::create(&path).unwrap_err().source.raw_os_error(), Some(5));

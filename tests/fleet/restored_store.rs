@@ -13,7 +13,7 @@ use crate::taking::{Came, NOT_OURS, take_some, take_until_not_ours};
 
 const ENOUGH: usize = 1_500;
 
-async fn nobody_goes_on_before_the_store_is_reseeded(mut store: Store) {
+async fn no_instance_continues_before_the_store_is_reseeded(mut store: Store) {
     let config = store.config().pool("int", 0, 99_999, 2, 500).set("fleet.lease_rows", 32);
     let names = ["a running instance", "another running instance", "a stopped instance"];
     let sites = names.map(|_| Site::new(&config));
@@ -62,14 +62,14 @@ async fn nobody_goes_on_before_the_store_is_reseeded(mut store: Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_goes_on_before_a_restored_witness_is_reseeded() {
-    nobody_goes_on_before_the_store_is_reseeded(Store::witness()).await;
+async fn no_instance_continues_before_a_restored_witness_is_reseeded() {
+    no_instance_continues_before_the_store_is_reseeded(Store::witness()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_goes_on_before_a_restored_etcd_is_reseeded() {
+async fn no_instance_continues_before_a_restored_etcd_is_reseeded() {
     if let Some(store) = Store::etcd().await {
-        nobody_goes_on_before_the_store_is_reseeded(store).await;
+        no_instance_continues_before_the_store_is_reseeded(store).await;
     }
 }
 

@@ -990,7 +990,7 @@ fn an_intent_before_the_lease_repeats() {
 }
 
 #[test]
-fn a_token_that_is_not_drawn_anew_repeats() {
+fn a_reused_token_repeats_numbers() {
     breaks(Twist::TokenOfTheStep, COPY, UNIQUE);
 }
 
@@ -1013,7 +1013,7 @@ fn a_copy_whose_fence_is_newer_than_its_shards_repeats() {
 }
 
 #[test]
-fn claims_that_are_not_read_after_a_step_can_be_gone() {
+fn claims_that_are_not_checked_after_a_step_can_be_lost() {
     breaks(Twist::ClaimsReadOnce, STORE, NOTICED);
 }
 

@@ -181,7 +181,7 @@ async fn a_start_on_an_almost_full_disk_loses_nothing() {
 /// SQLite omitted it because it changed nothing. When the disk became full after that, the numbers in the
 /// shards were not served.
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_leasable_is_served_on_a_full_disk() {
+async fn a_full_disk_serves_all_numbers_that_can_be_leased() {
     const ALL: i64 = 11_999;
     // Larger than a log, so that the log is restarted more than once.
     on_each(&Config::new().pool("int", 0, ALL, 2, 6_000), async |site, volume| {

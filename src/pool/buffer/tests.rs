@@ -207,7 +207,7 @@ proptest! {
 
 /// A waiting request that is never served would hang until its client gives up.
     #[test]
-    fn nobody_waits_while_the_worker_sleeps_for_good(lease_rows in prop_oneof![Just(0), 1..80_usize], acts in acts()) {
+    fn no_request_waits_while_the_worker_sleeps(lease_rows in prop_oneof![Just(0), 1..80_usize], acts in acts()) {
         let mut model = Model::new(lease_rows);
         for act in acts {
             model.act(act);
