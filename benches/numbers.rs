@@ -22,16 +22,16 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tombola::batch::{Batch, BatchId, Generation, ShardIndex};
-use tombola::config::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
-use tombola::files;
-use tombola::folder::{PoolPaths, ShardFiles};
-use tombola::ledger::Ledger;
-use tombola::pool::Pool;
-use tombola::shard::{self, Label, Left, Shard};
-use tombola::space::{Number, Space, Value};
-use tombola::sqlite::rusqlite::Connection;
-use tombola::sqlite::{Found, LOG_PAGES_MAX};
+use tombola::internals::Ledger;
+use tombola::internals::Pool;
+use tombola::internals::files;
+use tombola::internals::shard::{self, Label, Left, Shard};
+use tombola::internals::sqlite::rusqlite::Connection;
+use tombola::internals::sqlite::{Found, LOG_PAGES_MAX};
+use tombola::internals::{Batch, BatchId, Generation, ShardIndex};
+use tombola::internals::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use tombola::internals::{Number, Space, Value};
+use tombola::internals::{PoolPaths, ShardFiles};
 use uuid::Uuid;
 
 /// The values in the ledger that is drawn into, and the rows of the shard that is leased from.

@@ -15,11 +15,11 @@ const PREFIX: &str = "tombola_";
 
 /// A token's position in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TokenIndex(u16);
+pub(crate) struct TokenIndex(u16);
 
 /// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
+pub(crate) enum Denied {
     /// The settings don't have it.
     Unknown,
     /// It lacks the scope.
@@ -27,7 +27,7 @@ pub enum Denied {
 }
 
 /// Returns a new random token.
-pub fn new_token() -> String {
+pub(crate) fn new_token() -> String {
     let mut secret = [0; 32];
     SysRng.try_fill_bytes(&mut secret).expect("the operating system has randomness");
     format!("{PREFIX}{}", hex::encode(secret))
@@ -44,12 +44,16 @@ pub fn credentials(text: &str) -> Result<String, &'static str> {
 }
 
 /// Returns the hash by which a token is recognised.
-pub fn digest(token: &[u8]) -> [u8; 32] {
+pub(crate) fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
 /// Finds the entry of this token for this scope.
-pub fn recognise(tokens: &[TokenConfig], token: &[u8], scope: Scope) -> Result<TokenIndex, Denied> {
+pub(crate) fn recognise(
+    tokens: &[TokenConfig],
+    token: &[u8],
+    scope: Scope,
+) -> Result<TokenIndex, Denied> {
     let digest = digest(token);
     let (mut known, mut found, mut place) = (Choice::from(0), Choice::from(0), 0);
     // Compares all entries without a branch, so that the time reveals nothing.

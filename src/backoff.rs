@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Pauses that double from the first one up to a limit.
 #[derive(Clone, Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     first: Duration,
     limit: Duration,
     next: Duration,

@@ -38,12 +38,7 @@ pub enum BackupError {
         "{to} lies in the data folder {from} and would be lost with it. Name a folder elsewhere, \
          preferably on another disk"
     )]
-    Inside {
-        /// The target.
-        to: PathBuf,
-        /// The data folder.
-        from: PathBuf,
-    },
+    Inside { to: PathBuf, from: PathBuf },
     /// Another backup is running, or one was killed.
     #[error(
         "{0} is there already: another backup is being written, or one was interrupted; if none runs, \
@@ -59,19 +54,13 @@ pub enum BackupError {
     /// A file could not be copied.
     #[error("can't copy {path}: {source}")]
     Copy {
-        /// The file.
         path: PathBuf,
         /// SQLite's error.
         source: rusqlite::Error,
     },
     /// A copied shard can't be used.
     #[error("the copy of {path} can't be used: {source}")]
-    Shard {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: ShardError,
-    },
+    Shard { path: PathBuf, source: ShardError },
     /// A shard was replaced again and again while it was being copied.
     #[error(
         "{0} was replaced {TRIES_MAX} times while it was being copied. Try again with less load"
@@ -82,12 +71,7 @@ pub enum BackupError {
     Ledger(#[from] LedgerError),
     /// The copy has violations, so the folder probably has them too.
     #[error("the copy has violations, so {folder} probably has them too:\n{lines}")]
-    NotWhole {
-        /// The data folder.
-        folder: PathBuf,
-        /// The violations.
-        lines: String,
-    },
+    NotWhole { folder: PathBuf, lines: String },
     /// The backup was cancelled.
     #[error("stopped; nothing of the backup is left")]
     Cancelled,

@@ -51,7 +51,7 @@ impl Tally {
 }
 
 /// Called for each violation that a full check finds, with its kind and a description.
-pub type Report<'r> = &'r mut dyn FnMut(&'static str, String);
+pub(crate) type Report<'r> = &'r mut dyn FnMut(&'static str, String);
 
 /// Called with the number of values that a draw or build has completed. `Break` stops it.
-pub type Step<'s> = &'s mut dyn FnMut(u64) -> ControlFlow<()>;
+pub(crate) type Step<'s> = &'s mut dyn FnMut(u64) -> ControlFlow<()>;

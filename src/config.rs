@@ -22,27 +22,30 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::auth::AuthKeys;
-pub use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
+pub(crate) use self::auth::{AuthConfig, Scope, TokenConfig, TokenName};
 use self::fleet::FleetKeys;
-pub use self::fleet::{FleetConfig, SpaceName, StoreAddress, StoreConfig, StoreTls};
+pub(crate) use self::fleet::{FleetConfig, SpaceName};
+pub use self::fleet::{StoreAddress, StoreConfig, StoreTls};
 use self::layers::Layers;
-pub use self::layers::{Location, Origin, Overrides, Setting};
+pub use self::layers::{Location, Overrides};
+pub(crate) use self::layers::{Origin, Setting};
 pub use self::lease::LeaseConfig;
 use self::lease::LeaseKeys;
 use self::pools::PoolKeys;
 pub use self::pools::{PoolConfig, PoolName};
-pub use self::quota::QuotaConfig;
+pub(crate) use self::quota::QuotaConfig;
 use self::quota::QuotaKeys;
 pub use self::refill::RefillConfig;
 use self::refill::RefillKeys;
+pub use self::server::Mode;
 use self::server::ServerKeys;
-pub use self::server::{Mode, ServerConfig, TlsConfig};
+pub(crate) use self::server::{ServerConfig, TlsConfig};
 
 /// Every default, with comments: the `config.toml` at the top of the repository.
 pub const DEFAULTS: &str = include_str!("../config.toml");
 
 /// The variable with the token for the commands that contact a server. It is not a setting.
-pub const TOKEN_VARIABLE: &str = "TOMBOLA_TOKEN";
+pub(crate) const TOKEN_VARIABLE: &str = "TOMBOLA_TOKEN";
 
 /// Why the settings were refused.
 #[derive(Debug, thiserror::Error)]

@@ -38,7 +38,6 @@ impl Kind {
     ];
 
     /// Returns the kind's name for programs.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Started => "started",
@@ -98,7 +97,6 @@ impl Events {
     }
 
     /// Returns the kept events, newest first.
-    #[must_use]
     pub fn latest(&self) -> Vec<Event> {
         self.log().events.iter().cloned().collect()
     }

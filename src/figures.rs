@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 /// Formats `1600` as `1,600`.
-#[must_use]
 pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut written = String::with_capacity(digits.len() + digits.len() / 3);
@@ -17,7 +16,6 @@ pub fn thousands(count: u64) -> String {
 }
 
 /// Formats a time with three digits and a suitable unit: `412 µs`, `1.07 ms`, `10 s`.
-#[must_use]
 pub fn time(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     let (amount, unit) = if seconds < 1e-3 {
@@ -42,8 +40,7 @@ pub fn time(duration: Duration) -> String {
 
 /// Formats a long time in a suitable unit: `12 s`, `5 min`, `3 h`, `4 days`, `38 years`, up to `over a
 /// million years`.
-#[must_use]
-pub fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     /// The seconds of each unit, and the amount up to which the unit is used.
     const UNITS: [(f64, f64, &str); 5] = [
         (1.0, 100.0, "s"),

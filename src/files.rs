@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// The file that a process locks while it uses the folder.
-pub const LOCK: &str = "LOCK";
+pub(crate) const LOCK: &str = "LOCK";
 
 /// The pause between attempts to lock a folder that another process uses: a fraction of the time a start
 /// takes.
@@ -44,7 +44,6 @@ pub enum LockError {
          folder with --data-dir"
     )]
     Held {
-        /// The folder.
         folder: PathBuf,
         /// `process N`, or `another process` if its id is not known.
         holder: String,
@@ -89,9 +88,6 @@ pub fn lock(folder: &Path, patience: Duration) -> Result<Lock, LockError> {
 
 /// Creates the folder if it is missing, and makes its name durable. If a folder vanished with its ledger, the
 /// next start would begin a new number space.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn create_folder(folder: &Path) -> Result<(), FileError> {
     if folder.parent().is_none() {
         return Ok(());
@@ -111,8 +107,7 @@ pub fn create_folder(folder: &Path) -> Result<(), FileError> {
 }
 
 /// Returns the folder that contains a path.
-#[must_use]
-pub fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -121,10 +116,7 @@ pub fn parent(path: &Path) -> &Path {
 
 /// Returns whether a path is in a folder or is the folder itself, with symbolic links resolved. The path does
 /// not have to exist.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
+pub(crate) fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
     let real = |path: &Path| std::fs::canonicalize(path);
     let folder = real(folder).map_err(|error| failed("look at", folder, error))?;
     let absolute = std::path::absolute(path).map_err(|error| failed("look at", path, error))?;
@@ -140,19 +132,13 @@ pub fn lies_in(path: &Path, folder: &Path) -> Result<bool, FileError> {
 }
 
 /// Removes a folder and everything in it.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn remove_folder(folder: &Path) -> Result<(), FileError> {
+pub(crate) fn remove_folder(folder: &Path) -> Result<(), FileError> {
     std::fs::remove_dir_all(folder).map_err(|error| failed("remove", folder, error))
 }
 
 /// Returns the device and inode of a file, which stay the same when it is written to, or `None` if there is
 /// no such file.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
+pub(crate) fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
     match std::fs::metadata(path) {
         Ok(found) => Ok(Some((found.dev(), found.ino()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -161,18 +147,12 @@ pub fn identity(path: &Path) -> Result<Option<(u64, u64)>, FileError> {
 }
 
 /// Creates an empty file for this user only, and replaces an existing one.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn create(path: &Path) -> Result<(), FileError> {
     files_of(path).create(path).map_err(|error| failed("create", path, error))
 }
 
 /// Creates an empty file for this user only, if there is none.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn create_if_absent(path: &Path) -> Result<(), FileError> {
+pub(crate) fn create_if_absent(path: &Path) -> Result<(), FileError> {
     match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -181,10 +161,7 @@ pub fn create_if_absent(path: &Path) -> Result<(), FileError> {
 }
 
 /// Returns the content of a file, or `None` if there is no such file.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     match std::fs::read(path) {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -198,7 +175,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 /// # Errors
 /// Returns [`FileError`] if the operating system refuses. It is then unknown which of the two contents a
 /// crash leaves.
-pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let unfinished = unfinished(path);
     create(&unfinished)?;
     OpenOptions::new()
@@ -211,23 +188,18 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 }
 
 /// Returns the path that [`replace`] writes to before it renames. A crash may leave this file.
-#[must_use]
-pub fn unfinished(path: &Path) -> PathBuf {
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
     beside(path, ".tmp")
 }
 
 /// Returns the path of a companion file, whose name is the file's name plus a suffix.
-#[must_use]
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
 /// Renames a file atomically. The new name is durable after [`sync_folder`].
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     files_of(from).rename(from, to).map_err(|error| failed("rename", from, error))
 }
@@ -236,15 +208,12 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
 ///
 /// # Errors
 /// Returns [`FileError`] if the operating system refuses. It is then unknown which name a crash leaves.
-pub fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
+pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<(), FileError> {
     rename(from, to)?;
     sync_folder(parent(to))
 }
 
 /// Removes a file if it exists.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     match files_of(path).remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
@@ -253,9 +222,6 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 }
 
 /// Makes a file's content durable. Its name is durable after [`sync_folder`].
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn sync_file(path: &Path) -> Result<(), FileError> {
     files_of(path).sync_file(path).map_err(|error| failed("sync", path, error))
 }
@@ -266,7 +232,7 @@ pub fn sync_file(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// Returns [`FileError`] if the operating system refuses. If copying fails, the file is unchanged and the
 /// copy is removed.
-pub fn rewrite(path: &Path, bytes: u64) -> Result<(), FileError> {
+pub(crate) fn rewrite(path: &Path, bytes: u64) -> Result<(), FileError> {
     // A power loss during a write in place could damage data that was durable.
     let copy = unfinished(path);
     create(&copy)?;
@@ -288,7 +254,7 @@ pub fn rewrite(path: &Path, bytes: u64) -> Result<(), FileError> {
 ///
 /// # Errors
 /// Returns [`FileError`] if the operating system refuses for another reason than a full disk.
-pub fn reserve(path: &Path, bytes: u64) -> Result<(), FileError> {
+pub(crate) fn reserve(path: &Path, bytes: u64) -> Result<(), FileError> {
     let missing = bytes.saturating_sub(length_bytes(path)?.unwrap_or(0));
     match files_of(path).append_zeros(path, missing) {
         Err(error)
@@ -305,17 +271,11 @@ pub fn reserve(path: &Path, bytes: u64) -> Result<(), FileError> {
 }
 
 /// Makes the names in a folder durable: files that were created, renamed or removed.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
     files_of(folder).sync_folder(folder).map_err(|error| failed("sync", folder, error))
 }
 
 /// Returns a file's length in bytes, or `None` if there is no such file.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
     match files_of(path).length_bytes(path) {
         Ok(length) => Ok(Some(length)),
@@ -325,18 +285,14 @@ pub fn length_bytes(path: &Path) -> Result<Option<u64>, FileError> {
 }
 
 /// Returns the permission bits if they give access to others than the owner.
-#[must_use]
-pub fn wide_mode(path: &Path) -> Option<u32> {
+pub(crate) fn wide_mode(path: &Path) -> Option<u32> {
     let metadata = std::fs::metadata(path).ok()?;
     let mode = metadata.permissions().mode() & 0o777;
     Some(mode).filter(|mode| mode & 0o077 != 0)
 }
 
 /// Opens a file to read its bytes. Returns `None` if there is no such file.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
+pub(crate) fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
     match files_of(path).open_to_read(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -345,10 +301,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Box<dyn Read>>, FileError> {
 }
 
 /// Reads a file to its end, if it exists, to find out whether the disk can read all of it.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
-pub fn read_through(path: &Path) -> Result<(), FileError> {
+pub(crate) fn read_through(path: &Path) -> Result<(), FileError> {
     let Some(mut content) = open_to_read(path)? else {
         return Ok(());
     };
@@ -356,9 +309,6 @@ pub fn read_through(path: &Path) -> Result<(), FileError> {
 }
 
 /// Returns the names of the files in a folder, sorted.
-///
-/// # Errors
-/// Returns [`FileError`] if the operating system refuses.
 pub fn list(folder: &Path) -> Result<Vec<String>, FileError> {
     let names = files_of(folder).list(folder);
     let mut names = names.map_err(|error| failed("list", folder, error))?;
@@ -395,7 +345,7 @@ pub trait Files: Debug + Send + Sync {
 
 /// A locked file. Dropping it releases the lock.
 #[doc(hidden)]
-pub type LockedFile = Box<dyn Debug + Send + Sync>;
+pub(crate) type LockedFile = Box<dyn Debug + Send + Sync>;
 
 /// The result of locking a file.
 #[doc(hidden)]

@@ -29,9 +29,9 @@ mod gate;
 mod joined;
 mod keys;
 mod operator;
-pub mod protocol;
+pub(crate) mod protocol;
 mod record;
-pub mod store;
+pub(crate) mod store;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -43,14 +43,14 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-pub use self::claims::Claims;
-pub use self::gate::{Gate, Gatekeeper, Lost};
-pub use self::joined::Partitions;
+pub(crate) use self::claims::Claims;
+pub(crate) use self::gate::{Gate, Gatekeeper, Lost};
+pub(crate) use self::joined::Partitions;
 use self::joined::{Agreed, JoinedSpace};
 use self::keys::{PoolRecord, SpaceKeys, SpaceRecord};
-pub use self::operator::{Overview, Reseeded, reseed};
+pub(crate) use self::operator::{Overview, reseed};
 use self::protocol::{KnownFence, Standing};
-pub use self::record::Lease;
+pub(crate) use self::record::Lease;
 use self::record::Record;
 use self::store::{FleetStore, FleetStoreError};
 use crate::batch::Generation;
@@ -88,77 +88,39 @@ pub enum FleetError {
         "{folder}/{FLEET_RECORD} can't be used: {problem}. Restore it from a backup that was made at the \
          same time as the other files, or move all files of the folder away to start as a new instance"
     )]
-    Record {
-        /// The folder.
-        folder: String,
-        /// The problem.
-        problem: String,
-    },
+    Record { folder: String, problem: String },
     /// The folder belongs to another space.
     #[error(
         "the folder {folder} belongs to the space {theirs:?}, but fleet.space is {ours:?}. Change \
          fleet.space, or use another folder with --data-dir"
     )]
-    OtherSpace {
-        /// The folder.
-        folder: String,
-        /// The folder's space.
-        theirs: String,
-        /// The space of the settings.
-        ours: String,
-    },
+    OtherSpace { folder: String, theirs: String, ours: String },
     /// Another version of tombola, or another program, created the space.
     #[error(
         "another version of tombola, or another program, created the space {space:?} in the store: {found}. \
          Start that version, or set fleet.space to another name and start with an empty folder"
     )]
-    Foreign {
-        /// Its name.
-        space: String,
-        /// The entry in the store.
-        found: String,
-    },
+    Foreign { space: String, found: String },
     /// The settings of a pool differ from those in the space.
     #[error(
         "pools.{pool} is {ours} here, but {theirs} in the space {space:?}: all instances must have the \
          same range and decimals. Change the settings, or give the pool another name"
     )]
-    OtherRange {
-        /// The pool.
-        pool: String,
-        /// The range of the settings.
-        ours: String,
-        /// The space's range.
-        theirs: String,
-        /// The space.
-        space: String,
-    },
+    OtherRange { pool: String, ours: String, theirs: String, space: String },
     /// A ledger that has served alone has a secret of its own.
     #[error(
         "the ledger of the pool {pool} can't join the space {space:?}, because only the first instance \
          can join with a ledger that has served alone: the secrets differ, so other instances could draw \
          the same numbers. Start with an empty folder, or use another space"
     )]
-    OtherKey {
-        /// The pool.
-        pool: String,
-        /// The space.
-        space: String,
-    },
+    OtherKey { pool: String, space: String },
     /// Another instance holds a partition that the ledger has drawn from.
     #[error(
         "the ledger of the pool {pool} can't join the space {space:?}: another instance holds partition \
          {partition}, which this ledger has drawn from. Check whether the folder is a copy of one that has \
          joined"
     )]
-    Taken {
-        /// The pool.
-        pool: String,
-        /// The space.
-        space: String,
-        /// The first such partition.
-        partition: u16,
-    },
+    Taken { pool: String, space: String, partition: u16 },
     /// The ledger is missing, and with it the record of what the instance has drawn.
     #[error(
         "the ledger of the pool {pool} is missing from {folder}, but this instance holds partitions that it \
@@ -166,7 +128,6 @@ pub enum FleetError {
          a new instance"
     )]
     LedgerGone {
-        /// The pool.
         pool: String,
         /// The folder that should have it.
         folder: String,
@@ -176,16 +137,10 @@ pub enum FleetError {
         "the store has another {key} than this folder: the space was created again after it was lost. \
          Nothing can be put back, and numbers that this folder has handed out may be handed out again"
     )]
-    Recreated {
-        /// The entry.
-        key: String,
-    },
+    Recreated { key: String },
     /// There is nothing to put back.
     #[error("{folder} has not joined a fleet: there is no {FLEET_RECORD}")]
-    NoInstance {
-        /// The folder.
-        folder: String,
-    },
+    NoInstance { folder: String },
     /// The folder may not serve, and may not be replaced by a new instance.
     #[error(transparent)]
     Lost(#[from] Lost),

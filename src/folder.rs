@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-pub use self::names::{FLEET_RECORD, JSON_STORE, PoolPaths, Survey, TABLE_STORE, survey};
+pub use self::names::PoolPaths;
+pub(crate) use self::names::{FLEET_RECORD, JSON_STORE, TABLE_STORE, survey};
 use self::names::{README, owners_of_file, shard_of_file};
-pub use self::start::{Known, adopt};
+pub(crate) use self::start::{Known, adopt};
 use crate::batch::ShardIndex;
 use crate::config::{Mode, PoolConfig};
 use crate::files::{self, FileError, Lock, LockError};
@@ -21,7 +22,7 @@ use crate::sqlite::{self, Fault};
 
 /// How long a starting server waits for the lock of its folder, which a `verify`, a backup or the previous
 /// server may be about to release. It is shorter than a service manager's limit for a start.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The reason that a folder can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +39,10 @@ pub enum FolderError {
          handed out. Use another folder with --data-dir, or --mode {owner}"
     )]
     OtherMode {
-        /// The folder.
         folder: PathBuf,
-        /// The file.
         file: String,
         /// The mode that the file belongs to.
         owner: Mode,
-        /// The mode that was to start.
         mode: Mode,
     },
     /// The folder belongs to an instance of a fleet.
@@ -52,10 +50,7 @@ pub enum FolderError {
         "{folder} belongs to a fleet ({FLEET_RECORD}), but the settings have no [fleet], so others may \
          hand out the same numbers. Put [fleet] into the settings, or use another folder with --data-dir"
     )]
-    InFleet {
-        /// The folder.
-        folder: PathBuf,
-    },
+    InFleet { folder: PathBuf },
     /// The ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -70,7 +65,6 @@ pub enum FolderError {
     /// A shard file that may contain numbers that were already handed out.
     #[error("the shard {shard} can't be served: {problem}")]
     Unexpected {
-        /// The file.
         shard: PathBuf,
         /// The problem, and what to do.
         problem: String,
@@ -80,12 +74,7 @@ pub enum FolderError {
         "the shard {shard} can't be opened at the moment: {source}. No data is lost; start again when the \
          cause is gone"
     )]
-    Shard {
-        /// The file.
-        shard: PathBuf,
-        /// The cause.
-        source: ShardError,
-    },
+    Shard { shard: PathBuf, source: ShardError },
 }
 
 /// The part of a pool that an instance of a fleet may draw from.
@@ -160,7 +149,6 @@ impl Folder {
     }
 
     /// Returns the folder's path.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -232,9 +220,6 @@ impl Folder {
 
     /// Renames all data of the folder, which is then kept for inspection but never served. `fleet.json`, which
     /// records that this is in progress, is renamed last, so that a start after a crash can complete it.
-    ///
-    /// # Errors
-    /// [`FileError`].
     pub fn set_all_aside(&self, ending: &str) -> Result<(), FileError> {
         let is_data = |name: &String| {
             let file = name.trim_end_matches("-wal").trim_end_matches("-shm");

@@ -11,7 +11,7 @@ const BUCKETS: usize = BOUNDS + 1;
 
 /// Upper ends of the buckets in nanoseconds: 1, 2 and 5 of each decade from 1 µs, which is shorter than any
 /// request, to 1000 s, which is longer than any refill. One more bucket counts longer durations.
-pub const BOUNDS_NANOS: [u64; BOUNDS] = bounds();
+pub(crate) const BOUNDS_NANOS: [u64; BOUNDS] = bounds();
 
 const fn bounds() -> [u64; BOUNDS] {
     let mut bounds = [0; BOUNDS];
@@ -29,14 +29,14 @@ const fn bounds() -> [u64; BOUNDS] {
 /// Counts durations. One thread or task writes at a time, and any may read. Counting is a plain load and
 /// store, which is cheaper than an atomic addition.
 #[derive(Debug, Default)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     sum_nanos: AtomicU64,
 }
 
 impl Histogram {
     /// Counts a duration.
-    pub fn record(&self, duration: Duration) {
+    pub(crate) fn record(&self, duration: Duration) {
         // A `u64` holds 584 years.
         let nanos = duration.as_nanos() as u64;
         // Almost all durations are in the first few buckets, so no search is faster than a linear one.
@@ -46,8 +46,7 @@ impl Histogram {
     }
 
     /// Returns the durations counted so far.
-    #[must_use]
-    pub fn durations(&self) -> Durations {
+    pub(crate) fn durations(&self) -> Durations {
         Durations {
             buckets: std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed)),
             sum_nanos: self.sum_nanos.load(Ordering::Relaxed),
@@ -56,7 +55,7 @@ impl Histogram {
 }
 
 /// Adds to a count that only one thread or task writes at a time.
-pub fn add(count: &AtomicU64, more: u64) {
+pub(crate) fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
 }
 
@@ -69,13 +68,11 @@ pub struct Durations {
 
 impl Durations {
     /// Returns the number of durations.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
     /// Returns the sum of the durations in seconds.
-    #[must_use]
     pub fn sum_seconds(&self) -> f64 {
         self.sum_nanos as f64 / 1e9
     }
@@ -90,7 +87,6 @@ impl Durations {
     }
 
     /// Returns the durations of both.
-    #[must_use]
     pub fn with(mut self, other: &Self) -> Self {
         for (count, more) in self.buckets.iter_mut().zip(&other.buckets) {
             *count += more;
@@ -100,7 +96,6 @@ impl Durations {
     }
 
     /// Returns the durations that were counted after `earlier`, an earlier state of the same histogram.
-    #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let buckets =
             std::array::from_fn(|index| self.buckets[index].saturating_sub(earlier.buckets[index]));
@@ -110,7 +105,6 @@ impl Durations {
     /// Returns the duration in seconds that the given share of the durations does not exceed, on the
     /// assumption that the durations of a bucket are spread evenly over it. Returns `None` if there are no
     /// durations.
-    #[must_use]
     pub fn quantile_seconds(&self, share: f64) -> Option<f64> {
         let rank = share * self.count() as f64;
         let mut below = 0;

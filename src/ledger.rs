@@ -26,9 +26,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
-pub use self::audit::Drawn;
-pub use self::draw::Draw;
-pub use self::strata::{PARTITIONS, StratumKey};
+pub(crate) use self::audit::Drawn;
+pub(crate) use self::strata::{PARTITIONS, StratumKey};
 use self::strata::{Strata, Tallies};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Token};
 use crate::files;
@@ -98,7 +97,7 @@ const RETIRE_BATCHES: &str = "UPDATE batches SET retired_at = strftime('%FT%TZ',
     WHERE shard = ?1 AND retired_at IS NULL AND generation IS NOT ?2";
 
 /// The advice for a lost ledger.
-pub const RESTORE: &str = "Without the ledger, it is unknown which numbers were issued: restore it \
+pub(crate) const RESTORE: &str = "Without the ledger, it is unknown which numbers were issued: restore it \
     from a backup together with the shards of the same time, or move this pool's shards away and start \
     a new number space under another pool name";
 
@@ -114,30 +113,19 @@ const SELECT_LATER: &str =
 pub enum LedgerError {
     /// SQLite's own error.
     #[error("ledger {path}: {source}")]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        source: rusqlite::Error,
-    },
+    Sqlite { path: PathBuf, source: rusqlite::Error },
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] files::FileError),
     /// The file is not a ledger, or is incomplete or inconsistent.
     #[error("ledger {path} is damaged: {problem}. {RESTORE}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The problem that was found.
-        problem: String,
-    },
+    Damaged { path: PathBuf, problem: String },
     /// Another version of tombola wrote it.
     #[error(
         "ledger {path} is of another version: {problem}. Start that version, or use another folder \
          with --data-dir and another range: a new ledger does not know which numbers were issued"
     )]
     OtherVersion {
-        /// The file.
         path: PathBuf,
         /// The file's version and this program's.
         problem: ContentError,
@@ -147,14 +135,7 @@ pub enum LedgerError {
         "ledger {path} is for {ledger}, but the configuration says {configured}. A range can grow, but \
          not shrink or change its decimals: use another pool name or another folder"
     )]
-    OtherRange {
-        /// The file.
-        path: PathBuf,
-        /// The ledger's range.
-        ledger: String,
-        /// The configured range.
-        configured: String,
-    },
+    OtherRange { path: PathBuf, ledger: String, configured: String },
     /// The [`Step`](crate::batch::Step) stopped the draw. Nothing was changed.
     #[error("the draw was cancelled")]
     Cancelled,
@@ -173,7 +154,6 @@ pub struct Opening {
 
 impl Opening {
     /// Returns whether a file is the one that was opened last, as opposed to an older copy of it.
-    #[must_use]
     pub fn admits(&self, token: Token, in_use: bool) -> bool {
         Some(token) == self.next || (token == self.token && !(self.closed && in_use))
     }
@@ -215,9 +195,6 @@ impl Ledger {
 
     /// Creates an empty ledger with the given key, and therefore with the same strata as other ledgers with
     /// this key.
-    ///
-    /// # Errors
-    /// Returns the same errors as [`create`](Self::create).
     pub fn create_with(path: &Path, space: &Space, key: StratumKey) -> Result<Self, LedgerError> {
         let unfinished = path.with_extension("db.tmp");
         files::create(&unfinished)?;
@@ -267,9 +244,6 @@ impl Ledger {
     }
 
     /// Opens a ledger for its own range.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn open_as_it_is(path: &Path) -> Result<Self, LedgerError> {
         let space = *Self::open_to_look(path)?.space();
         Self::open(path, &space)
@@ -287,25 +261,21 @@ impl Ledger {
     }
 
     /// Returns the ledger's id, which its shards record.
-    #[must_use]
     pub fn id(&self) -> Uuid {
         self.state.id
     }
 
     /// Returns the range that the ledger draws from.
-    #[must_use]
     pub fn space(&self) -> &Space {
         self.state.space()
     }
 
     /// Returns the secret key of the permutation.
-    #[must_use]
     pub fn key(&self) -> StratumKey {
         self.state.strata.key()
     }
 
     /// Returns the partitions that contain values of the ledger, in ascending order.
-    #[must_use]
     pub fn partitions(&self) -> Vec<u16> {
         let State { tallies, strata, .. } = &self.state;
         let mut partitions: Vec<u16> =
@@ -323,7 +293,6 @@ impl Ledger {
     /// Returns the number of additional partitions that should be claimed ahead of need, so that at most half
     /// of the held values are used after this draw of `rows` values and another one like it. Returns at least
     /// one if everything is used.
-    #[must_use]
     pub fn partitions_wanted(&self, rows: u64) -> usize {
         let wanted =
             self.state.partitions_for(self.state.count.saturating_add(rows.saturating_mul(2)));
@@ -331,21 +300,16 @@ impl Ledger {
     }
 
     /// Returns the number of values that ever entered a shard.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.state.count
     }
 
     /// Returns an upper bound of the numbers that crashes and damage have burned.
-    #[must_use]
     pub fn burned(&self) -> u64 {
         self.state.burned
     }
 
     /// Returns the size of the ledger's file and log in bytes.
-    ///
-    /// # Errors
-    /// Returns [`files::FileError`].
     pub fn size_bytes(&self) -> Result<u64, files::FileError> {
         let path = &self.state.path;
         let log = files::length_bytes(&sqlite::wal_of(path))?.unwrap_or(0);
@@ -353,7 +317,6 @@ impl Ledger {
     }
 
     /// Returns whether the ledger contains every value that it may draw.
-    #[must_use]
     pub fn is_exhausted(&self) -> bool {
         let State { count, shared, .. } = self.state;
         count >= if shared { self.state.open_values() } else { self.state.space().size() }
@@ -377,9 +340,6 @@ impl Ledger {
     }
 
     /// Returns the batch with this id.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn batch(&self, id: BatchId) -> Result<Option<Batch>, LedgerError> {
         self.connection
             .prepare_cached(SELECT_BATCH)
@@ -399,9 +359,6 @@ impl Ledger {
     }
 
     /// Returns the batches of a shard whose files may still be served, oldest first.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn batches(&self, shard: ShardIndex) -> Result<Vec<Batch>, LedgerError> {
         self.connection
             .prepare_cached(SELECT_BATCHES)
@@ -421,9 +378,6 @@ impl Ledger {
     }
 
     /// Returns the newest generation of a shard, whether its file still exists or not.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn newest(&self, shard: ShardIndex) -> Result<Option<Generation>, LedgerError> {
         self.connection
             .query_row(SELECT_NEWEST, [shard.0], |row| row.get(0))
@@ -432,9 +386,6 @@ impl Ledger {
     }
 
     /// Marks all generations of a shard except `live` as retired, so that their files are never served again.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn retire(
         &mut self,
         shard: ShardIndex,
@@ -444,9 +395,6 @@ impl Ledger {
     }
 
     /// Returns the shards that were ever filled.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn shards(&self) -> Result<Vec<ShardIndex>, LedgerError> {
         self.connection
             .prepare(SELECT_SHARDS)
@@ -459,9 +407,6 @@ impl Ledger {
     /// Allows the files of the given generations of a shard, and retires all others. This makes a copied
     /// ledger fit the copies of the shards, which are older. Returns the number of values in generations
     /// later than these.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn keep_only(
         &mut self,
         shard: ShardIndex,
@@ -479,9 +424,6 @@ impl Ledger {
     }
 
     /// Returns the tokens that a batch's live file may have.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn opening(&self, id: BatchId) -> Result<Opening, LedgerError> {
         self.connection
             .prepare_cached(SELECT_OPENING)
@@ -521,9 +463,6 @@ impl Ledger {
     }
 
     /// Invalidates the tokens from before this start. All files that were taken over have their new tokens.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn end_openings(&mut self) -> Result<(), LedgerError> {
         self.connection
             .execute(END_OPENINGS, [])
@@ -532,9 +471,6 @@ impl Ledger {
     }
 
     /// Makes `token` the only valid one for a batch's file.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn set_token(&mut self, id: BatchId, token: Token) -> Result<(), LedgerError> {
         self.connection
             .execute(SET_TOKEN, params![id.0, token.0])
@@ -544,9 +480,6 @@ impl Ledger {
 
     /// Records that the files of these generations were closed gracefully. From then on, a file that is
     /// marked as in use is recognised as an older copy.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn note_closed(&mut self, files: &[(ShardIndex, Generation)]) -> Result<(), LedgerError> {
         let Self { connection, state } = self;
         connection
@@ -561,9 +494,6 @@ impl Ledger {
     }
 
     /// Adds up to `count` lost numbers to the burned ones.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn add_burned(&mut self, count: u64) -> Result<(), LedgerError> {
         self.connection.execute(ADD_BURNED, [count]).map_err(|source| self.state.failed(source))?;
         self.state.burned += count;
@@ -571,17 +501,11 @@ impl Ledger {
     }
 
     /// Returns whether the value ever entered a shard.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn contains(&self, value: Value) -> Result<bool, LedgerError> {
         self.batch_of(value).map(|batch| batch.is_some())
     }
 
     /// Closes the file, after its log was written back and removed.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError::Sqlite`].
     pub fn close(self) -> Result<(), LedgerError> {
         let Self { connection, state } = self;
         sqlite::close(connection).map_err(|source| state.failed(source))
@@ -664,7 +588,6 @@ impl State {
 impl LedgerError {
     /// Returns the error as damage if it is about the content. Call it only after the whole file could be
     /// read.
-    #[must_use]
     pub fn proven(self) -> Self {
         match self {
             Self::Sqlite { path, source } => Self::from_sqlite(&path, source),
@@ -693,7 +616,6 @@ impl LedgerError {
     }
 
     /// Returns what the error means for the file.
-    #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
             Self::Sqlite { source, .. } => sqlite::fault(source),

@@ -73,29 +73,32 @@
 
 #![forbid(unsafe_code)]
 
-pub mod auth;
-pub mod backoff;
-pub mod backup;
-pub mod batch;
-pub mod commands;
-pub mod config;
-pub mod events;
-pub mod figures;
-pub mod files;
-pub mod fleet;
-pub mod folder;
-pub mod histogram;
-pub mod http;
-pub mod ledger;
-pub mod monitor;
-pub mod on_demand;
-pub mod pem;
-pub mod pool;
-pub mod refill;
-pub mod server;
-pub mod shard;
-pub mod space;
-pub mod sqlite;
-pub mod telemetry;
-pub mod traffic;
-pub mod verify;
+mod auth;
+mod backoff;
+mod backup;
+mod batch;
+mod commands;
+mod config;
+mod events;
+mod figures;
+mod files;
+mod fleet;
+mod folder;
+mod histogram;
+mod http;
+pub mod internals;
+mod ledger;
+mod monitor;
+mod on_demand;
+mod pem;
+mod pool;
+mod refill;
+mod server;
+mod shard;
+mod space;
+mod sqlite;
+mod telemetry;
+mod traffic;
+mod verify;
+
+pub use commands::{Arguments, Exit};

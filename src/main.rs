@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tombola::commands::{Arguments, Exit};
+use tombola::{Arguments, Exit};
 
 fn main() -> ExitCode {
     match Arguments::parse().run() {

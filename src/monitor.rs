@@ -18,7 +18,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const SAMPLES_PER_STEP: u64 = 5;
 
 /// The length of a step of the history.
-pub const STEP: Duration = Duration::from_secs(SAMPLE_INTERVAL.as_secs() * SAMPLES_PER_STEP);
+pub(crate) const STEP: Duration = Duration::from_secs(SAMPLE_INTERVAL.as_secs() * SAMPLES_PER_STEP);
 
 /// Steps of the history: five minutes.
 const STEPS: u64 = 60;
@@ -31,7 +31,7 @@ const SAMPLES_PER_RATE: usize = 10;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Monitor {
+pub(crate) struct Monitor {
     started_at: SystemTime,
     started: Instant,
     traffic: Traffic,
@@ -60,7 +60,7 @@ struct Sample {
 
 /// The rates over a period of time.
 #[derive(Clone, Debug, Default)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Requests for numbers.
     pub requests_per_second: f64,
     /// Numbers issued, by pool.
@@ -71,8 +71,7 @@ pub struct Pace {
 
 impl Monitor {
     /// Watches these counts from now on. [`run`](Self::run) records the history.
-    #[must_use]
-    pub fn new(traffic: Traffic, pools: Vec<Arc<Pool>>, events: Arc<Events>) -> Self {
+    pub(crate) fn new(traffic: Traffic, pools: Vec<Arc<Pool>>, events: Arc<Events>) -> Self {
         events.add(Kind::Started, None, None, "The server started".to_owned());
         let monitor = Self {
             started_at: SystemTime::now(),
@@ -87,7 +86,7 @@ impl Monitor {
     }
 
     /// Records the counts every second. This never completes.
-    pub async fn run(self: Arc<Self>) {
+    pub(crate) async fn run(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick is immediate, and `new` has already taken that sample.
@@ -99,38 +98,32 @@ impl Monitor {
     }
 
     /// Returns when the server started.
-    #[must_use]
-    pub fn started_at(&self) -> SystemTime {
+    pub(crate) fn started_at(&self) -> SystemTime {
         self.started_at
     }
 
     /// Returns how long the server has been running.
-    #[must_use]
-    pub fn uptime(&self) -> Duration {
+    pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
     /// Returns the counts of requests.
-    #[must_use]
-    pub fn traffic(&self) -> &Traffic {
+    pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
     /// Returns the pools.
-    #[must_use]
-    pub fn pools(&self) -> &[Arc<Pool>] {
+    pub(crate) fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
     }
 
     /// Returns the recent events, newest first.
-    #[must_use]
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         self.events.latest()
     }
 
     /// Returns the rates over the last 10 seconds, or since the start if that is more recent.
-    #[must_use]
-    pub fn pace(&self) -> Pace {
+    pub(crate) fn pace(&self) -> Pace {
         let now = self.counts();
         let samples = self.samples();
         let place = samples.kept.len().saturating_sub(SAMPLES_PER_RATE);
@@ -139,8 +132,7 @@ impl Monitor {
 
     /// Returns the rates in each [`STEP`] of the last five minutes, oldest first. There are fewer steps soon
     /// after the start.
-    #[must_use]
-    pub fn history(&self) -> Vec<Pace> {
+    pub(crate) fn history(&self) -> Vec<Pace> {
         let samples = self.samples();
         let first = samples.count - samples.kept.len() as u64;
         let ends: Vec<_> = (first..)

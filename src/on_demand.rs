@@ -19,7 +19,7 @@ use rand_chacha::ChaCha20Rng;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
-pub use self::json_store::JsonStore;
+pub(crate) use self::json_store::JsonStore;
 pub use self::table_store::TableStore;
 use crate::config::{Config, PoolConfig};
 use crate::files::FileError;
@@ -28,7 +28,7 @@ use crate::space::{Space, Value};
 use crate::sqlite::rusqlite;
 
 /// The most tries for one number.
-pub const TRIES_MAX: u32 = 100;
+pub(crate) const TRIES_MAX: u32 = 100;
 
 /// The most draws that share one commit. As many can wait for the next one; more wait in their connections.
 const GROUP_MAX: usize = 1024;
@@ -82,38 +82,19 @@ pub enum OpenError {
     File(#[from] FileError),
     /// SQLite refused.
     #[error("{path}: {source}")]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// The error.
-        source: rusqlite::Error,
-    },
+    Sqlite { path: PathBuf, source: rusqlite::Error },
     /// The file is damaged, or not tombola's.
     #[error(
         "{path} can't be used: {problem}. Only this file says which numbers were handed out, so it was left \
          as it is: restore it from a backup, or use another folder with --data-dir"
     )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The problem.
-        problem: String,
-    },
+    Damaged { path: PathBuf, problem: String },
     /// The file may contain numbers outside the configured range.
     #[error(
         "{path} has the range {stored} for the pool {pool}, but {configured} is configured: a range can \
          grow, but not shrink or change its decimals. Use another pool name or another folder"
     )]
-    OtherRange {
-        /// The file.
-        path: PathBuf,
-        /// The pool.
-        pool: String,
-        /// The range of the file.
-        stored: String,
-        /// The configured range.
-        configured: String,
-    },
+    OtherRange { path: PathBuf, pool: String, stored: String, configured: String },
 }
 
 /// Why a store did not save the candidates.
@@ -129,7 +110,7 @@ pub enum StoreError {
 
 /// Why there is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrawError {
+pub(crate) enum DrawError {
     /// Each of the [`TRIES_MAX`] tries hit a used number or a locked file.
     OutOfTries,
     /// The number could not be saved, so it must not be handed out.
@@ -138,7 +119,7 @@ pub enum DrawError {
 
 /// The health of a mode below sharded.
 #[derive(Clone, Debug)]
-pub struct GeneratorHealth {
+pub(crate) struct GeneratorHealth {
     /// Whether the thread that draws is alive.
     pub alive: bool,
     /// Why the last numbers could not be saved.
@@ -170,7 +151,7 @@ impl Draw {
 
 /// Draws numbers, and hands out those that the store has saved.
 #[derive(Debug)]
-pub struct Generator<S> {
+pub(crate) struct Generator<S> {
     store: S,
     spaces: Vec<Space>,
     rng: ChaCha20Rng,
@@ -182,7 +163,7 @@ impl<S: Store> Generator<S> {
     ///
     /// # Errors
     /// [`OpenError`]; existing files are left unchanged.
-    pub fn open(config: &Config) -> Result<(Folder, Self), OpenError> {
+    pub(crate) fn open(config: &Config) -> Result<(Folder, Self), OpenError> {
         let folder = Folder::open(&config.dir, config.server.mode, false, folder::PATIENCE)?;
         let generator = Self {
             store: S::open(folder.path(), &config.pools)?,
@@ -205,7 +186,7 @@ impl<S: Store> Generator<S> {
     }
 
     /// Draws what is requested through the queue's handle until the handle is dropped, then closes the store.
-    pub fn run(mut self, mut queue: Queue) {
+    pub(crate) fn run(mut self, mut queue: Queue) {
         let mut draws = Vec::new();
         loop {
             if draws.is_empty() {
@@ -284,7 +265,7 @@ impl<S: Store> Generator<S> {
 
 /// How requests reach a [`Generator`].
 #[derive(Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     draws: Draws,
     trouble: Trouble,
 }
@@ -298,18 +279,17 @@ enum Draws {
 
 /// The draws that wait for [`Generator::run`].
 #[derive(Debug)]
-pub struct Queue(mpsc::Receiver<Draw>);
+pub(crate) struct Queue(mpsc::Receiver<Draw>);
 
 impl Handle {
     /// Returns a handle that runs the generator on the thread of the caller, one draw at a time.
-    #[must_use]
-    pub fn direct(generator: Generator<JsonStore>) -> Self {
+    pub(crate) fn direct(generator: Generator<JsonStore>) -> Self {
         let trouble = Arc::clone(&generator.trouble);
         Self { draws: Draws::Direct(Box::new(Mutex::new(generator))), trouble }
     }
 
     /// Returns a handle, and the queue that the generator has to [run](Generator::run) with.
-    pub fn queued<S>(generator: &Generator<S>) -> (Self, Queue) {
+    pub(crate) fn queued<S>(generator: &Generator<S>) -> (Self, Queue) {
         let (draws, queue) = mpsc::channel(GROUP_MAX);
         (
             Self { draws: Draws::Queued(draws), trouble: Arc::clone(&generator.trouble) },
@@ -318,10 +298,7 @@ impl Handle {
     }
 
     /// Draws one number.
-    ///
-    /// # Errors
-    /// [`DrawError`].
-    pub async fn draw(&self, pool: PoolIndex) -> Result<Value, DrawError> {
+    pub(crate) async fn draw(&self, pool: PoolIndex) -> Result<Value, DrawError> {
         let draws = match &self.draws {
             Draws::Direct(generator) => return lock(generator).draw(pool),
             Draws::Queued(draws) => draws,
@@ -333,8 +310,7 @@ impl Handle {
     }
 
     /// Returns whether numbers can be drawn.
-    #[must_use]
-    pub fn health(&self) -> GeneratorHealth {
+    pub(crate) fn health(&self) -> GeneratorHealth {
         let alive = match &self.draws {
             Draws::Direct(generator) => !generator.is_poisoned(),
             Draws::Queued(draws) => !draws.is_closed(),

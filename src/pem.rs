@@ -8,7 +8,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// Why a file can't be used: it can't be read, is not PEM, or lacks the certificate or key.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
-pub struct PemError {
+pub(crate) struct PemError {
     /// The file.
     pub path: PathBuf,
     /// The problem, and what to do about it.
@@ -16,7 +16,7 @@ pub struct PemError {
 }
 
 /// Reads all certificates of a file, which has at least one.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     match found {
@@ -29,7 +29,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemErro
 }
 
 /// Reads the first key of a file.
-pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
     const ENCRYPTED: [&str; 2] = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
     let text = read(path)?;
     let is_in = |words: &&str| text.windows(words.len()).any(|part| part == words.as_bytes());
@@ -47,7 +47,7 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
 }
 
 /// Reads a file, whose content is not checked.
-pub fn read(path: &Path) -> Result<Vec<u8>, PemError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, PemError> {
     std::fs::read(path).map_err(|error| unfit(path, format!("can't be read: {error}")))
 }
 

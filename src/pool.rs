@@ -32,14 +32,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use self::buffer::Buffer;
-pub use self::figures::{Figures, ShardFigures, ShardState};
+pub(crate) use self::figures::{Figures, ShardFigures, ShardState};
 use self::file::{OpenFile, ShardFile};
-pub use self::health::{Cause, PoolHealth, Trouble};
+pub(crate) use self::health::{Cause, PoolHealth, Trouble};
 use self::slot::Slot;
 use self::supply::Books;
-pub use self::supply::{LastRefill, LedgerFigures, Level, Outcome};
+pub(crate) use self::supply::{LastRefill, LedgerFigures, Level, Outcome};
 use self::sync::{AtomicBool, AtomicU64, Mutex};
-pub use self::take::{TakeError, Taken};
+pub use self::take::TakeError;
 use self::worker::Worker;
 use crate::batch::ShardIndex;
 use crate::config::{PoolConfig, PoolName, RefillConfig};
@@ -162,43 +162,36 @@ impl Pool {
     }
 
     /// Returns the pool's name.
-    #[must_use]
     pub fn name(&self) -> &PoolName {
         &self.name
     }
 
     /// Returns the pool's range.
-    #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
     }
 
     /// Returns whether other instances of a fleet draw from the range too.
-    #[must_use]
     pub fn is_shared(&self) -> bool {
         self.gate.is_some()
     }
 
     /// Returns, in a fleet, the number of fence steps since the start and whether the next step can be made.
-    #[must_use]
     pub fn fence(&self) -> Option<(u64, bool)> {
         self.gate.as_ref().map(Gate::figures)
     }
 
     /// Returns, in a fleet, the partitions that this instance holds and those that it may claim.
-    #[must_use]
     pub fn partitions(&self) -> Option<Partitions> {
         self.gate.as_ref().map(|gate| gate.partitions(&self.name))
     }
 
     /// Returns the number of rows in a full generation.
-    #[must_use]
     pub fn shard_size(&self) -> u64 {
         self.shard_size.into()
     }
 
     /// Returns the name of a shard's live file.
-    #[must_use]
     pub fn shard_name(&self, shard: ShardIndex) -> &str {
         let slot = self.slots.iter().find(|slot| slot.index == shard);
         slot.map_or("", |slot| &slot.name)

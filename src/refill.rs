@@ -12,8 +12,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-pub use self::build::{BuildError, Built, build};
-pub use self::plan::{Refill, plan};
+pub(crate) use self::build::BuildError;
+pub use self::build::{Built, build};
+pub use self::plan::Refill;
+pub(crate) use self::plan::plan;
 use crate::backoff::Backoff;
 use crate::batch::ShardIndex;
 use crate::config::{PoolConfig, RefillConfig};

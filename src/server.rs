@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use self::accept::Acceptor;
 use self::lanes::Lanes;
 use self::tls::Tls;
-pub use self::tls::TlsError;
+pub(crate) use self::tls::TlsError;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig};
 use crate::events::Events;
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
@@ -39,7 +39,7 @@ const OWN_FILES: usize = 128;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum ServerError {
+pub(crate) enum ServerError {
     /// The linked SQLite is known to lose data.
     #[error("{0}")]
     Sqlite(String),
@@ -49,18 +49,10 @@ pub enum ServerError {
          Add tokens to the settings, as `tombola token new --name NAME --scope draw` prints them; or \
          allow requests without tokens, with mode = \"none\" under [auth]; or listen on 127.0.0.1"
     )]
-    OpenDoor {
-        /// The address.
-        address: SocketAddr,
-    },
+    OpenDoor { address: SocketAddr },
     /// The address can't be listened on.
     #[error("can't listen on {address}: {source}; choose another with --listen")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The operating system's error.
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, source: io::Error },
     /// The data folder can't be used.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -80,7 +72,7 @@ pub enum ServerError {
 
 /// A server that listens, with all its tasks running.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Acceptor,
@@ -113,7 +105,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ServerError`], with what to do about it.
-    pub async fn start(config: &Config) -> Result<Self, ServerError> {
+    pub(crate) async fn start(config: &Config) -> Result<Self, ServerError> {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
         check_door(config)?;
         let guard = Guard::new(config);
@@ -148,13 +140,12 @@ impl Server {
     }
 
     /// Returns the address that it listens on.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Returns a function that reloads the certificate and its key, for any thread.
-    pub fn reloader(&self) -> impl Fn() + Send + 'static {
+    pub(crate) fn reloader(&self) -> impl Fn() + Send + 'static {
         let tls = self.acceptor.tls.clone();
         move || match tls.as_ref().map(|tls| tls.reload()) {
             Some(Ok(())) => info!("the certificate was reloaded; new connections use it"),
@@ -170,7 +161,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Lost`] if the instance has lost its fence. It then stops by itself.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
         let Self { listener, acceptor, mut lanes, tasks, folder, .. } = self;
         let mut lost = None;
         let ended = async {
@@ -236,7 +227,7 @@ impl Tasks {
 ///
 /// # Errors
 /// [`ServerError::OpenDoor`] and [`ServerError::Tls`].
-pub fn check(config: &Config) -> Result<(), ServerError> {
+pub(crate) fn check(config: &Config) -> Result<(), ServerError> {
     check_door(config)?;
     config.server.tls.clone().map(Tls::open).transpose()?;
     Ok(())

@@ -21,7 +21,7 @@ use crate::files::{self, FileError};
 use crate::space::Value;
 use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, Fresh, rusqlite};
 
-pub use self::audit::{Audit, audit, each_value, twice};
+pub(crate) use self::audit::{Audit, audit, each_value, twice};
 
 /// The format of the tables below.
 const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442_5348, version: 3 };
@@ -101,7 +101,6 @@ pub enum ShardError {
 
 impl ShardError {
     /// Returns what the error means for the file.
-    #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
             Self::Sqlite(error) => sqlite::fault(error),
@@ -134,7 +133,6 @@ pub struct Label {
 
 impl Label {
     /// Returns the label of the file that is built from a batch.
-    #[must_use]
     pub fn new(ledger_id: Uuid, pool: &PoolName, decimals: u8, batch: Batch) -> Self {
         Self {
             ledger_id,
@@ -214,24 +212,18 @@ pub fn build(
 ///
 /// # Errors
 /// Returns [`ShardError::Damaged`] if it is not a complete shard file of this version.
-pub fn read_label(path: &Path) -> Result<Label, ShardError> {
+pub(crate) fn read_label(path: &Path) -> Result<Label, ShardError> {
     read_header(&sqlite::open_to_read(path)?).map(|header| header.label)
 }
 
 /// Returns the generation of a file in this process's locked folder and the number of its counted leases.
 /// Changes nothing.
-///
-/// # Errors
-/// Returns [`ShardError`].
-pub fn progress(path: &Path) -> Result<(Generation, u64), ShardError> {
+pub(crate) fn progress(path: &Path) -> Result<(Generation, u64), ShardError> {
     let Header { label, leases, .. } = read_header(&sqlite::open_to_look(path)?)?;
     Ok((label.generation, leases))
 }
 
 /// Returns the number of rows of a file that can still be leased. Changes nothing.
-///
-/// # Errors
-/// Returns [`ShardError`].
 pub fn unused_rows(path: &Path) -> Result<u64, ShardError> {
     Ok(read_blocks(&sqlite::open_to_look(path)?)?.1)
 }
@@ -261,17 +253,13 @@ impl Seen {
     }
 
     /// Returns the reason not to trust the file, if there is one.
-    #[must_use]
     pub fn problem(&self) -> Option<String> {
         lost_log(self.in_use, self.had_log, self.unused).err()
     }
 }
 
 /// Reads the state of a live file in this process's locked folder. Changes nothing.
-///
-/// # Errors
-/// Returns [`ShardError`].
-pub fn look(path: &Path) -> Result<Seen, ShardError> {
+pub(crate) fn look(path: &Path) -> Result<Seen, ShardError> {
     let had_log = files::length_bytes(&sqlite::wal_of(path))?.is_some_and(|bytes| bytes > 0);
     Seen::read(&sqlite::open_to_look(path)?, had_log)
 }
@@ -286,9 +274,6 @@ pub struct Left {
 
 impl Left {
     /// Opens a file that no process uses, after making its log durable.
-    ///
-    /// # Errors
-    /// Returns [`ShardError`].
     pub fn open(path: &Path) -> Result<Self, ShardError> {
         let log = Found::new(path).secure()?;
         let had_log = log.had_log();
@@ -297,9 +282,6 @@ impl Left {
     }
 
     /// Ends the last process's use of the file, and closes it. Its open rows are burned.
-    ///
-    /// # Errors
-    /// Returns [`ShardError`].
     pub fn take_over(self, token: Token) -> Result<(), ShardError> {
         self.connection.execute(TAKE_OVER, [token.0])?;
         Ok(sqlite::close(self.connection.into_connection())?)
@@ -358,7 +340,6 @@ impl Shard {
     }
 
     /// Returns the file's label.
-    #[must_use]
     pub fn label(&self) -> &Label {
         &self.label
     }
@@ -370,13 +351,11 @@ impl Shard {
     }
 
     /// Returns the number of leases of this generation that were counted.
-    #[must_use]
     pub fn leases(&self) -> u64 {
         self.leases
     }
 
     /// Returns the number of rows that can still be leased.
-    #[must_use]
     pub fn left(&self) -> u64 {
         self.left
     }
@@ -445,15 +424,11 @@ impl Shard {
 
     /// Returns an estimate of the pages that leases wrote to the log since the last
     /// [checkpoint](Self::checkpoint).
-    #[must_use]
     pub fn log_pages(&self) -> usize {
         self.log_pages
     }
 
     /// Writes the log back into the file, which bounds the log's size.
-    ///
-    /// # Errors
-    /// Returns the same errors as [`lease`](Self::lease).
     pub fn checkpoint(&mut self, connection: &Connection) -> Result<(), ShardError> {
         sqlite::checkpoint(connection, Checkpoint::Passive)?;
         self.log_pages = 0;

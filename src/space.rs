@@ -13,7 +13,7 @@ pub const INTEGER_MAX: i64 = (1 << 53) - 1;
 
 /// The maximum number of significant digits in a number with decimals: a double represents any 15
 /// (`DBL_DIG`).
-pub const SIGNIFICANT_DIGITS_MAX: u32 = 15;
+pub(crate) const SIGNIFICANT_DIGITS_MAX: u32 = 15;
 
 /// The maximum number of digits after the point: one less than the significant digits.
 pub const DECIMALS_MAX: u8 = 14;
@@ -31,7 +31,6 @@ pub enum SpaceError {
     /// The text has more digits after the point than the pool.
     #[error("{text} has more than {decimals} digits after the point")]
     TooManyDecimals {
-        /// The number as it was given.
         text: String,
         /// Digits after the point that are allowed.
         decimals: u8,
@@ -39,7 +38,6 @@ pub enum SpaceError {
     /// The number is so large that JSON readers could merge it with its neighbours.
     #[error("{text} is beyond {allowed}")]
     TooLarge {
-        /// The number as it was given.
         text: String,
         /// The allowed magnitude, as text.
         allowed: &'static str,
@@ -90,37 +88,31 @@ impl Space {
     }
 
     /// Returns the smallest value.
-    #[must_use]
     pub fn min(&self) -> Value {
         self.min
     }
 
     /// Returns the largest value.
-    #[must_use]
     pub fn max(&self) -> Value {
         self.max
     }
 
     /// Returns the number of digits after the point.
-    #[must_use]
     pub fn decimals(&self) -> u8 {
         self.decimals
     }
 
     /// Returns the number of values in the range: 1 to 2^54-1.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.max.0.abs_diff(self.min.0) + 1
     }
 
     /// Returns whether the value is in the range.
-    #[must_use]
     pub fn contains(&self, value: Value) -> bool {
         (self.min..=self.max).contains(&value)
     }
 
     /// Returns whether every number of `other` is a number of this range, with the same text.
-    #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.decimals == other.decimals && self.min <= other.min && other.max <= self.max
     }
@@ -134,7 +126,6 @@ impl Space {
     }
 
     /// Returns the number's text, which always has exactly the space's number of decimals.
-    #[must_use]
     pub fn number(&self, value: Value) -> Number {
         Number::new(value, self.decimals)
     }
@@ -184,7 +175,6 @@ impl Number {
     }
 
     /// Returns the text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.text[self.start..]).expect("only ASCII was pushed in Number::new")
     }

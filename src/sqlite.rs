@@ -17,11 +17,14 @@ use deadpool_sqlite::rusqlite::{Connection, Error, OpenFlags, ffi};
 
 pub use deadpool_sqlite::rusqlite;
 
-pub use self::copy::{begin_snapshot, copy};
-pub use self::database::{Database, DatabaseError};
-pub use self::fault::{Fault, fault, is_full, is_full_code, read_through};
-pub use self::format::{ContentError, Format, check_format, check_marks, mark_format, problems};
-pub use self::log::{Found, Fresh, Secured, close};
+pub(crate) use self::copy::{begin_snapshot, copy};
+pub(crate) use self::database::{Database, DatabaseError};
+pub(crate) use self::fault::{Fault, fault, is_full, is_full_code, read_through};
+pub(crate) use self::format::{
+    ContentError, Format, check_format, check_marks, mark_format, problems,
+};
+pub use self::log::Found;
+pub(crate) use self::log::{Fresh, Secured, close};
 
 use crate::files;
 
@@ -30,7 +33,7 @@ use crate::files;
 const VERSION_MIN: i32 = 3_051_003;
 
 /// How long a connection waits for a lock of another process, such as the `sqlite3` shell.
-pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A file that is served from or drawn from. Other processes may read it at the same time. FULL, because
 /// numbers of a commit that a power loss undoes would be handed out twice. No automatic checkpoints, because
@@ -90,19 +93,13 @@ fn prepare(connection: &Connection) -> Result<(), Error> {
 }
 
 /// Opens an empty file for a build.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn open_for_build(path: &Path) -> Result<Connection, Error> {
+pub(crate) fn open_for_build(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path)?;
     connection.execute_batch(BUILD)?;
     Ok(connection)
 }
 
 /// Opens a file that is not being written, without touching its folder.
-///
-/// # Errors
-/// Returns SQLite's error.
 pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -112,10 +109,7 @@ pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
 
 /// Opens a file in this process's locked folder to read it with its log. Changes neither, since the next
 /// start needs them as the last process left them.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn open_to_look(path: &Path) -> Result<Connection, Error> {
+pub(crate) fn open_to_look(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if files::length_bytes(&wal_of(path)).is_ok_and(|length| length.unwrap_or(0) == 0) {
         // Without this, SQLite would create a log.
@@ -144,10 +138,7 @@ fn immutable_uri(path: &Path) -> PathBuf {
 
 /// Opens a file that several processes may change, one after the other, and creates it if it is missing. It
 /// has a journal only during a change, so otherwise a copy of the file alone is complete.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn open_shared(path: &Path) -> Result<Connection, Error> {
+pub(crate) fn open_shared(path: &Path) -> Result<Connection, Error> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch(SHARED)?;
@@ -155,10 +146,7 @@ pub fn open_shared(path: &Path) -> Result<Connection, Error> {
 }
 
 /// Opens a file to read it while another process has it open.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn open_beside(path: &Path) -> Result<Connection, Error> {
+pub(crate) fn open_beside(path: &Path) -> Result<Connection, Error> {
     let connection = open_to_read(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
@@ -169,7 +157,7 @@ pub const LOG_PAGES_MAX: usize = 1000;
 
 /// The extent of a checkpoint.
 #[derive(Clone, Copy, Debug)]
-pub enum Checkpoint {
+pub(crate) enum Checkpoint {
     /// As far as possible without waiting for readers.
     Passive,
     /// To the end of the log. The next commit starts the log at its beginning.
@@ -183,7 +171,7 @@ pub enum Checkpoint {
 /// # Errors
 /// Returns SQLite's error. Unless its fault is [passing](Fault::Passing), the connection must be closed. A
 /// reader of the log makes every checkpoint except a passive one fail with `SQLITE_BUSY`.
-pub fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result<(), Error> {
+pub(crate) fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result<(), Error> {
     let sql = match how_far {
         Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
         Checkpoint::Restart => "PRAGMA wal_checkpoint(RESTART)",
@@ -205,19 +193,17 @@ pub fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result<(), Er
 ///
 /// Returns SQLite's error.
 /// SQLite's error.
-pub fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {
+pub(crate) fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
 }
 
 /// Returns the path of the write-ahead log of a file.
-#[must_use]
-pub fn wal_of(path: &Path) -> PathBuf {
+pub(crate) fn wal_of(path: &Path) -> PathBuf {
     files::beside(path, "-wal")
 }
 
 /// Returns SQL that shows a column of scaled integers as the numbers that callers see, digit by digit.
-#[must_use]
-pub fn number_column(column: &str, decimals: u8) -> String {
+pub(crate) fn number_column(column: &str, decimals: u8) -> String {
     if decimals == 0 {
         return column.to_owned();
     }
@@ -230,13 +216,10 @@ pub fn number_column(column: &str, decimals: u8) -> String {
 
 /// Rows to pass to [`insert`] at once: a few dozen save most of the fixed cost of a statement, and more save
 /// no more.
-pub const ROWS_AT_ONCE: usize = 64;
+pub(crate) const ROWS_AT_ONCE: usize = 64;
 
 /// Inserts rows of integers with one statement: all or none. `into` is the SQL up to and including `VALUES`.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn insert<const COLUMNS: usize>(
+pub(crate) fn insert<const COLUMNS: usize>(
     connection: &Connection,
     into: &str,
     rows: &[[i64; COLUMNS]],

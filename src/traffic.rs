@@ -10,29 +10,27 @@ use crate::histogram::{Durations, Histogram, add};
 
 /// The routes that requests are counted by: the path, or the last entry for any other path. The path for
 /// numbers comes first so that it is found with one comparison.
-pub const ROUTES: [&str; 9] =
+pub(crate) const ROUTES: [&str; 9] =
     ["/random", "/health", "/ready", "/status", "/metrics", "/", "/openapi.json", "/docs", "other"];
 
 /// The status codes that responses are counted by. 0 stands for any other.
-pub const STATUSES: [u16; 12] = [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 500, 0];
+pub(crate) const STATUSES: [u16; 12] = [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 500, 0];
 
 /// Returns the name of an entry of [`STATUSES`].
-#[must_use]
-pub fn status_name(status: u16) -> String {
+pub(crate) fn status_name(status: u16) -> String {
     if status == 0 { "other".to_owned() } else { status.to_string() }
 }
 
 /// An index into [`ROUTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route(usize);
+pub(crate) struct Route(usize);
 
 impl Route {
     /// The route for numbers.
-    pub const RANDOM: Self = Self(0);
+    pub(crate) const RANDOM: Self = Self(0);
 
     /// Returns the route of a path.
-    #[must_use]
-    pub fn of(path: &str) -> Self {
+    pub(crate) fn of(path: &str) -> Self {
         let known = &ROUTES[..ROUTES.len() - 1];
         Self(known.iter().position(|&route| route == path).unwrap_or(known.len()))
     }
@@ -42,7 +40,7 @@ impl Route {
 /// lanes apart.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Lane {
+pub(crate) struct Lane {
     requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     durations: [Histogram; ROUTES.len()],
     connections: AtomicU64,
@@ -50,15 +48,14 @@ pub struct Lane {
 
 impl Lane {
     /// Counts a response. Call it only from the lane's own thread.
-    pub fn answered(&self, Route(route): Route, status: u16, took: Duration) {
+    pub(crate) fn answered(&self, Route(route): Route, status: u16, took: Duration) {
         let place = STATUSES.iter().position(|&known| known == status);
         add(&self.requests[route][place.unwrap_or(STATUSES.len() - 1)], 1);
         self.durations[route].record(took);
     }
 
     /// Counts a connection as open until the returned value is dropped.
-    #[must_use]
-    pub fn open_connection(self: &Arc<Self>) -> OpenConnection {
+    pub(crate) fn open_connection(self: &Arc<Self>) -> OpenConnection {
         self.connections.fetch_add(1, Ordering::Relaxed);
         OpenConnection { lane: Arc::clone(self) }
     }
@@ -66,13 +63,13 @@ impl Lane {
 
 /// An open connection and the lane that serves it.
 #[derive(Debug)]
-pub struct OpenConnection {
+pub(crate) struct OpenConnection {
     lane: Arc<Lane>,
 }
 
 impl OpenConnection {
     /// Counts a response on this connection, as [`Lane::answered`] does.
-    pub fn answered(&self, route: Route, status: u16, took: Duration) {
+    pub(crate) fn answered(&self, route: Route, status: u16, took: Duration) {
         self.lane.answered(route, status, took);
     }
 }
@@ -85,32 +82,28 @@ impl Drop for OpenConnection {
 
 /// The counts of all lanes.
 #[derive(Debug)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     lanes: Vec<Arc<Lane>>,
 }
 
 impl Traffic {
     /// Creates the counts of `lanes` threads, all 0.
-    #[must_use]
-    pub fn new(lanes: usize) -> Self {
+    pub(crate) fn new(lanes: usize) -> Self {
         Self { lanes: (0..lanes).map(|_| Arc::default()).collect() }
     }
 
     /// Returns the counts of each thread.
-    #[must_use]
-    pub fn lanes(&self) -> &[Arc<Lane>] {
+    pub(crate) fn lanes(&self) -> &[Arc<Lane>] {
         &self.lanes
     }
 
     /// Returns the number of open connections.
-    #[must_use]
-    pub fn connections(&self) -> u64 {
+    pub(crate) fn connections(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.connections.load(Ordering::Relaxed)).sum()
     }
 
     /// Returns the number of requests to a route for each status of [`STATUSES`].
-    #[must_use]
-    pub fn requests(&self, Route(route): Route) -> [u64; STATUSES.len()] {
+    pub(crate) fn requests(&self, Route(route): Route) -> [u64; STATUSES.len()] {
         std::array::from_fn(|status| {
             let count = |lane: &Arc<Lane>| lane.requests[route][status].load(Ordering::Relaxed);
             self.lanes.iter().map(count).sum()
@@ -119,14 +112,13 @@ impl Traffic {
 
     /// Returns how long the responses of a route took, from the end of the request to the response, without
     /// the network.
-    #[must_use]
-    pub fn durations(&self, Route(route): Route) -> Durations {
+    pub(crate) fn durations(&self, Route(route): Route) -> Durations {
         let each = self.lanes.iter().map(|lane| lane.durations[route].durations());
         each.fold(Durations::default(), |all, lane| all.with(&lane))
     }
 
     /// Yields all routes with their names.
-    pub fn routes() -> impl Iterator<Item = (Route, &'static str)> {
+    pub(crate) fn routes() -> impl Iterator<Item = (Route, &'static str)> {
         (0..).map(Route).zip(ROUTES)
     }
 }

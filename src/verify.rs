@@ -78,14 +78,12 @@ impl Findings {
     }
 
     /// Returns the number of all violations.
-    #[must_use]
     pub fn violation_count(&self) -> u64 {
         self.violations.values().map(|violations| violations.count).sum()
     }
 
     /// Returns the violations, one a line. After the first ten of a kind in a file, only their number
     /// follows.
-    #[must_use]
     pub fn violation_lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for ((file, kind), violations) in &self.violations {
@@ -102,7 +100,7 @@ impl Findings {
 ///
 /// # Errors
 /// Returns [`FileError`] if the folder can't be listed. A problem with a file is a violation instead.
-pub fn check(path: &Path) -> Result<Findings, FileError> {
+pub(crate) fn check(path: &Path) -> Result<Findings, FileError> {
     let survey = folder::survey(path)?;
     let mut findings = Findings::default();
     for (pool, shards) in &survey.pools {

@@ -243,7 +243,7 @@ async fn a_swap_between_the_files_of_a_shard_burns_no_generation() {
         }
         true
     };
-    let summary = tombola::backup::run(&site.data(), &to, &swap).unwrap();
+    let summary = tombola::internals::backup::run(&site.data(), &to, &swap).unwrap();
     assert!(!standby.exists(), "it was not swapped");
     assert_eq!(summary.burned[0].1, 0);
     let unused = |folder: &Path| {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tombola::config::{StoreAddress, StoreConfig};
-use tombola::fleet::store::{FleetStore, open as open_store};
+use tombola::internals::fleet::{FleetStore, open_store};
+use tombola::internals::{StoreAddress, StoreConfig};
 
 /// The bound of an operation, plus what a busy machine may add.
 const BOUND: Duration = Duration::from_secs(8);
@@ -145,7 +145,7 @@ async fn a_file_keeps_its_promises() {
 #[cfg(feature = "etcd")]
 mod etcd {
     use nix::sys::signal::Signal;
-    use tombola::config::StoreTls;
+    use tombola::internals::StoreTls;
 
     use super::support::engines::{Etcd, Pki};
     use super::support::eventually;
@@ -310,7 +310,7 @@ mod etcd {
 #[cfg(feature = "postgres")]
 mod postgres {
     use nix::sys::signal::Signal;
-    use tombola::config::StoreTls;
+    use tombola::internals::StoreTls;
 
     use super::support::engines::{Pki, Postgres, free_address};
     use super::support::eventually;

@@ -59,7 +59,7 @@ fn systemd_takes_the_unit_without_a_complaint() {
 #[test]
 fn the_unit_has_room_for_a_witness_and_can_be_given_secrets() {
     let witness =
-        tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("# store = \"file://"));
+        tombola::internals::DEFAULTS.lines().find_map(|l| l.strip_prefix("# store = \"file://"));
     let folder = Path::new(witness.unwrap().trim_end_matches('"')).parent().unwrap();
     let states = UNIT.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
     let mut states = states.split(' ').map(|name| Path::new("/var/lib").join(name));
@@ -102,7 +102,7 @@ fn the_unit_gives_the_service_little() {
 /// A kill while the server still drains would burn the leased rows.
 #[test]
 fn service_managers_wait_longer_than_a_stop_takes() {
-    let drain_ms = tombola::config::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
+    let drain_ms = tombola::internals::DEFAULTS.lines().find_map(|l| l.strip_prefix("drain_ms = "));
     let drain_ms: u64 = drain_ms.unwrap().replace('_', "").parse().unwrap();
     for (text, key) in [
         (UNIT, "TimeoutStopSec="),
@@ -152,7 +152,7 @@ fn understood(mut command: Command) {
 
 #[test]
 fn the_unit_does_not_restart_after_errors_that_need_an_operator() {
-    use tombola::commands::Exit;
+    use tombola::Exit;
     let line = UNIT.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
     let found: Vec<u8> = line.unwrap().split(' ').map(|code| code.parse().unwrap()).collect();
     assert_eq!(found, [Exit::Settings as u8, Exit::Folder as u8, Exit::Lost as u8]);

@@ -17,13 +17,13 @@ use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressS
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::runtime::Runtime;
-use tombola::commands::Exit;
-use tombola::config::{Config, Location, Mode, Overrides, PoolConfig};
-use tombola::fleet::{Fleet, Membership};
-use tombola::folder::{Folder, PoolFiles, PoolPaths, ShardFiles};
-use tombola::ledger::Ledger;
-use tombola::refill::{Built, Refill, build};
-use tombola::{shard, sqlite};
+use tombola::Exit;
+use tombola::internals::Ledger;
+use tombola::internals::fleet::{Fleet, Membership};
+use tombola::internals::refill::{Built, Refill, build};
+use tombola::internals::{Config, Location, Mode, Overrides, PoolConfig};
+use tombola::internals::{Folder, PoolFiles, PoolPaths, ShardFiles};
+use tombola::internals::{shard, sqlite};
 
 /// Fills every missing or empty shard with numbers that the ledger does not have. Shards that still
 /// have numbers are not changed.
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    tombola::telemetry::init(tombola::telemetry::LogFormat::Text);
+    tombola::internals::telemetry::init(tombola::internals::telemetry::LogFormat::Text);
     sqlite::check_version().map_err(anyhow::Error::msg)?;
     let config = Config::load(&Overrides {
         location: arguments.location,

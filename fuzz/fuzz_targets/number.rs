@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tombola::space::{DECIMALS_MAX, INTEGER_MAX, Space};
+use tombola::internals::{DECIMALS_MAX, INTEGER_MAX, Space};
 
 fuzz_target!(|input: (u8, &str, &str, &str)| {
     let (decimals, min, max, text) = input;

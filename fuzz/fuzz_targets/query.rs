@@ -4,8 +4,8 @@
 use std::num::NonZeroU32;
 
 use libfuzzer_sys::fuzz_target;
-use tombola::config::PoolName;
-use tombola::http::parse_query;
+use tombola::internals::PoolName;
+use tombola::internals::parse_query;
 
 fuzz_target!(|query: &str| {
     let pools = ["float", "int", "ticket"].map(|name| PoolName::new(name).expect("a name"));

@@ -47,14 +47,12 @@ impl Exit {
     ];
 
     /// Returns the table as text for people.
-    #[must_use]
     pub fn table() -> String {
         let line = |(exit, meaning): &(Self, &str)| format!("  {:>3}  {meaning}", *exit as u8);
         format!("Exit codes:\n{}", Self::ALL.each_ref().map(line).join("\n"))
     }
 
     /// Returns the exit code for an error of any command.
-    #[must_use]
     pub fn of(error: &anyhow::Error) -> Self {
         if let Some(said) = error.downcast_ref::<Ended>() {
             said.exit

@@ -143,7 +143,6 @@ impl Gate {
 
     /// Waits until a step of the fence covers this lease, which is committed. Returns whether its rows may be
     /// handed out: they may not if the gatekeeper has ended, because it was stopped or the fence is lost.
-    #[must_use]
     pub async fn pass(&self, lease: Lease) -> bool {
         let (reply, passed) = oneshot::channel();
         self.passes.send(Pass { lease, reply }).await.is_ok() && passed.await.is_ok()

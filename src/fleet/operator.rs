@@ -26,7 +26,7 @@ const READINGS_MAX: usize = 10;
 
 /// The content of the store for one space.
 #[derive(Debug)]
-pub struct Overview {
+pub(crate) struct Overview {
     /// The space's UUID, if the store has a space of that name.
     pub space: Option<Uuid>,
     /// The pools that the space has.
@@ -39,7 +39,7 @@ pub struct Overview {
 
 /// An instance's entries in the store.
 #[derive(Debug, Default)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// Steps of its fence.
     pub steps: u64,
     /// Partitions that it holds, in the order of the pools.
@@ -51,7 +51,7 @@ impl Overview {
     ///
     /// # Errors
     /// [`FleetError`] if either can't be read.
-    pub async fn look(config: &FleetConfig, folder: &Path) -> Result<Self, FleetError> {
+    pub(crate) async fn look(config: &FleetConfig, folder: &Path) -> Result<Self, FleetError> {
         let joined =
             JoinedSpace::new(store::open_to_look(&config.store)?, SpaceKeys::new(&config.space));
         let JoinedSpace { store, keys, .. } = &joined;
@@ -86,7 +86,7 @@ impl Overview {
     }
 
     /// Returns how many partitions of a pool no instance holds. `pool` is its position among the pools.
-    pub fn free(&self, pool: usize) -> usize {
+    pub(crate) fn free(&self, pool: usize) -> usize {
         PARTITIONS - self.instances.values().map(|holder| holder.partitions[pool]).sum::<usize>()
     }
 }
@@ -119,7 +119,7 @@ async fn look_at_folder(
 
 /// The entries that were put back.
 #[derive(Debug, Default)]
-pub struct Reseeded {
+pub(crate) struct Reseeded {
     /// How many partitions of each pool were put back.
     pub partitions: BTreeMap<PoolName, usize>,
     /// The step that the fence was moved to, if it was behind.
@@ -133,7 +133,7 @@ pub struct Reseeded {
 /// # Errors
 /// [`FleetError::Lost`] with [`Lost::Stale`] if the store is ahead of the folder,
 /// [`FleetError::Taken`] if another instance holds a partition that this folder has drawn from.
-pub async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
+pub(crate) async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
     let store = store::open(&config.store)?;
     let name = config.space.to_string();
     let Some(record) = read_record(folder.path(), &name)? else {

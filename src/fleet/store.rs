@@ -34,7 +34,8 @@ pub struct FleetStoreError {
 }
 
 /// The reply to a request.
-pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, FleetStoreError>> + Send + 'a>>;
+pub(crate) type Reply<'a, T> =
+    Pin<Box<dyn Future<Output = Result<T, FleetStoreError>> + Send + 'a>>;
 
 /// A store, connected or about to be.
 pub trait FleetStore: Debug + Send + Sync {
@@ -80,7 +81,7 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn FleetStore>, FleetStoreError
 }
 
 /// Opens the store of these settings for reading: a file is neither created nor changed.
-pub fn open_to_look(config: &StoreConfig) -> Result<Arc<dyn FleetStore>, FleetStoreError> {
+pub(crate) fn open_to_look(config: &StoreConfig) -> Result<Arc<dyn FleetStore>, FleetStoreError> {
     open_for(config, Access::Look)
 }
 

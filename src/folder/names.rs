@@ -13,13 +13,13 @@ use crate::config::{Mode, PoolName};
 use crate::files::{self, FileError};
 
 /// The only file of the modes simple and json.
-pub const JSON_STORE: &str = "used_numbers.json";
+pub(crate) const JSON_STORE: &str = "used_numbers.json";
 
 /// The only file of the mode sqlite.
-pub const TABLE_STORE: &str = "random_numbers.db";
+pub(crate) const TABLE_STORE: &str = "random_numbers.db";
 
 /// The folder's record of its place in a fleet.
-pub const FLEET_RECORD: &str = "fleet.json";
+pub(crate) const FLEET_RECORD: &str = "fleet.json";
 
 /// Part of the folder in a clone of the repository. It contains no numbers.
 pub(super) const README: &str = "README.md";
@@ -33,7 +33,7 @@ pub struct PoolPaths {
 
 /// The contents of a folder according to the file names alone.
 #[derive(Debug, Default)]
-pub struct Survey {
+pub(crate) struct Survey {
     /// Each pool that has a ledger or a shard, with the shards that have a file.
     pub pools: BTreeMap<PoolName, BTreeSet<ShardIndex>>,
     /// The store of a mode below sharded.
@@ -45,10 +45,7 @@ pub struct Survey {
 }
 
 /// Sorts the files of a folder by their names.
-///
-/// # Errors
-/// Returns [`FileError`].
-pub fn survey(folder: &Path) -> Result<Survey, FileError> {
+pub(crate) fn survey(folder: &Path) -> Result<Survey, FileError> {
     let mut survey = Survey::default();
     for name in files::list(folder)? {
         if let Some((pool, index)) = parse_shard_file(&name) {
@@ -81,58 +78,47 @@ pub fn survey(folder: &Path) -> Result<Survey, FileError> {
 
 impl PoolPaths {
     /// Returns the paths of a pool in a folder.
-    #[must_use]
     pub fn new(folder: &Path, pool: &PoolName) -> Self {
         Self { folder: folder.to_owned(), pool: pool.clone() }
     }
 
     /// Returns the pool.
-    #[must_use]
     pub fn pool(&self) -> &PoolName {
         &self.pool
     }
 
     /// Returns the folder that contains all of the files.
-    #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Returns the path of `used_numbers_<pool>.db`.
-    #[must_use]
     pub fn ledger(&self) -> PathBuf {
         self.folder.join(format!("used_numbers_{}.db", self.pool))
     }
 
     /// Returns the name `<pool>_shard_<i>.db`, which responses contain as well.
-    #[must_use]
     pub fn shard_name(&self, shard: ShardIndex) -> String {
         format!("{}_shard_{}.db", self.pool, shard.0)
     }
 
     /// Returns the path of the file that is served.
-    #[must_use]
     pub fn live(&self, shard: ShardIndex) -> PathBuf {
         self.folder.join(self.shard_name(shard))
     }
 
     /// Returns the path of the next generation, which is complete and in the ledger.
-    #[must_use]
     pub fn standby(&self, shard: ShardIndex) -> PathBuf {
         self.folder.join(format!("{}.next", self.shard_name(shard)))
     }
 
     /// Returns the path of a generation that is being built.
-    #[must_use]
     pub fn unfinished(&self, shard: ShardIndex) -> PathBuf {
         self.folder.join(format!("{}.tmp", self.shard_name(shard)))
     }
 
     /// Moves the standby generation into the place of the live file, which must be used up and closed if it
     /// exists. Can be repeated after an error.
-    ///
-    /// # Errors
-    /// Returns [`FileError`].
     pub fn install_standby(&self, shard: ShardIndex) -> Result<(), FileError> {
         let (live, standby) = (self.live(shard), self.standby(shard));
         if files::length_bytes(&standby)?.is_some() {
@@ -149,9 +135,6 @@ impl PoolPaths {
 
     /// Renames a file that can't be trusted, with its logs, so that it is kept for inspection but never
     /// served. Returns its new path.
-    ///
-    /// # Errors
-    /// Returns [`FileError`].
     pub fn set_aside(&self, file: &Path) -> Result<PathBuf, FileError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let aside = files::beside(file, &format!(".damaged-{}", now.as_millis()));

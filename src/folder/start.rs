@@ -31,7 +31,7 @@ struct Found {
 
 /// The ledger's records of one shard.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub(crate) struct Known {
     ledger_id: Uuid,
     pool: PoolName,
     index: ShardIndex,
@@ -74,10 +74,7 @@ enum File {
 
 impl Known {
     /// Reads the ledger's records of a shard and of the batches that its files name.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
-    pub fn of(
+    pub(crate) fn of(
         ledger: &Ledger,
         pool: &PoolName,
         index: ShardIndex,
@@ -139,7 +136,7 @@ impl Known {
     ///
     /// # Errors
     /// Returns the reason and what to do, if the ledger does not expect it.
-    pub fn expects(&self, label: &Label) -> Result<(), String> {
+    pub(crate) fn expects(&self, label: &Label) -> Result<(), String> {
         self.has(label)?;
         if label.pool != self.pool || label.index != self.index {
             return Err(format!(
@@ -159,7 +156,7 @@ impl Known {
     ///
     /// # Errors
     /// Returns the reason and what to do, if the file is not current.
-    pub fn is_current(
+    pub(crate) fn is_current(
         &self,
         live: &Label,
         token: Token,
@@ -271,7 +268,11 @@ pub(super) fn open_shard(
 ///
 /// # Errors
 /// Returns [`FolderError`] if a file can't be read or renamed.
-pub fn adopt(paths: &PoolPaths, ledger: &Ledger, index: ShardIndex) -> Result<bool, FolderError> {
+pub(crate) fn adopt(
+    paths: &PoolPaths,
+    ledger: &Ledger,
+    index: ShardIndex,
+) -> Result<bool, FolderError> {
     let Some(found) = content(paths.unfinished(index), shard::read_label)? else {
         return Ok(false);
     };

@@ -28,15 +28,11 @@ pub struct Drawn {
 
 impl Ledger {
     /// Returns the value's hash under the ledger's key, for a [`Tally`].
-    #[must_use]
     pub fn hash(&self, value: Value) -> u64 {
         self.state.strata.key().hash(value)
     }
 
     /// Returns the batch that the value belongs to, or `None` if the value is not in the ledger.
-    ///
-    /// # Errors
-    /// Returns [`LedgerError`].
     pub fn batch_of(&self, value: Value) -> Result<Option<BatchId>, LedgerError> {
         let Some(stratum) = self.state.strata.stratum(value) else {
             return Ok(None);

@@ -96,13 +96,11 @@ impl Ledger {
 
 impl Draw<'_> {
     /// Returns the batch that this draw adds to the ledger.
-    #[must_use]
     pub fn batch(&self) -> Batch {
         self.batch
     }
 
     /// Returns the values, in random order.
-    #[must_use]
     pub fn values(&self) -> &[Value] {
         &self.values
     }

@@ -15,7 +15,7 @@ use crate::space::{Space, Value};
 use crate::sqlite::{ContentError, rusqlite};
 
 /// The number of partitions in every range. In a range with fewer values, some partitions have none.
-pub const PARTITIONS: usize = 4096;
+pub(crate) const PARTITIONS: usize = 4096;
 
 /// Strata per partition, if each stratum then has at least 256 values. In a smaller range, each partition has
 /// one stratum.
@@ -32,19 +32,16 @@ pub struct StratumKey(SipHasher13);
 
 impl StratumKey {
     /// Draws a fresh key from the operating system.
-    #[must_use]
     pub fn random() -> Self {
         Self::from_bytes(rand::random())
     }
 
     /// Returns the key with these secret bytes.
-    #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(SipHasher13::new_with_key(&bytes))
     }
 
     /// Returns the secret bytes.
-    #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.key()
     }
@@ -232,9 +229,6 @@ impl Tallies {
     }
 
     /// Writes the tallies. They are durable when the caller's transaction commits.
-    ///
-    /// # Errors
-    /// Returns SQLite's error.
     pub(super) fn save(&self, connection: &Connection) -> Result<(), rusqlite::Error> {
         let mut upsert = connection.prepare_cached(UPSERT)?;
         for (stratum, tally) in &self.0 {

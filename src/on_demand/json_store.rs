@@ -22,7 +22,7 @@ const FORMAT: &str = "tombola used numbers, version 1";
 
 /// The file and its content.
 #[derive(Debug)]
-pub struct JsonStore {
+pub(crate) struct JsonStore {
     path: PathBuf,
     /// The pools of the settings, in their order; then those that only the file has.
     pools: Vec<Pool>,

@@ -26,7 +26,6 @@ impl ShardState {
     pub const ALL: [Self; 4] = [Self::InRotation, Self::Refilling, Self::Depleted, Self::Damaged];
 
     /// Returns the state's name for programs.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InRotation => "in_rotation",
@@ -86,7 +85,6 @@ pub struct Figures {
 
 impl Pool {
     /// Returns the pool's figures.
-    #[must_use]
     pub fn figures(&self) -> Figures {
         // The ledger comes first: values that enter it after this are not in any shard yet.
         let (ledger, issued_before, burned_before) = {
@@ -125,7 +123,6 @@ impl Pool {
     }
 
     /// Returns the numbers ever handed out, as in [`figures`](Self::figures).
-    #[must_use]
     pub fn issued(&self) -> u64 {
         let before = self.books.lock().expect("no holder of it panics").issued_before;
         let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::handed_out)).sum::<u64>();

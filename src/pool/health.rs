@@ -70,14 +70,12 @@ impl Trouble {
 impl Pool {
     /// Returns whether the pool can hand out numbers. A shard that can't lease at the moment stays in
     /// rotation, because of its leased rows.
-    #[must_use]
     pub fn serves(&self) -> bool {
         self.has_orphans.load(Ordering::Relaxed)
             || self.rotation.load().iter().any(|&at| self.slots[at].look(Buffer::can_serve))
     }
 
     /// Returns the pool's health.
-    #[must_use]
     pub fn health(&self) -> PoolHealth {
         let refill_trouble = self.refill_trouble.lock().expect("no holder of it panics").clone();
         let shard_trouble = self.slots.iter().find_map(|slot| slot.trouble());

@@ -1,5 +1,5 @@
-//! What the pool and its refiller tell each other: the shards' levels, the outcomes of refills, and the
-//! ledger's figures. Knows nothing of requests.
+//! The reports between a pool and its refiller: the shards' levels, the outcomes of refills, and the ledger's
+//! figures. Knows nothing of requests.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -60,7 +60,6 @@ impl Outcome {
     pub const ALL: [Self; 2] = [Self::Filled, Self::Failed];
 
     /// Returns the outcome's name for programs.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Filled => "filled",
@@ -82,7 +81,6 @@ pub struct LastRefill {
 
 impl Pool {
     /// Returns the supply of every shard.
-    #[must_use]
     pub fn levels(&self) -> Vec<Level> {
         let level = |slot: &Arc<Slot>| {
             slot.look(|buffer| Level {

@@ -37,7 +37,6 @@ pub struct Taken {
 impl Pool {
     /// Takes one number if a random shard in rotation has one ready. This is the common case, which never
     /// waits.
-    #[must_use]
     pub fn try_take_one(&self) -> Option<(&str, Value)> {
         if self.has_orphans.load(Ordering::Relaxed) {
             return None;

@@ -19,7 +19,7 @@ pub struct Refill {
 
 /// Returns the refills that are due, most urgent first: those of configured shards below the low-water mark
 /// that have no standby. They are small while no shard has numbers or a standby.
-pub fn plan(levels: &[Level], low_water: u64, shard_size: u64) -> Vec<Refill> {
+pub(crate) fn plan(levels: &[Level], low_water: u64, shard_size: u64) -> Vec<Refill> {
     let dry = levels.iter().all(|level| level.left == 0 && !level.standby);
     let rows = if dry { shard_size.min(STARTER_ROWS) } else { shard_size };
     let mut due: Vec<&Level> = levels

@@ -67,7 +67,7 @@ impl ClientTimer {
     }
 }
 
-/// What the requests of one connection have in common.
+/// The parts that all requests of a connection share.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) routes: Routes,

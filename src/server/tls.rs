@@ -13,7 +13,7 @@ use crate::pem::{self, PemError};
 
 /// Why a certificate and its key can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// A file can't be read, or is not PEM.
     #[error(transparent)]
     File(#[from] PemError),
@@ -23,18 +23,10 @@ pub enum TlsError {
         files.key.display(),
         files.cert.display()
     )]
-    Mismatch {
-        /// The files.
-        files: TlsConfig,
-    },
+    Mismatch { files: TlsConfig },
     /// The TLS library rejects them.
     #[error("{} and {}: {source}", files.cert.display(), files.key.display())]
-    Unusable {
-        /// The files.
-        files: TlsConfig,
-        /// The library's error.
-        source: rustls::Error,
-    },
+    Unusable { files: TlsConfig, source: rustls::Error },
 }
 
 /// The certificate that new connections get.

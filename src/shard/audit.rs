@@ -17,7 +17,7 @@ const PROBLEMS_MAX: usize = 10;
 
 /// The result of reading a whole shard file.
 #[derive(Clone, Debug)]
-pub struct Audit {
+pub(crate) struct Audit {
     /// The file's label.
     pub label: Label,
     /// Rows that can still be leased.
@@ -42,7 +42,7 @@ struct Block {
 ///
 /// # Errors
 /// Returns [`ShardError`] if the file is not a shard, or can't be read to its end.
-pub fn audit(
+pub(crate) fn audit(
     connection: &Connection,
     hash: impl Fn(Value) -> u64,
     report: Report<'_>,
@@ -117,10 +117,10 @@ fn check_block(
 }
 
 /// Calls `with` for each value of the file.
-///
-/// # Errors
-/// Returns [`ShardError`].
-pub fn each_value(connection: &Connection, mut with: impl FnMut(Value)) -> Result<(), ShardError> {
+pub(crate) fn each_value(
+    connection: &Connection,
+    mut with: impl FnMut(Value),
+) -> Result<(), ShardError> {
     let mut select = connection.prepare(SELECT_ALL)?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
@@ -130,10 +130,7 @@ pub fn each_value(connection: &Connection, mut with: impl FnMut(Value)) -> Resul
 }
 
 /// Returns the values that are in more than one row, up to `limit`.
-///
-/// # Errors
-/// Returns [`ShardError`].
-pub fn twice(connection: &Connection, limit: usize) -> Result<Vec<Value>, ShardError> {
+pub(crate) fn twice(connection: &Connection, limit: usize) -> Result<Vec<Value>, ShardError> {
     let mut select = connection.prepare(SELECT_TWICE)?;
     let values = select.query_map([limit], |row| row.get(0).map(Value))?;
     Ok(values.collect::<Result<_, _>>()?)

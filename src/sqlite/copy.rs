@@ -17,20 +17,14 @@ const COPY_PAGES: c_int = 4096;
 const COPY_RETRY: Duration = Duration::from_millis(10);
 
 /// Fixes the connection's view to what is committed now, whatever other connections write.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn begin_snapshot(connection: &Connection) -> Result<(), Error> {
+pub(crate) fn begin_snapshot(connection: &Connection) -> Result<(), Error> {
     connection.execute_batch("BEGIN")?;
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
 }
 
 /// Copies the [snapshot](begin_snapshot) page by page to an empty file, which the caller syncs. Returns
 /// whether the copy is complete: it is not if `go_on` returned false.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
+pub(crate) fn copy(from: &Connection, to: &Path, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
     let mut to = open_for_build(to)?;
     let copy = Backup::new(from, &mut to)?;
     // The snapshot is held throughout. Without it, each commit of another connection would restart the copy.

@@ -7,7 +7,7 @@ use super::{Checkpoint, Secured, checkpoint, prepare};
 
 /// A failed operation on a connection.
 #[derive(Debug, thiserror::Error)]
-pub enum DatabaseError {
+pub(crate) enum DatabaseError {
     /// SQLite's own error.
     #[error(transparent)]
     Sqlite(#[from] Error),
@@ -19,16 +19,13 @@ pub enum DatabaseError {
 /// The connection to one live file, usable from async code. Work runs on the blocking threads, one piece at a
 /// time.
 #[derive(Debug)]
-pub struct Database {
+pub(crate) struct Database {
     connection: Object,
 }
 
 impl Database {
-    /// Opens a file for use. See [`Fresh`].
-    ///
-    /// # Errors
-    /// Returns SQLite's error, or [`DatabaseError::Aborted`].
-    pub async fn open(log: &Secured) -> Result<Self, DatabaseError> {
+    /// Opens a file for use. See [`Fresh`](super::Fresh).
+    pub(crate) async fn open(log: &Secured) -> Result<Self, DatabaseError> {
         let mut config = Config::new(log.path());
         config.pool = Some(PoolConfig::new(1));
         let pool = config
@@ -62,7 +59,7 @@ impl Database {
     ///
     /// # Errors
     /// Returns [`DatabaseError::Aborted`] if the work panicked.
-    pub async fn call<R: Send + 'static>(
+    pub(crate) async fn call<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> R + Send + 'static,
     ) -> Result<R, DatabaseError> {
@@ -76,7 +73,7 @@ impl Database {
     ///
     /// # Errors
     /// Returns SQLite's error. The connection is closed in any case.
-    pub async fn close(self) -> Result<(), DatabaseError> {
+    pub(crate) async fn close(self) -> Result<(), DatabaseError> {
         self.call(|connection| {
             // Dropping the pool's object would close the file at some later time.
             let open = std::mem::replace(connection, Connection::open_in_memory()?);

@@ -1,4 +1,4 @@
-//! What an error of SQLite means for the file.
+//! The meaning of SQLite's errors for the file.
 
 use std::path::Path;
 
@@ -22,8 +22,7 @@ pub enum Fault {
 }
 
 /// Returns what SQLite's error means for the file.
-#[must_use]
-pub fn fault(error: &Error) -> Fault {
+pub(crate) fn fault(error: &Error) -> Fault {
     let Error::SqliteFailure(failure, _) = error else {
         // A value's type differs from its column's, or a row is missing.
         return Fault::Content;
@@ -53,19 +52,17 @@ pub fn fault(error: &Error) -> Fault {
 ///
 /// # Errors
 /// Returns an error if the disk can't read them. SQLite's verdict on the content then proves nothing.
-pub fn read_through(path: &Path) -> Result<(), files::FileError> {
+pub(crate) fn read_through(path: &Path) -> Result<(), files::FileError> {
     files::read_through(path)?;
     files::read_through(&wal_of(path))
 }
 
 /// Returns whether the error is a full disk.
-#[must_use]
-pub fn is_full(error: &Error) -> bool {
+pub(crate) fn is_full(error: &Error) -> bool {
     matches!(error, Error::SqliteFailure(failure, _) if is_full_code(failure))
 }
 
 /// Returns whether SQLite's code stands for a full disk.
-#[must_use]
-pub fn is_full_code(failure: &ffi::Error) -> bool {
+pub(crate) fn is_full_code(failure: &ffi::Error) -> bool {
     failure.code == ErrorCode::DiskFull
 }

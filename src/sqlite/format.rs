@@ -9,7 +9,7 @@ use crate::files;
 
 /// The identification of one of our file formats.
 #[derive(Debug)]
-pub struct Format {
+pub(crate) struct Format {
     /// The name of the format, with an article.
     pub name: &'static str,
     /// SQLite's `application_id`.
@@ -19,10 +19,7 @@ pub struct Format {
 }
 
 /// Marks a new file with its format.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn mark_format(connection: &Connection, format: &Format) -> Result<(), Error> {
+pub(crate) fn mark_format(connection: &Connection, format: &Format) -> Result<(), Error> {
     connection.pragma_update(None, "application_id", format.application_id)?;
     connection.pragma_update(None, "user_version", format.version)
 }
@@ -35,12 +32,7 @@ pub enum ContentError {
         "it has format {found}, but this program knows {known}: another version of tombola wrote it, and \
          only that version can use it"
     )]
-    OtherVersion {
-        /// The version of the file.
-        found: i64,
-        /// The version of this program.
-        known: i32,
-    },
+    OtherVersion { found: i64, known: i32 },
     /// It is of another kind, or incomplete.
     #[error("{0}")]
     Damaged(String),
@@ -53,10 +45,7 @@ pub enum ContentError {
 }
 
 /// Checks that a file has the right kind and version.
-///
-/// # Errors
-/// Returns [`ContentError`].
-pub fn check_marks(connection: &Connection, format: &Format) -> Result<(), ContentError> {
+pub(crate) fn check_marks(connection: &Connection, format: &Format) -> Result<(), ContentError> {
     if pragma(connection, "application_id")? != i64::from(format.application_id) {
         return Err(ContentError::Damaged(format!("it is not {}", format.name)));
     }
@@ -72,10 +61,7 @@ fn pragma(connection: &Connection, name: &str) -> Result<i64, Error> {
 }
 
 /// Checks that a file has the right kind and version, and that it is not truncated.
-///
-/// # Errors
-/// Returns [`ContentError`].
-pub fn check_format(
+pub(crate) fn check_format(
     path: &Path,
     connection: &Connection,
     format: &Format,
@@ -93,10 +79,7 @@ pub fn check_format(
 
 /// Returns the faults that SQLite finds in the file, up to `limit` sentences. The list is empty if the file
 /// is intact.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn problems(connection: &Connection, limit: usize) -> Result<Vec<String>, Error> {
+pub(crate) fn problems(connection: &Connection, limit: usize) -> Result<Vec<String>, Error> {
     let mut check = connection.prepare(&format!("PRAGMA integrity_check({limit})"))?;
     let mut found: Vec<String> =
         check.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;

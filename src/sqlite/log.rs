@@ -42,15 +42,11 @@ pub struct Fresh(Connection);
 
 impl Found {
     /// Takes the log beside `path`, if there is one.
-    #[must_use]
     pub fn new(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
     /// Makes every commit in the log durable.
-    ///
-    /// # Errors
-    /// Returns [`FileError`].
     pub fn secure(self) -> Result<Secured, FileError> {
         let log = wal_of(&self.0);
         let had_log = files::length_bytes(&log)?.is_some_and(|bytes| bytes > 0);
@@ -72,7 +68,6 @@ impl Secured {
     }
 
     /// Returns whether there was a log.
-    #[must_use]
     pub fn had_log(&self) -> bool {
         self.had_log
     }
@@ -91,7 +86,6 @@ impl Secured {
 
 impl Fresh {
     /// Returns the connection, for an owner that stores it in a field.
-    #[must_use]
     pub fn into_connection(self) -> Connection {
         self.0
     }
@@ -107,10 +101,7 @@ impl Deref for Fresh {
 
 /// Closes a file after its log was written back, and removes the log. If that fails, the log stays for the
 /// next opening.
-///
-/// # Errors
-/// Returns SQLite's error.
-pub fn close(connection: Connection) -> Result<(), Error> {
+pub(crate) fn close(connection: Connection) -> Result<(), Error> {
     keep_log(&connection, false)?;
     connection.close().map_err(|(_, error)| error)
 }

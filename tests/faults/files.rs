@@ -1,11 +1,11 @@
-//! The simulated version of `tombola::files`: the product's operations on whole files, on a
+//! The simulated version of `tombola::internals::files`: the product's operations on whole files, on a
 //! [`Disk`](crate::disk::Disk).
 
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use tombola::files::{Files, Locking, stand_in};
+use tombola::internals::files::{Files, Locking, stand_in};
 
 use crate::disk::{Shared, is_simulated, resolve};
 use crate::medium::{Entry, FileId};

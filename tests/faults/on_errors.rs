@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tombola::pool::{Pool, TakeError};
-use tombola::sqlite;
+use tombola::internals::sqlite;
+use tombola::internals::{Pool, TakeError};
 
 use crate::cuts::survive;
 use crate::disk::{Device, Disk, Fault, Plan};

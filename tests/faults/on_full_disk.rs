@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use tombola::files;
-use tombola::pool::TakeError;
+use tombola::internals::TakeError;
+use tombola::internals::files;
 
 use crate::disk::{Disk, Fault, Plan};
 use crate::product::{

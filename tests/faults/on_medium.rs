@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombola::files::{self, FileError, LockError};
+use tombola::internals::files::{self, FileError, LockError};
 
 use crate::disk::{Disk, Fault, Plan, Shared};
 use crate::medium::{Image, PAGE_BYTES, SECTOR_BYTES};

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use tombola::batch::ShardIndex;
-use tombola::ledger::Ledger;
-use tombola::space::Space;
+use tombola::internals::Ledger;
+use tombola::internals::ShardIndex;
+use tombola::internals::Space;
 
 use crate::cuts::{cut_somewhere, survive};
 use crate::disk::{Device, Disk};

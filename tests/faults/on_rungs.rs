@@ -1,9 +1,9 @@
 //! The store of the mode `sqlite` under failed syncs and power loss.
 
-use tombola::config::{LeaseConfig, PoolConfig, PoolName};
-use tombola::files;
-use tombola::on_demand::{Candidate, OpenError, PoolIndex, Store, TableStore};
-use tombola::space::{Space, Value};
+use tombola::internals::files;
+use tombola::internals::on_demand::{Candidate, OpenError, PoolIndex, Store, TableStore};
+use tombola::internals::{LeaseConfig, PoolConfig, PoolName};
+use tombola::internals::{Space, Value};
 
 use crate::disk::{Disk, Fault, Plan};
 use crate::product::REFILL;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deadpool_sqlite::rusqlite::{self, Connection, ErrorCode, OpenFlags, ffi};
 
-use tombola::files;
+use tombola::internals::files;
 
 use crate::cuts::{cut_somewhere, failures, survive};
 use crate::disk::{Device, Disk, Fault, Plan};

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tombola::config::{LeaseConfig, Mode, PoolConfig, PoolName, RefillConfig};
-use tombola::folder::{Folder, PoolFiles};
-use tombola::pool::{Pool, TakeError};
-use tombola::refill::Refiller;
-use tombola::space::Space;
-use tombola::sqlite;
+use tombola::internals::Space;
+use tombola::internals::refill::Refiller;
+use tombola::internals::sqlite;
+use tombola::internals::{Folder, PoolFiles};
+use tombola::internals::{LeaseConfig, Mode, PoolConfig, PoolName, RefillConfig};
+use tombola::internals::{Pool, TakeError};
 
 use crate::disk::Disk;
 

@@ -1,8 +1,8 @@
 //! A model of the fleet's protocol for stateright. It checks all states of a small fleet: all actions of the
 //! instances, the network and the operators of the disks, in every order. Only files, networks and engines
-//! are simulated; the product's own [rule](tombola::fleet::protocol) decides what a fence proves.
+//! are simulated; the product's own [rule](tombola::internals::fleet::protocol) decides what a fence proves.
 //!
-//! Read it as the specification: [`Fleet::act`] and [`Fleet::befall`] have an arm for each action,
+//! Read it as the specification: [`Fleet::act`] and [`Fleet::occur`] have an arm for each action,
 //! [`Fleet::properties`] has the promises, and each [`Twist`] is a change of the protocol that looks safe and
 //! is not. A process may pause at any time, which is an order in which others act.
 //!
@@ -18,7 +18,7 @@ use stateright::util::HashableHashSet;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use uuid::Uuid;
 
-use tombola::fleet::protocol::{Fence, KnownFence, Standing};
+use tombola::internals::fleet::{Fence, KnownFence, Standing};
 
 /// Machines, each with a folder and a process. They are interchangeable.
 const MACHINES: usize = 3;
@@ -519,7 +519,7 @@ impl Fleet {
         | Action::HandOut(at, _)
         | Action::Reseed(at)) = *action
         else {
-            return self.befall(last.clone(), action);
+            return self.occur(last.clone(), action);
         };
         if matches!(action, Action::Start(_)) {
             return self.start(last, at);
@@ -703,7 +703,7 @@ impl Fleet {
 
     /// Returns the state after an action of the network or of the disks' operators, or `None` if it can't
     /// happen.
-    fn befall(&self, mut state: State, action: &Action) -> Option<State> {
+    fn occur(&self, mut state: State, action: &Action) -> Option<State> {
         match action {
             Action::Deliver(sent) => {
                 state.network.remove(sent);

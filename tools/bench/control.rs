@@ -10,7 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use tombola::sqlite::rusqlite::{Connection, params};
+use tombola::internals::sqlite::rusqlite::{Connection, params};
 
 /// Serves a constant of `length` bytes at `/random` with a bare `axum::serve`, until it is killed.
 pub(crate) fn constant(length: usize) -> anyhow::Result<()> {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use plotters::prelude::*;
-use tombola::batch::{Generation, ShardIndex};
-use tombola::ledger::Ledger;
-use tombola::space::Space;
+use tombola::internals::Ledger;
+use tombola::internals::Space;
+use tombola::internals::{Generation, ShardIndex};
 
 use crate::Plan;
 use crate::report::{Budget, Report, median, short};

@@ -152,7 +152,7 @@ pub(crate) fn is_pool_name(name: &str) -> bool {
 /// Reads a token into the header that proves it. A file, because arguments are visible to all users.
 fn read_token(path: &str) -> anyhow::Result<HeaderValue> {
     let text = std::fs::read_to_string(path).map_err(|error| anyhow!("can't be read: {error}"))?;
-    let credentials = tombola::auth::credentials(&text).map_err(anyhow::Error::msg)?;
+    let credentials = tombola::internals::credentials(&text).map_err(anyhow::Error::msg)?;
     let mut value = HeaderValue::try_from(credentials)?;
     value.set_sensitive(true);
     Ok(value)

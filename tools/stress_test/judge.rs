@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tombola::figures::time;
+use tombola::internals::time;
 
 use crate::args::Args;
 use crate::client::{Failure, Response, WRONG};

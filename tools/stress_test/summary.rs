@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tombola::figures::{thousands, time};
+use tombola::internals::{thousands, time};
 
 use crate::args::Args;
 use crate::judge::Tally;
