@@ -27,17 +27,14 @@ pub enum Denied {
 }
 
 /// Returns a new random token.
-#[must_use]
 pub fn new_token() -> String {
     let mut secret = [0; 32];
     SysRng.try_fill_bytes(&mut secret).expect("the operating system has randomness");
     format!("{PREFIX}{}", hex::encode(secret))
 }
 
-/// Returns the value of `Authorization` for the token in `text`, which contains nothing else.
-///
-/// # Errors
-/// The problem in words, if `text` can't be a token.
+/// Returns the value of `Authorization` for the token in `text`, which contains nothing else. If `text` can't
+/// be a token, the error is the problem in words.
 pub fn credentials(text: &str) -> Result<String, &'static str> {
     let token = text.trim();
     match !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -47,15 +44,11 @@ pub fn credentials(text: &str) -> Result<String, &'static str> {
 }
 
 /// Returns the hash by which a token is recognised.
-#[must_use]
 pub fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
 /// Finds the entry of this token for this scope.
-///
-/// # Errors
-/// [`Denied`].
 pub fn recognise(tokens: &[TokenConfig], token: &[u8], scope: Scope) -> Result<TokenIndex, Denied> {
     let digest = digest(token);
     let (mut known, mut found, mut place) = (Choice::from(0), Choice::from(0), 0);
