@@ -195,6 +195,8 @@ impl Layers {
         let value = match value {
             None | Some(Value::Table(_)) => String::new(),
             Some(_) if may_be_secret(key) => String::new(),
+            // The address of a store may contain a password.
+            Some(Value::String(text)) if text.contains('@') => String::new(),
             Some(Value::String(text)) => format!(" = {text}"),
             Some(value) => format!(" = {value}"),
         };

@@ -173,6 +173,9 @@ fn entries_that_can_t_be_used_are_refused() {
     let variable = ("TOMBOLA_AUTH__TOKENS", "tombola_secret");
     let error = load("", &[variable]).unwrap_err();
     assert!(error.contains("auth.tokens") && !error.contains("secret"), "{error}");
+    let variable = ("TOMBOLA_FLEET__STORE", "postgres://user:secret@host/db");
+    let error = load("", &[variable]).unwrap_err().to_string();
+    assert!(error.contains("fleet") && !error.contains("secret"), "{error}");
 }
 
 #[test]
