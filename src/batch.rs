@@ -54,4 +54,4 @@ impl Tally {
 pub(crate) type Report<'r> = &'r mut dyn FnMut(&'static str, String);
 
 /// Called with the number of values that a draw or build has completed. `Break` stops it.
-pub(crate) type Step<'s> = &'s mut dyn FnMut(u64) -> ControlFlow<()>;
+pub(crate) type Progress<'p> = &'p mut dyn FnMut(u64) -> ControlFlow<()>;

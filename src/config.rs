@@ -74,7 +74,6 @@ pub struct Config {
     pub server: ServerConfig,
     /// The data folder.
     pub dir: PathBuf,
-    /// The pools, by name.
     pub pools: Vec<PoolConfig>,
     /// The authentication.
     pub auth: AuthConfig,

@@ -55,9 +55,7 @@ impl Kind {
 pub struct Event {
     /// Counts up from 1 since the process started.
     pub id: u64,
-    /// The time of the event.
     pub at: SystemTime,
-    /// The kind of the event.
     pub kind: Kind,
     /// The pool, if the event is about one.
     pub pool: Option<PoolName>,

@@ -35,7 +35,7 @@ pub(crate) mod store;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -196,7 +196,7 @@ impl Fleet {
         folder: &Folder,
     ) -> Result<Self, FleetError> {
         let path = folder.path().to_owned();
-        let mut record = read_record(&path, config.space.as_str())?;
+        let mut record = Record::read(&path, config.space.as_str())?;
         let space = JoinedSpace::new(store, SpaceKeys::new(&config.space));
         let uuid = join_space(&space, record.as_ref()).await?;
         let mut notice = None;
@@ -326,20 +326,6 @@ impl Member {
             }
             Agreed::Foreign(found) => Err(self.space.foreign(found)),
         }
-    }
-}
-
-fn read_record(folder: &Path, space: &str) -> Result<Option<Record>, FleetError> {
-    let shown = folder.display().to_string();
-    match Record::read(folder)? {
-        None => Ok(None),
-        Some(Err(problem)) => Err(FleetError::Record { folder: shown, problem }),
-        Some(Ok(record)) if record.space != space => Err(FleetError::OtherSpace {
-            folder: shown,
-            theirs: record.space,
-            ours: space.to_owned(),
-        }),
-        Some(Ok(record)) => Ok(Some(record)),
     }
 }
 

@@ -98,7 +98,6 @@ pub struct Folder {
 pub struct PoolFiles {
     /// The paths of its files.
     pub paths: PoolPaths,
-    /// Its ledger.
     pub ledger: Ledger,
     /// Its shards: at least as many as are configured.
     pub shards: Vec<ShardFiles>,
@@ -107,7 +106,6 @@ pub struct PoolFiles {
 /// The files of a shard, as a start found or recovered them.
 #[derive(Debug)]
 pub struct ShardFiles {
-    /// The shard's index.
     pub index: ShardIndex,
     /// The state of the live file, or `None` if there is no live file.
     pub live: Option<Seen>,
@@ -148,7 +146,6 @@ impl Folder {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
-    /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.path
     }

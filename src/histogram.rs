@@ -67,7 +67,6 @@ pub struct Durations {
 }
 
 impl Durations {
-    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }

@@ -136,7 +136,7 @@ pub enum LedgerError {
          not shrink or change its decimals: use another pool name or another folder"
     )]
     OtherRange { path: PathBuf, ledger: String, configured: String },
-    /// The [`Step`](crate::batch::Step) stopped the draw. Nothing was changed.
+    /// The [`Progress`](crate::batch::Progress) callback stopped the draw. Nothing was changed.
     #[error("the draw was cancelled")]
     Cancelled,
 }

@@ -112,7 +112,6 @@ impl Monitor {
         &self.traffic
     }
 
-    /// Returns the pools.
     pub(crate) fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
     }

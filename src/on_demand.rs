@@ -40,9 +40,7 @@ pub struct PoolIndex(pub usize);
 /// A number that may be fresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// The pool.
     pub pool: PoolIndex,
-    /// The number.
     pub value: Value,
 }
 

@@ -9,7 +9,6 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub(crate) struct PemError {
-    /// The file.
     pub path: PathBuf,
     /// The problem, and what to do about it.
     pub problem: String,

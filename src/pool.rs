@@ -161,7 +161,6 @@ impl Pool {
         workers
     }
 
-    /// Returns the pool's name.
     pub fn name(&self) -> &PoolName {
         &self.name
     }

@@ -188,14 +188,14 @@ impl Refiller {
                 ledger.hold(&held);
             }
             note_burned(&pool, &mut ledger)?;
-            let mut step = |values| {
+            let mut progress = |values| {
                 pool.refill_advanced(refill.shard, values);
                 match stop.is_cancelled() {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 }
             };
-            let built = build(&mut ledger, &paths, &refill, &mut step);
+            let built = build(&mut ledger, &paths, &refill, &mut progress);
             // Also after an error, since a build that was not completed may have committed its draw.
             pool.note_ledger(figures(&ledger));
             let newest = ledger.batches(refill.shard)?.last().map_or(0, |batch| batch.count);

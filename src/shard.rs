@@ -15,7 +15,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step, Token};
+use crate::batch::{Batch, BatchId, Generation, Progress, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
 use crate::space::Value;
@@ -33,8 +33,8 @@ const BLOCK_ROWS: u32 = 256;
 /// lease of 1024 rows writes about ten.
 const LOG_BYTES: u64 = 64 * (4096 + 24) + 32;
 
-/// Rows between two calls of the [`Step`].
-const STEP: usize = 1 << 14;
+/// Rows between two calls of the [`Progress`].
+const REPORTED_ROWS: usize = 1 << 14;
 
 const CREATE: &str = "
     CREATE TABLE shard (
@@ -94,7 +94,7 @@ pub enum ShardError {
     /// The content is inconsistent.
     #[error("{0}")]
     Damaged(String),
-    /// The [`Step`] stopped the build.
+    /// The [`Progress`] stopped the build.
     #[error("the build was cancelled")]
     Cancelled,
 }
@@ -117,11 +117,9 @@ impl ShardError {
 pub struct Label {
     /// The ledger that has its values.
     pub ledger_id: Uuid,
-    /// The pool's name.
     pub pool: PoolName,
     /// The index of the shard in its pool.
     pub index: ShardIndex,
-    /// The generation of the shard.
     pub generation: Generation,
     /// The draw that its values came from.
     pub batch: BatchId,
@@ -150,7 +148,6 @@ impl Label {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     id: u32,
-    /// The number.
     pub value: Value,
 }
 
@@ -194,7 +191,7 @@ pub fn build(
     path: &Path,
     label: &Label,
     values: &[Value],
-    step: Step<'_>,
+    progress: Progress<'_>,
 ) -> Result<(), ShardError> {
     let mut connection = sqlite::open_for_build(path)?;
     let transaction = connection.transaction()?;
@@ -202,7 +199,7 @@ pub fn build(
     transaction.execute_batch(&number_view(label.decimals))?;
     sqlite::mark_format(&transaction, &SHARD_FILE)?;
     write_label(&transaction, label)?;
-    write_numbers(&transaction, values, step)?;
+    write_numbers(&transaction, values, progress)?;
     write_blocks(&transaction, label.batch, values)?;
     transaction.commit()?;
     connection.close().map_err(|(_, error)| error.into())
@@ -339,7 +336,6 @@ impl Shard {
         })
     }
 
-    /// Returns the file's label.
     pub fn label(&self) -> &Label {
         &self.label
     }
@@ -564,16 +560,16 @@ fn write_label(transaction: &Transaction<'_>, label: &Label) -> Result<(), Shard
 fn write_numbers(
     transaction: &Transaction<'_>,
     values: &[Value],
-    step: Step<'_>,
+    progress: Progress<'_>,
 ) -> Result<(), ShardError> {
     let mut ids = 0_i64..;
-    for chunk in values.chunks(STEP) {
+    for chunk in values.chunks(REPORTED_ROWS) {
         for values in chunk.chunks(sqlite::ROWS_AT_ONCE) {
             let rows: Vec<_> =
                 values.iter().zip(&mut ids).map(|(value, id)| [id, value.0]).collect();
             sqlite::insert(transaction, INSERT_NUMBERS, &rows)?;
         }
-        if let ControlFlow::Break(()) = step(chunk.len() as u64) {
+        if let ControlFlow::Break(()) = progress(chunk.len() as u64) {
             return Err(ShardError::Cancelled);
         }
     }

@@ -174,7 +174,6 @@ impl Number {
         Self { text, start }
     }
 
-    /// Returns the text.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.text[self.start..]).expect("only ASCII was pushed in Number::new")
     }

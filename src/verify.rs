@@ -39,7 +39,6 @@ struct Violations {
 /// The sums of a pool's numbers.
 #[derive(Clone, Debug)]
 pub struct PoolSum {
-    /// The pool.
     pub pool: PoolName,
     /// Its range.
     pub space: Space,
@@ -77,7 +76,6 @@ impl Findings {
         }
     }
 
-    /// Returns the number of all violations.
     pub fn violation_count(&self) -> u64 {
         self.violations.values().map(|violations| violations.count).sum()
     }

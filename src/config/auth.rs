@@ -29,9 +29,7 @@ pub enum AuthConfig {
 pub struct TokenConfig {
     /// Its name, for people.
     pub name: TokenName,
-    /// Its scope.
     pub scope: Scope,
-    /// The SHA-256 of its text.
     pub sha256: [u8; 32],
 }
 

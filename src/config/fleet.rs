@@ -35,7 +35,6 @@ const STORE_ALLOWED: &str = "allowed: etcd://HOST:2379,HOST:2379,HOST:2379 or \
 pub struct FleetConfig {
     /// The store through which they agree.
     pub store: StoreConfig,
-    /// The name of the space.
     pub space: SpaceName,
     /// Partitions claimed at a time, 1 to 4096.
     pub claim: usize,
@@ -60,18 +59,15 @@ pub struct StoreConfig {
 pub enum StoreAddress {
     /// Nodes of one etcd cluster, `HOST:PORT`.
     Etcd {
-        /// The user.
         user: Option<String>,
         /// The nodes.
         endpoints: Vec<String>,
     },
     /// A database that speaks PostgreSQL's protocol.
     Postgres {
-        /// The user.
         user: Option<String>,
         /// The hosts, `HOST:PORT`: the one that can be written to is used.
         endpoints: Vec<String>,
-        /// The database.
         database: String,
     },
     /// A SQLite file on another volume of the same machine.
@@ -97,7 +93,6 @@ impl SpaceName {
         is_name(name).then(|| Self(name.to_owned()))
     }
 
-    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

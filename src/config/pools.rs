@@ -50,7 +50,6 @@ impl PoolName {
         fit.then(|| Self(name.to_owned()))
     }
 
-    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

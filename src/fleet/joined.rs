@@ -70,7 +70,6 @@ struct KnownEntries {
 
 /// The entry that the store has, compared with the one that this instance would create.
 pub(super) enum Agreed<T> {
-    /// It is the same.
     Same,
     /// It is a valid one with this content.
     Other(T),

@@ -21,7 +21,6 @@ impl SpaceKeys {
         Self { space: space.clone() }
     }
 
-    /// Returns the name of the space.
     pub(super) fn name(&self) -> &str {
         self.space.as_str()
     }

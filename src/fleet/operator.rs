@@ -14,7 +14,7 @@ use super::joined::{Agreed, JoinedSpace};
 use super::keys::{PoolRecord, SpaceKeys, SpaceRecord};
 use super::protocol::{Fence, KnownFence, Standing};
 use super::record::Record;
-use super::{FleetError, Lost, gate, read_record, store};
+use super::{FleetError, Lost, gate, store};
 use crate::config::{FleetConfig, PoolName};
 use crate::files;
 use crate::folder::{Folder, PoolPaths};
@@ -98,11 +98,11 @@ async fn look_at_folder(
     space: Option<Uuid>,
 ) -> Result<Option<(Uuid, Standing)>, FleetError> {
     for _ in 0..READINGS_MAX {
-        let Some(record) = read_record(folder, config.space.as_str())? else {
+        let Some(record) = Record::read(folder, config.space.as_str())? else {
             return Ok(None);
         };
         let found = joined.fence(record.instance).await?;
-        if read_record(folder, config.space.as_str())?.as_ref() == Some(&record) {
+        if Record::read(folder, config.space.as_str())?.as_ref() == Some(&record) {
             let standing = match space {
                 _ if record.is_stale => Standing::Stale,
                 Some(space) if space == record.space_uuid => record.known.judge(found),
@@ -136,7 +136,7 @@ pub(crate) struct Reseeded {
 pub(crate) async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
     let store = store::open(&config.store)?;
     let name = config.space.to_string();
-    let Some(record) = read_record(folder.path(), &name)? else {
+    let Some(record) = Record::read(folder.path(), &name)? else {
         return Err(FleetError::NoInstance { folder: folder.path().display().to_string() });
     };
     let space = Arc::new(JoinedSpace::new(store, SpaceKeys::new(&config.space)));

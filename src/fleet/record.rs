@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::FleetError;
 use super::protocol::{Fence, KnownFence};
 use crate::batch::{Generation, ShardIndex};
 use crate::config::PoolName;
@@ -19,9 +20,7 @@ const FORMAT: &str = "tombola fleet 1";
 /// The progress of a shard's file when a step of the fence covered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The pool.
     pub pool: PoolName,
-    /// The shard.
     pub shard: ShardIndex,
     /// The shard's generation.
     pub generation: Generation,
@@ -74,30 +73,25 @@ impl Record {
         }
     }
 
-    /// Reads the record of a folder, if it has one. The inner error is the problem with its content.
-    pub(super) fn read(folder: &Path) -> Result<Option<Result<Self, String>>, FileError> {
+    /// Reads the record of a folder of this space, if it has one.
+    pub(super) fn read(folder: &Path, ours: &str) -> Result<Option<Self>, FleetError> {
         let Some(text) = files::read(&path(folder))? else {
             return Ok(None);
         };
-        let read = serde_json::from_slice::<Written>(&text).map_err(|error| error.to_string());
-        Ok(Some(read.and_then(|written| {
-            let Written {
-                format,
-                instance,
-                space,
-                space_uuid,
-                fence,
-                intent,
-                is_stale,
-                pools,
-                shards,
-            } = written;
-            if format != FORMAT {
-                return Err(format!("its format is {format:?}, but this program knows {FORMAT:?}"));
-            }
-            let known = KnownFence { fence, intent };
-            Ok(Self { instance, space, space_uuid, known, is_stale, pools, shards })
-        })))
+        let shown = folder.display().to_string();
+        let unusable = |problem| FleetError::Record { folder: shown.clone(), problem };
+        let Written { format, instance, space, space_uuid, fence, intent, is_stale, pools, shards } =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        if format != FORMAT {
+            let problem = format!("its format is {format:?}, but this program knows {FORMAT:?}");
+            return Err(unusable(problem));
+        }
+        if space != ours {
+            let (folder, ours) = (shown, ours.to_owned());
+            return Err(FleetError::OtherSpace { folder, theirs: space, ours });
+        }
+        let known = KnownFence { fence, intent };
+        Ok(Some(Self { instance, space, space_uuid, known, is_stale, pools, shards }))
     }
 
     /// Saves it in a folder, durably.

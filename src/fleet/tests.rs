@@ -217,7 +217,7 @@ async fn a_clone_is_found_without_a_lease() {
     assert!(first.gate.pass(lease(3)).await);
     first.stop().await;
     idle.stop().await;
-    let record = Record::read(copy.folder.path()).unwrap().unwrap().unwrap();
+    let record = Record::read(copy.folder.path(), "test").unwrap().unwrap();
     assert!(record.is_stale, "the next start knows, whatever the store says then");
 }
 
@@ -518,7 +518,7 @@ async fn what_was_found_stale_stays_so() {
     let store = MemoryStore::default();
     let instance = Instance::new(&store);
     instance.step(1).await;
-    let mut record = Record::read(instance.folder.path()).unwrap().unwrap().unwrap();
+    let mut record = Record::read(instance.folder.path(), "test").unwrap().unwrap();
     record.is_stale = true;
     record.save(instance.folder.path()).unwrap();
     assert!(matches!(instance.join().await, Err(FleetError::Lost(Lost::Stale))));

@@ -82,7 +82,6 @@ impl PoolPaths {
         Self { folder: folder.to_owned(), pool: pool.clone() }
     }
 
-    /// Returns the pool.
     pub fn pool(&self) -> &PoolName {
         &self.pool
     }

@@ -65,7 +65,6 @@ struct Route {
     summary: &'static str,
     description: String,
     parameters: Vec<Parameter>,
-    /// The responses, by status.
     responses: Vec<(StatusCode, Response)>,
     /// The error responses, each with the query that causes it, or the cause in words.
     errors: Vec<(String, ApiError)>,

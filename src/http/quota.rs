@@ -29,7 +29,6 @@ const SWEEP_EVERY: u64 = 10_000;
 /// The owner of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// A token.
     Token(TokenIndex),
     /// An address or a network, see [`Key::of_peer`].
     Network(IpAddr),

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::strata::Tallies;
 use super::{Ledger, LedgerError, State, retire};
-use crate::batch::{Batch, BatchId, Generation, ShardIndex, Step};
+use crate::batch::{Batch, BatchId, Generation, Progress, ShardIndex};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
@@ -29,8 +29,8 @@ const FREE_PER_VALUE: u64 = 2;
 /// Values to draw in one round: 100 MB with the rows of their strata.
 const ROUND: u64 = 1 << 22;
 
-/// Rows between two calls of the [`Step`].
-const STEP: usize = 1 << 14;
+/// Rows between two calls of the [`Progress`].
+const REPORTED_ROWS: usize = 1 << 14;
 
 const INSERT_VALUES: &str = "INSERT INTO used_numbers VALUES";
 const SELECT_NEXT: &str = "SELECT
@@ -63,7 +63,7 @@ impl Ledger {
         shard: ShardIndex,
         live: Option<Generation>,
         count: u64,
-        step: Step<'_>,
+        progress: Progress<'_>,
     ) -> Result<Draw<'_>, LedgerError> {
         let Self { connection, state } = self;
         let path = state.path.clone();
@@ -80,7 +80,7 @@ impl Ledger {
             batch: BatchId(id),
             changed: Tallies::default(),
             fresh: Vec::with_capacity(usize::try_from(count).expect("a shard fits in memory")),
-            step,
+            progress,
         };
         search.find(count)?;
         let Search { changed, fresh: mut values, .. } = search;
@@ -141,7 +141,7 @@ struct Search<'s, 'c> {
     batch: BatchId,
     changed: Tallies,
     fresh: Vec<Value>,
-    step: Step<'s>,
+    progress: Progress<'s>,
 }
 
 impl Search<'_, '_> {
@@ -193,14 +193,14 @@ impl Search<'_, '_> {
         let places = distinct(free, wanted.min(free), &mut self.state.rng);
         let mut places = &*places;
         let mut first = 0;
-        let mut rows = Vec::with_capacity(STEP);
+        let mut rows = Vec::with_capacity(REPORTED_ROWS);
         for &Open { stratum, free } in part {
             let (here, later) =
                 places.split_at(places.partition_point(|&place| place < first + free));
             if !here.is_empty() {
                 self.draw_from_stratum(stratum, here.iter().map(|place| place - first), &mut rows)?;
             }
-            if rows.len() >= STEP {
+            if rows.len() >= REPORTED_ROWS {
                 self.insert(&mut rows)?;
             }
             (places, first) = (later, first + free);
@@ -258,7 +258,7 @@ impl Search<'_, '_> {
     }
 
     fn report(&mut self, done: u64) -> Result<(), LedgerError> {
-        if (self.step)(done).is_break() { Err(LedgerError::Cancelled) } else { Ok(()) }
+        if (self.progress)(done).is_break() { Err(LedgerError::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -82,12 +82,10 @@ impl Strata {
         self.key
     }
 
-    /// Returns the number of strata in a partition.
     pub(super) fn per_partition(&self) -> u64 {
         self.per_partition
     }
 
-    /// Returns the number of strata.
     pub(super) fn count(&self) -> u64 {
         PARTITIONS as u64 * self.per_partition
     }

@@ -75,7 +75,6 @@ pub(super) struct Delivery<R> {
 /// The worker's next task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Open the file.
     Open,
     /// Lease this many rows.
     Lease(usize),

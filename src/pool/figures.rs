@@ -41,7 +41,6 @@ impl ShardState {
 pub struct ShardFigures {
     /// The name of its live file.
     pub name: String,
-    /// Its state.
     pub state: ShardState,
     /// Rows of the live generation that are not handed out.
     pub left: u64,
@@ -55,7 +54,6 @@ pub struct ShardFigures {
     pub last_refill: Option<LastRefill>,
     /// Numbers handed out since the process started.
     pub issued: u64,
-    /// Durations of its leases.
     pub leases: Durations,
 }
 
@@ -75,11 +73,8 @@ pub struct Figures {
     pub drawable: u64,
     /// The partitions, in a fleet.
     pub partitions: Option<Partitions>,
-    /// The ledger's figures.
     pub ledger: LedgerFigures,
-    /// The shards' figures.
     pub shards: Vec<ShardFigures>,
-    /// Durations of refills, by outcome.
     pub refills: [(Outcome, Durations); 2],
 }
 

@@ -14,7 +14,6 @@ use crate::sqlite;
 pub struct PoolHealth {
     /// The number of shards in rotation.
     pub in_rotation: usize,
-    /// The number of shards.
     pub shards: usize,
     /// Whether the pool can hand out numbers.
     pub serves: bool,
@@ -75,7 +74,6 @@ impl Pool {
             || self.rotation.load().iter().any(|&at| self.slots[at].look(Buffer::can_serve))
     }
 
-    /// Returns the pool's health.
     pub fn health(&self) -> PoolHealth {
         let refill_trouble = self.refill_trouble.lock().expect("no holder of it panics").clone();
         let shard_trouble = self.slots.iter().find_map(|slot| slot.trouble());

@@ -14,7 +14,6 @@ use crate::events::Kind;
 /// A shard's supply, for the refiller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// The shard's index.
     pub index: ShardIndex,
     /// The live generation, if there is one.
     pub live: Option<Generation>,
@@ -75,7 +74,6 @@ pub struct LastRefill {
     pub at: SystemTime,
     /// How long it took.
     pub took: Duration,
-    /// Its outcome.
     pub outcome: Outcome,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::batch::{Batch, Step};
+use crate::batch::{Batch, Progress};
 use crate::files::{self, FileError};
 use crate::fleet::store::FleetStoreError;
 use crate::folder::{FolderError, PoolPaths, adopt};
@@ -32,7 +32,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// Returns whether the [`Step`] stopped the build.
+    /// Returns whether the [`Progress`] stopped the build.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Ledger(LedgerError::Cancelled) | Self::Shard(ShardError::Cancelled))
     }
@@ -59,7 +59,7 @@ pub enum Built {
     Exhausted,
 }
 
-/// Builds the next generation of a shard beside the live one, as its standby. `step` counts each value twice:
+/// Builds the next generation of a shard beside the live one, as its standby. `progress` counts each value twice:
 /// when it is drawn and when it is written.
 ///
 /// # Errors
@@ -69,9 +69,9 @@ pub fn build(
     ledger: &mut Ledger,
     paths: &PoolPaths,
     refill: &Refill,
-    step: Step<'_>,
+    progress: Progress<'_>,
 ) -> Result<Built, BuildError> {
-    let built = build_or_adopt(ledger, paths, refill, step);
+    let built = build_or_adopt(ledger, paths, refill, progress);
     if built.as_ref().err().is_none_or(BuildError::spares_ledger)
         // This grows the ledger's file while the disk has space, and frees the log space of a failed draw.
         && let Err(error) = ledger.cut_log()
@@ -86,7 +86,7 @@ fn build_or_adopt(
     ledger: &mut Ledger,
     paths: &PoolPaths,
     refill: &Refill,
-    step: Step<'_>,
+    progress: Progress<'_>,
 ) -> Result<Built, BuildError> {
     if adopt(paths, ledger, refill.shard)? {
         return Ok(Built::Adopted);
@@ -98,7 +98,7 @@ fn build_or_adopt(
         return Ok(Built::Adopted);
     }
     let unfinished = paths.unfinished(refill.shard);
-    let batch = match draw_and_write(ledger, paths, refill, &unfinished, step) {
+    let batch = match draw_and_write(ledger, paths, refill, &unfinished, progress) {
         Ok(Drawn::Committed(batch)) => batch,
         Ok(Drawn::Nothing) => return Ok(Built::Exhausted),
         Err(error) => {
@@ -123,16 +123,16 @@ fn draw_and_write(
     paths: &PoolPaths,
     refill: &Refill,
     unfinished: &Path,
-    step: Step<'_>,
+    progress: Progress<'_>,
 ) -> Result<Drawn, BuildError> {
     let (ledger_id, decimals) = (ledger.id(), ledger.space().decimals());
-    let draw = ledger.draw(refill.shard, refill.live, refill.rows, step)?;
+    let draw = ledger.draw(refill.shard, refill.live, refill.rows, progress)?;
     if draw.values().is_empty() {
         return Ok(Drawn::Nothing);
     }
     let label = Label::new(ledger_id, paths.pool(), decimals, draw.batch());
     files::create(unfinished)?;
-    shard::build(unfinished, &label, draw.values(), step)?;
+    shard::build(unfinished, &label, draw.values(), progress)?;
     files::sync_file(unfinished)?;
     files::sync_folder(paths.folder())?;
     // Invariant: the file is complete and durable before the ledger knows its values, and its name is not

@@ -9,7 +9,6 @@ const STARTER_ROWS: u64 = 1 << 16;
 /// A planned refill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refill {
-    /// The shard's index.
     pub shard: ShardIndex,
     /// The live generation, which stays valid.
     pub live: Option<Generation>,

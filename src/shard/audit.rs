@@ -18,7 +18,6 @@ const PROBLEMS_MAX: usize = 10;
 /// The result of reading a whole shard file.
 #[derive(Clone, Debug)]
 pub(crate) struct Audit {
-    /// The file's label.
     pub label: Label,
     /// Rows that can still be leased.
     pub unused: u64,
