@@ -35,7 +35,7 @@ use utoipa::ToSchema;
 
 pub(crate) use self::guard::Guard;
 use self::openapi::Offer;
-use self::query::Wanted;
+use self::query::{Parameters, Wanted};
 pub(crate) use self::quota::Account;
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
@@ -87,19 +87,24 @@ struct App {
 }
 
 impl App {
-    fn wanted(&self, query: Option<&str>) -> Result<(&Pool, Option<NonZeroU32>), ApiError> {
+    fn wanted(
+        &self,
+        query: Option<&str>,
+        body: Parameters,
+    ) -> Result<(&Pool, Option<NonZeroU32>), ApiError> {
         let pools = self.monitor.pools();
         let names = pools.iter().map(|pool| pool.name());
-        let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query)?;
+        let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query, body)?;
         Ok((&pools[pool], count))
     }
 
     async fn random(
         &self,
-        query: Option<&str>,
+        request: &Request<Bytes>,
         account: Option<&Account>,
     ) -> Result<JsonResponse, ApiError> {
-        let (pool, count) = self.wanted(query)?;
+        let body = Parameters::of_body(request.method(), request.headers(), request.body())?;
+        let (pool, count) = self.wanted(request.uri().query(), body)?;
         quota::charge(account, count)?;
         match count {
             None => one(pool).await,
@@ -163,7 +168,7 @@ impl Routes {
     }
 
     /// Handles a request that came from the address `peer`.
-    pub(crate) async fn handle(&self, mut request: Request<Body>, peer: IpAddr) -> AnyResponse {
+    pub(crate) async fn handle(&self, mut request: Request<Bytes>, peer: IpAddr) -> AnyResponse {
         if !has_host(&request) {
             return not_http();
         }
@@ -175,13 +180,13 @@ impl Routes {
             && request.uri().path() == RANDOM
             && matches!(*request.method(), Method::GET | Method::POST)
         {
-            let response = app.random(request.uri().query(), account.as_ref()).await;
+            let response = app.random(&request, account.as_ref()).await;
             return response.map_or_else(AnyResponse::from, whole);
         }
         if let Some(account) = account {
             request.extensions_mut().insert(account);
         }
-        match self.router.call(request).await {
+        match self.router.call(request.map(Body::from)).await {
             Ok(response) => response.map(Either::Right),
             Err(never) => match never {},
         }
@@ -199,7 +204,7 @@ fn whole(response: JsonResponse) -> AnyResponse {
 }
 
 /// Returns whether a request has exactly one `Host`, which HTTP/1.0 may omit (RFC 9112, section 3.2).
-fn has_host(request: &Request<Body>) -> bool {
+fn has_host(request: &Request<Bytes>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => request.version() < Version::HTTP_11,
@@ -222,7 +227,7 @@ pub fn parse_query(
     count_limit: NonZeroU32,
     query: &str,
 ) -> Result<(usize, Option<NonZeroU32>), String> {
-    query::parse(pools.iter(), Some(count_limit), Some(query))
+    query::parse(pools.iter(), Some(count_limit), Some(query), Parameters::default())
         .map(|wanted| (wanted.pool, wanted.count))
         .map_err(|error| error.to_string())
 }
@@ -301,7 +306,7 @@ async fn probe(
     account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let (pool, count) = app.wanted(query.as_deref())?;
+    let (pool, count) = app.wanted(query.as_deref(), Parameters::default())?;
     quota::probe(account.as_deref(), count)?;
     match pool.health() {
         PoolHealth { serves: false, exhausted: true, shared, .. } => {

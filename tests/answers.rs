@@ -115,6 +115,94 @@ async fn bad_input_is_refused_with_what_is_allowed_and_takes_nothing() {
     server.stop().await;
 }
 
+/// Story: a client sent its parameters as JSON, as to all its other services, and got an `int` instead of three
+/// tickets: the body was ignored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_takes_its_parameters_from_a_json_body() {
+    const JSON: &[(&str, &str)] = &[("content-type", "application/json; charset=utf-8")];
+    let site = Site::new(&Config::new().pool("int", 1, 10, 1, 10).pool("ticket", 1, 10, 1, 10));
+    site.fill().await;
+    let server = site.start().await;
+    let client = server.client();
+    let send = async |method: Method, target: &str, headers: &[(&str, &str)], body: &str| {
+        client.send_body(method, target, headers, body).await.unwrap()
+    };
+
+    let mut tickets = Vec::new();
+    for (target, body) in [
+        ("/random", r#"{"type": "ticket", "count": 3}"#),
+        ("/random?type=ticket", r#"{"count": 2}"#),
+        ("/random?count=1", r#"{"type": "ticket"}"#),
+        ("/random?type=ticket&count=1", "{}"),
+    ] {
+        let answer = send(Method::POST, target, JSON, body).await;
+        assert_eq!(answer.status, 200, "{target} {body}: {}", answer.body);
+        tickets.extend(answer.numbers());
+    }
+    for (target, body, status, code) in [
+        ("/random?count=1", r#"{"count": 1}"#, 400, "unknown_parameter"),
+        ("/random?type=int", r#"{"type": "int"}"#, 400, "unknown_parameter"),
+        ("/random", r#"{"type": "ticket", "colour": "red"}"#, 400, "bad_body"),
+        ("/random", r#"{"count": 1, "count": 2}"#, 400, "bad_body"),
+        ("/random", r#"{"count": "1"}"#, 400, "bad_body"),
+        ("/random", r#"{"count": null}"#, 400, "bad_body"),
+        ("/random", r#"{"count": 1.5}"#, 400, "bad_body"),
+        ("/random", r#"{"type": true}"#, 400, "bad_body"),
+        ("/random", "[]", 400, "bad_body"),
+        ("/random", "{\"count\": 1", 400, "bad_body"),
+        ("/random", r#"{"count": 0}"#, 400, "bad_count"),
+        ("/random", r#"{"type": "nope"}"#, 400, "unknown_type"),
+    ] {
+        let answer = send(Method::POST, target, JSON, body).await;
+        assert_eq!(answer.status, status, "{target} {body}: {}", answer.body);
+        assert_eq!(answer.parse::<Failure>().code, code, "{target} {body}");
+    }
+    for headers in [&[][..], &[("content-type", "application/x-www-form-urlencoded")]] {
+        let answer = send(Method::POST, "/random", headers, "type=ticket").await;
+        assert_eq!((answer.status, &*answer.parse::<Failure>().code), (415, "not_json"));
+    }
+    // The body of a GET has no meaning.
+    let answer = send(Method::GET, "/random?type=ticket&count=1", &[], "type=int").await;
+    tickets.extend(answer.numbers());
+
+    assert_eq!(support::missing(&tickets, 1..=10), 2);
+    assert_eq!(server.drain("int", 1, &[None]).await.len(), 10, "an error took a number");
+    server.stop().await;
+}
+
+/// Story: a browser loaded a link ahead of a click, and the number of that response was shown to no one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefetch_takes_no_number() {
+    for mode in ["sharded", "simple"] {
+        let site = Site::new(
+            &Config::new().pool("int", 1, 4, 1, 4).set("server.mode", format!("'{mode}'")),
+        );
+        let server = site.start().await;
+        for header in
+            [("sec-purpose", "prefetch;prerender"), ("purpose", "Prefetch"), ("x-moz", "prefetch")]
+        {
+            for method in [Method::GET, Method::HEAD, Method::POST] {
+                let answer = server.client().send_with(method, "/random", &[header]).await.unwrap();
+                assert_eq!(answer.status, 403, "{mode} {header:?}: {}", answer.body);
+            }
+        }
+        let header = [("sec-purpose", "something-else")];
+        let taken = eventually("a number", async || {
+            let answer = server.client().send_with(Method::GET, "/random", &header).await.unwrap();
+            (answer.status == 200).then_some(answer)
+        })
+        .await;
+        assert_eq!(taken.numbers().len(), 1, "{mode}");
+        server
+            .client()
+            .send_with(Method::GET, "/health", &[("purpose", "prefetch")])
+            .await
+            .unwrap()
+            .assert_status(200);
+        server.stop().await;
+    }
+}
+
 /// Story: with `[pools.int] enabled = false`, a request without a type got numbers of whichever pool came
 /// first.
 #[tokio::test(flavor = "multi_thread")]

@@ -275,6 +275,7 @@ async fn each_example_is_what_the_server_answers() {
     for (when, header) in [
         ("a web page of another site", ("sec-fetch-site", "cross-site")),
         ("another name in `Host`", ("host", "evil.example")),
+        ("a prefetch of a browser", ("sec-purpose", "prefetch;prerender")),
     ] {
         for example in description.when(|example| example.when == when) {
             let (method, client) = (example.method.clone(), server.client());
@@ -282,6 +283,18 @@ async fn each_example_is_what_the_server_answers() {
             example.assert_answered(&answer);
             answered.insert(example.name());
         }
+    }
+    for example in description.when(|example| example.when.starts_with("the body ")) {
+        let body = example.when.strip_prefix("the body ").unwrap();
+        let header = [("content-type", "application/json")];
+        let sent = server.client().send_body(Method::POST, &example.path, &header, body).await;
+        example.assert_answered(&sent.unwrap());
+        answered.insert(example.name());
+    }
+    for example in description.when(|example| example.when == "a body that is not JSON") {
+        let sent = server.client().send_body(Method::POST, &example.path, &[], "count=1").await;
+        example.assert_answered(&sent.unwrap());
+        answered.insert(example.name());
     }
     server.stop().await;
 
@@ -305,7 +318,9 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_answered(&spent);
         answered.insert(example.name());
     }
-    for example in description.when(|example| [401, 403].contains(&example.status)) {
+    let is_of_token =
+        |example: &Example| example.status == 401 || example.body["code"] == "forbidden";
+    for example in description.when(is_of_token) {
         let wrong = if example.path == "/random" { &observe } else { &draw };
         let header = [("authorization", &*wrong.header())];
         let headers = if example.status == 403 { &header[..] } else { &[] };
@@ -464,7 +479,7 @@ async fn the_description_is_of_this_very_server() {
     let codes = description.examples();
     let codes = codes.iter().filter(|example| [401, 403, 429].contains(&example.status));
     let codes: BTreeSet<_> = codes.map(|example| example.body["code"].as_str().unwrap()).collect();
-    assert_eq!(codes, BTreeSet::from(["cross_site"]));
+    assert_eq!(codes, BTreeSet::from(["cross_site", "prefetch"]));
     server.stop().await;
 
     let token = Token::new("shop", "draw").await;

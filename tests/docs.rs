@@ -208,7 +208,7 @@ fn each_client_waits_as_long_as_it_is_told() {
         let waited = seen[1].0 - seen[0].0;
         assert!(waited >= Duration::from_millis(990), "{name} retried after {waited:?}");
         for (_, head) in seen {
-            assert!(head.starts_with("GET /random?type=float HTTP/1.1"), "{name}: {head}");
+            assert!(head.starts_with("POST /random?type=float HTTP/1.1"), "{name}: {head}");
             let head = head.to_lowercase();
             assert!(head.contains("authorization: bearer tombola_test"), "{name}: {head}");
         }

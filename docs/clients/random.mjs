@@ -9,7 +9,8 @@ export async function draw(url, pool, token) {
   for (let left = TRIES - 1; ; left -= 1) {
     let wait = 1;
     try {
-      const response = await fetch(address, { headers, signal: AbortSignal.timeout(10_000) });
+      const signal = AbortSignal.timeout(10_000);
+      const response = await fetch(address, { method: "POST", headers, signal });
       const text = await response.text();
       if (response.ok) return text.match(/"number":([^,}]+)/)[1];
       if (![429, 503].includes(response.status)) throw new Refused(`${response.status}: ${text}`);

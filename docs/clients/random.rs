@@ -26,7 +26,7 @@ async fn draw(
     token: Option<&str>,
 ) -> anyhow::Result<String> {
     for left in (0..TRIES).rev() {
-        let mut request = client.get(format!("{url}/random")).query(&[("type", pool)]);
+        let mut request = client.post(format!("{url}/random")).query(&[("type", pool)]);
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }

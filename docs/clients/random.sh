@@ -9,7 +9,7 @@ pool=${2:-int}
 # The token goes through standard input because `ps` shows command lines to every user.
 response=$(printf '%s' "${TOMBOLA_TOKEN:+Authorization: Bearer $TOMBOLA_TOKEN}" |
   curl --silent --show-error --fail-with-body --retry 9 --retry-connrefused --max-time 60 \
-    --header @- "$url/random?type=$pool") || { echo "$response" >&2; exit 1; }
+    --request POST --header @- "$url/random?type=$pool") || { echo "$response" >&2; exit 1; }
 
 # Prints the text that the server sent: 5.100000, not 5.1.
 printf '%s\n' "$response" | sed 's/.*"number":\([^,}]*\).*/\1/'

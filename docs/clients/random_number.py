@@ -14,7 +14,8 @@ TRIES = 10
 
 def draw(url: str, pool: str, token: str | None = None) -> str:
     """Returns one number as the text that the server sent: 5.100000, not 5.1."""
-    request = urllib.request.Request(f"{url}/random?{urllib.parse.urlencode({'type': pool})}")
+    query = urllib.parse.urlencode({"type": pool})
+    request = urllib.request.Request(f"{url}/random?{query}", method="POST")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     for left in reversed(range(TRIES)):

@@ -22,6 +22,13 @@ use crate::config::{AuthConfig, Config, Scope, TokenConfig};
 /// The header in which a browser says where a request comes from. A page can neither set nor omit it.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// The headers in which a browser says that it may not show the response: the standard's, and two older ones.
+const PURPOSE: [HeaderName; 3] = [
+    HeaderName::from_static("sec-purpose"),
+    HeaderName::from_static("purpose"),
+    HeaderName::from_static("x-moz"),
+];
+
 /// The checks that a request has to pass.
 #[derive(Debug)]
 pub(crate) struct Guard {
@@ -76,6 +83,9 @@ impl Guard {
         let Some(scope) = scope(path) else {
             return Ok(None);
         };
+        if scope == Scope::Draw && is_speculative(headers) {
+            return Err(ApiError::Prefetch);
+        }
         let token = match &*self.tokens {
             [] => {
                 self.check_origin(headers)?;
@@ -151,6 +161,14 @@ impl Guard {
         host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
             || self.is_of_settings(name_of(authority))
     }
+}
+
+/// Returns whether a browser sent the request ahead of need, in which case the numbers may be lost.
+fn is_speculative(headers: &HeaderMap) -> bool {
+    PURPOSE.iter().any(|name| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.is_some_and(|value| value.to_ascii_lowercase().contains("prefetch"))
+    })
 }
 
 /// Returns `HOST` or `HOST:PORT` without the port.

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
 
 use super::health::{self, PoolHealthBody, Status};
+use super::query::Parameters;
 use super::quota::{self, Account};
 use super::response::{ApiError, json};
 use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
@@ -42,9 +43,9 @@ pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle) -> Router {
 }
 
 impl App {
-    fn pool(&self, query: Option<&str>) -> Result<PoolIndex, ApiError> {
+    fn pool(&self, query: Option<&str>, body: Parameters) -> Result<PoolIndex, ApiError> {
         let names = self.pools.iter().map(|pool| &pool.name);
-        Ok(PoolIndex(query::parse(names, None, query)?.pool))
+        Ok(PoolIndex(query::parse(names, None, query, body)?.pool))
     }
 
     fn can_serve(&self) -> bool {
@@ -56,8 +57,11 @@ async fn random(
     State(app): State<Arc<App>>,
     account: Option<Extension<Account>>,
     RawQuery(query): RawQuery,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> Result<Response, ApiError> {
-    let pool = app.pool(query.as_deref())?;
+    let pool = app.pool(query.as_deref(), Parameters::of_body(&method, &headers, &body)?)?;
     quota::charge(account.as_deref(), None)?;
     let value = app.numbers.draw(pool).await.map_err(|error| match error {
         DrawError::OutOfTries => ApiError::OutOfTries { tries: TRIES_MAX },
@@ -72,7 +76,7 @@ async fn probe(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    app.pool(query.as_deref())?;
+    app.pool(query.as_deref(), Parameters::default())?;
     match app.can_serve() {
         true => Ok(json(StatusCode::OK, &()).map(Body::from)),
         false => Err(ApiError::NotSaved),

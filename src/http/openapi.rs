@@ -6,13 +6,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::{Value as Json, json as json_value};
 use utoipa::ToSchema;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::path::{
     Operation, OperationBuilder, Parameter, ParameterBuilder, ParameterIn,
 };
+use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
+use utoipa::openapi::schema::AdditionalProperties;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
     AllOfBuilder, ComponentsBuilder, ContentBuilder, Header, HeaderBuilder, InfoBuilder,
@@ -22,6 +24,7 @@ use utoipa::openapi::{
 
 use super::guard::{self, Guard};
 use super::health::{self, HealthBody};
+use super::query::Parameters;
 use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
@@ -38,13 +41,15 @@ use crate::traffic::Traffic;
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
     Errors are JSON: `error` is a sentence for people, `code` a word for programs. All other responses \
     are JSON too, except `/metrics` and the pages. Responses are not cached, except the files of `/docs`, \
-    which are cached for an hour. A path that supports `GET` supports `HEAD` too. A request needs no body; \
-    up to 16 KiB of a body are read and ignored.";
+    which are cached for an hour. A path that supports `GET` supports `HEAD` too. Only `POST /random` reads a body; \
+    with other requests, up to 16 KiB of a body are ignored.";
 
 /// A static example, because the figures of this server need a token.
 const METRICS_EXAMPLE: &str = "# HELP tombola_shard_numbers_left Numbers of the live generation that have not been handed out.\n\
     # TYPE tombola_shard_numbers_left gauge\n\
     tombola_shard_numbers_left{pool=\"int\",shard=\"int_shard_0.db\"} 2500000\n";
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The name of the security scheme.
 const TOKEN: &str = "token";
@@ -65,6 +70,7 @@ struct Route {
     summary: &'static str,
     description: String,
     parameters: Vec<Parameter>,
+    body: Option<RequestBody>,
     responses: Vec<(StatusCode, Response)>,
     /// The error responses, each with the query that causes it, or the cause in words.
     errors: Vec<(String, ApiError)>,
@@ -139,7 +145,7 @@ impl Offer<'_> {
     }
 
     fn operation(&self, path: &str, methods: &'static str, method: &str) -> Operation {
-        let Route { summary, description, parameters, responses, mut errors } = match path {
+        let Route { summary, description, parameters, body, responses, mut errors } = match path {
             RANDOM => self.random(method),
             HEALTH => self.health(),
             READY => self.ready(),
@@ -177,6 +183,7 @@ impl Offer<'_> {
             .description(Some(description))
             .operation_id(Some(operation_id))
             .tag(tag(path))
+            .request_body(body)
             .response("431", head_too_large);
         for parameter in parameters {
             operation = operation.parameter(parameter);
@@ -206,8 +213,9 @@ impl Offer<'_> {
             .into_iter()
             .filter_map(|query| {
                 let names = self.pools.iter().map(|pool| pool.name());
-                let read = query::parse(names, Some(self.count_limit), Some(&query[1..]));
-                Some((query.to_owned(), read.err()?))
+                let (limit, query) = (Some(self.count_limit), Some(&query[1..]));
+                let read = query::parse(names, limit, query, Parameters::default());
+                Some((format!("?{}", query?), read.err()?))
             })
             .collect();
         if let Some(burst) = self.burst() {
@@ -239,23 +247,58 @@ impl Offer<'_> {
             ),
             ("demand exceeds the refill rate".to_owned(), ApiError::Refilling),
         ]);
+        errors.push(("a prefetch of a browser".to_owned(), ApiError::Prefetch));
+        if method == "POST" {
+            let body = |body: &str| {
+                let headers = HeaderMap::from_iter([(CONTENT_TYPE, JSON)]);
+                let read = Parameters::of_body(&Method::POST, &headers, body.as_bytes());
+                Some((format!("the body {body}"), read.err()?))
+            };
+            errors.extend(
+                [r#"{"colour":"red"}"#, r#"{"count":-1}"#, "[]"].into_iter().filter_map(body),
+            );
+            errors.push(("a body that is not JSON".to_owned(), ApiError::NotJson));
+        }
         let (summary, description) = match method {
             "HEAD" => (
                 "Get the status of GET without taking a number",
                 "Checks whether there are numbers, without using one up.",
             ),
-            "POST" => {
-                ("Take numbers", "The same as GET, for clients whose GET must not change anything.")
-            }
+            "POST" => (
+                "Take numbers",
+                "The same as GET. The parameters can be in the body, as JSON, or in the URL.",
+            ),
             _ => ("Take numbers", "Returns one number; with `count`, that many or none."),
         };
         Route {
             summary,
             description: description.to_owned(),
-            parameters: vec![self.type_parameter(), self.count_parameter()],
+            // In the description of POST, the parameters are in the body: OpenAPI can't say that each may be in
+            // one of two places.
+            parameters: match method {
+                "POST" => Vec::new(),
+                _ => vec![self.type_parameter(), self.count_parameter()],
+            },
+            body: (method == "POST").then(|| self.body()),
             responses,
             errors,
         }
+    }
+
+    /// Describes the body of `POST /random`, whose properties are the parameters of the URL.
+    fn body(&self) -> RequestBody {
+        let object = [self.type_parameter(), self.count_parameter()].into_iter().fold(
+            ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false))),
+            |object, parameter| match parameter.schema {
+                Some(schema) => object.property(parameter.name, schema),
+                None => object,
+            },
+        );
+        let content = ContentBuilder::new().schema(Some(object)).build();
+        RequestBodyBuilder::new()
+            .description(Some("The parameters, unless they are in the URL."))
+            .content("application/json", content)
+            .build()
     }
 
     fn type_parameter(&self) -> Parameter {
@@ -448,6 +491,7 @@ fn docs_file() -> Route {
         summary: "The files of the page",
         description: "Styles and scripts, compressed with gzip where that saves space.".to_owned(),
         parameters: vec![file.build()],
+        body: None,
         responses: vec![(StatusCode::OK, media("The file.", "*/*"))],
         errors: vec![("/docs/nothing".to_owned(), ApiError::UnknownPath)],
     }

@@ -1,6 +1,12 @@
-//! Parses `?type=…&count=…` into a pool and a count. Pure.
+//! Parses the parameters of a request, `?type=…&count=…` or the same as JSON in the body of a POST, into a pool
+//! and a count. Pure.
 
+use std::borrow::Cow;
 use std::num::NonZeroU32;
+
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Method};
+use serde::{Deserialize, Deserializer};
 
 use super::response::ApiError;
 use crate::config::PoolName;
@@ -17,18 +23,62 @@ pub(super) struct Wanted {
     pub(super) count: Option<NonZeroU32>,
 }
 
-/// Parses a query string. Without a `count_limit`, the parameter `count` is not allowed.
+/// The parameters in a body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+pub(super) struct Parameters {
+    #[serde(rename = "type", default, deserialize_with = "not_null")]
+    type_: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
+    count: Option<u64>,
+}
+
+/// Deserializes a parameter that is given, and refuses `null`.
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+impl Parameters {
+    /// Reads the body of a POST. Other methods have no parameters in their body.
+    pub(super) fn of_body(
+        method: &Method,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
+        if body.is_empty() || method != Method::POST {
+            return Ok(Self::default());
+        }
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+        if !media_type.trim().eq_ignore_ascii_case("application/json") {
+            return Err(ApiError::NotJson);
+        }
+        serde_json::from_slice(body)
+            .map_err(|error| ApiError::BadBody { problem: error.to_string() })
+    }
+}
+
+/// Parses a query string and the parameters of the body. Without a `count_limit`, the parameter `count` is not
+/// allowed.
 ///
 /// # Errors
-/// A [`ApiError`] that says what is allowed.
+/// An [`ApiError`] that says what is allowed.
 pub(super) fn parse<'p>(
     pools: impl Iterator<Item = &'p PoolName> + Clone,
     count_limit: Option<NonZeroU32>,
     query: Option<&str>,
+    body: Parameters,
 ) -> Result<Wanted, ApiError> {
     let (mut type_, mut count) = (None, None);
     let allowed = if count_limit.is_some() { "type, count" } else { "type" };
-    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+    let in_body: [Option<(Cow<'_, str>, Cow<'_, str>)>; 2] = [
+        body.type_.map(|type_| ("type".into(), type_.into())),
+        body.count.map(|count| ("count".into(), count.to_string().into())),
+    ];
+    let in_query = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    for (name, value) in in_body.into_iter().flatten().chain(in_query) {
         let parameter = match &*name {
             "type" => &mut type_,
             "count" if count_limit.is_some() => &mut count,

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use crate::config::Scope;
 
-/// The largest request body, in bytes. No route reads a body, but some clients send one out of habit.
+/// The largest request body, in bytes. Only `POST /random` uses its body, which may hold two parameters.
 pub(crate) const BODY_MAX: usize = 16 * 1024;
 
 /// Bytes of a static body that are copied for a connection at a time: as many as a connection buffers before
@@ -92,6 +92,14 @@ pub(crate) enum ApiError {
         "The body is larger than {limit} bytes. Send the parameters in the URL, without a body."
     )]
     BodyTooLarge { limit: usize },
+    #[error("The body is not valid: {problem}. Allowed: a JSON object with type and count.")]
+    BadBody { problem: String },
+    #[error(
+        "The body is not JSON. Send it with Content-Type: application/json, or without a body."
+    )]
+    NotJson,
+    #[error("A prefetch takes no numbers. Send a request that is not speculative.")]
+    Prefetch,
 }
 
 /// A machine-readable word for the error. `out_of_tries` and `not_saved` occur only in the modes below sharded.
@@ -113,6 +121,9 @@ pub(super) enum Code {
     NotFound,
     MethodNotAllowed,
     BodyTooLarge,
+    BadBody,
+    NotJson,
+    Prefetch,
 }
 
 impl ApiError {
@@ -161,6 +172,17 @@ impl ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::BodyTooLarge,
                 "Send no body: no path needs one.",
+            ),
+            Self::BadBody { .. } => (StatusCode::BAD_REQUEST, Code::BadBody, NAMED),
+            Self::NotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                Code::NotJson,
+                "Send the parameters as JSON, or in the URL.",
+            ),
+            Self::Prefetch => (
+                StatusCode::FORBIDDEN,
+                Code::Prefetch,
+                "Request numbers when they are needed, not ahead of a click.",
             ),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Bytes, HttpBody};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -154,27 +154,27 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Result<AnyResponse, axum::BoxError> {
     let (head, body) = request.into_parts();
-    let is_read = body.is_end_stream() || read_away(body).await?;
+    let body = if body.is_end_stream() { Some(Bytes::new()) } else { read(body).await? };
     let route = Route::of(head.uri.path());
     let asked = Instant::now();
     context.timer.pause();
-    let response = match is_read {
-        true => context.routes.handle(Request::from_parts(head, Body::empty()), context.peer).await,
-        false => ApiError::BodyTooLarge { limit: BODY_MAX }.into(),
+    let response = match body {
+        Some(body) => context.routes.handle(Request::from_parts(head, body), context.peer).await,
+        None => ApiError::BodyTooLarge { limit: BODY_MAX }.into(),
     };
     let took = context.timer.restart() - asked;
     context.counts.answered(route, response.status().as_u16(), took);
     Ok(response)
 }
 
-/// Reads and drops the body. Returns false if it is too large, in which case it is not read to its end.
-async fn read_away(body: Incoming) -> Result<bool, axum::BoxError> {
+/// Reads the body. Returns `None` if it is too large, in which case it is not read to its end.
+async fn read(body: Incoming) -> Result<Option<Bytes>, axum::BoxError> {
     if body.size_hint().lower() > BODY_MAX as u64 {
-        return Ok(false);
+        return Ok(None);
     }
     match Limited::new(body, BODY_MAX).collect().await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is::<LengthLimitError>() => Ok(false),
+        Ok(body) => Ok(Some(body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -1,6 +1,7 @@
 //! The stores that a test can be run on.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -91,13 +92,18 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
     assert!(copied.success(), "cp -r {} {}", from.display(), to.display());
 }
 
-/// Replaces the files of one folder with those of another.
+/// Replaces the files of one folder with those of another. A running instance uses one of them, and may remove
+/// the journal of a step at any moment.
 fn replace_folder(from: &Path, to: &Path) {
+    let unless_gone = |done: io::Result<()>| match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        done => done.unwrap(),
+    };
     for file in fs::read_dir(to).unwrap() {
-        fs::remove_file(file.unwrap().path()).unwrap();
+        unless_gone(fs::remove_file(file.unwrap().path()));
     }
     for file in fs::read_dir(from).unwrap() {
         let file = file.unwrap();
-        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        unless_gone(fs::copy(file.path(), to.join(file.file_name())).map(drop));
     }
 }

@@ -528,7 +528,21 @@ impl Client {
         target: &str,
         headers: &[(&str, &str)],
     ) -> reqwest::Result<Answer> {
+        self.send_body(method, target, headers, "").await
+    }
+
+    /// Sends a request with these headers and this body, and checks the response in the same way.
+    pub(crate) async fn send_body(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> reqwest::Result<Answer> {
         let mut request = self.http.request(method, format!("{}{target}", self.url));
+        if !body.is_empty() {
+            request = request.body(body.to_owned());
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
