@@ -434,7 +434,7 @@ fn write_shard(path: &Path, shard: ShardIndex, values: &[Value]) -> Result<()> {
     let pool = PoolName::new("int").expect("a valid name");
     let label = Label::new(Uuid::nil(), &pool, space().decimals(), batch);
     files::create(path)?;
-    shard::build(path, &label, values, &mut |_| ControlFlow::Continue(()))?;
+    shard::build(path, &label, &space(), values, &mut |_| ControlFlow::Continue(()))?;
     Ok(files::sync_file(path)?)
 }
 

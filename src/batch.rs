@@ -11,7 +11,7 @@ pub struct ShardIndex(pub u16);
 pub struct Generation(pub i64);
 
 /// The number of a draw from a ledger, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchId(pub i64);
 
 /// Identifies the last opening of a shard's live file. It is drawn at random at each start and noted in the

@@ -4,6 +4,7 @@ mod backup;
 mod check_config;
 mod client;
 mod exit;
+mod export;
 mod fleet;
 mod health;
 mod serve;
@@ -61,6 +62,8 @@ enum Command {
     Backup(backup::Flags),
     /// Checks that a data folder is whole and can't repeat a number; its server must not be running
     Verify(verify::Flags),
+    /// Writes the numbers or codes of a pool, one a line; its server must not be running
+    Export(export::Flags),
     /// Prints a script that makes a shell complete the commands and flags of tombola
     Completions(shell::CompletionFlags),
     /// Prints the manual page, or writes one for each command
@@ -82,6 +85,7 @@ impl Arguments {
             Command::Fleet(command) => fleet::run(command),
             Command::Backup(flags) => backup::run(flags),
             Command::Verify(flags) => verify::run(flags),
+            Command::Export(flags) => export::run(flags),
             Command::Completions(flags) => shell::completions(&flags),
             Command::Man(flags) => shell::man(&flags),
         }

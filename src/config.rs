@@ -155,6 +155,12 @@ impl Keys {
                 format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(RefusedKey::new("fleet", problem));
         }
+        if server.mode != Mode::Sharded
+            && let Some(pool) = pools.iter().find(|pool| pool.space.codes().is_some())
+        {
+            let problem = format!("the mode {} has no codes; use the mode sharded", server.mode);
+            return Err(RefusedKey::new(format!("pools.{}.pattern", pool.name), problem));
+        }
         if let Some(fleet) = &mut self.fleet {
             let shards = pools.iter().map(|pool| u64::from(pool.shards)).sum();
             let rows = fleet.lease_rows(self.lease.rows, shards).0 as usize;

@@ -14,7 +14,7 @@ pub use crate::{
     folder::{Folder, PoolFiles, PoolPaths, ShardFiles},
     ledger::Ledger,
     pool::{Pool, TakeError},
-    space::{DECIMALS_MAX, INTEGER_MAX, Number, Space, Value},
+    space::{Code, CodeFormat, DECIMALS_MAX, INTEGER_MAX, Number, ReadError, Space, Value},
 };
 
 /// Copies a data folder.

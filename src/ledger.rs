@@ -31,11 +31,11 @@ pub(crate) use self::strata::{PARTITIONS, StratumKey};
 use self::strata::{Strata, Tallies};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Token};
 use crate::files;
-use crate::space::{Space, Value};
+use crate::space::{CodeFormat, Space, Value};
 use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, rusqlite};
 
 /// "TBLG", and the version of the tables below.
-const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 4 };
+const LEDGER_FILE: Format = Format { name: "a ledger", application_id: 0x5442_4c47, version: 5 };
 
 const CREATE: &str = "
     CREATE TABLE ledger (
@@ -44,6 +44,9 @@ const CREATE: &str = "
         min        INTEGER NOT NULL,
         max        INTEGER NOT NULL,
         decimals   INTEGER NOT NULL,
+        pattern    TEXT,             -- with alphabet and check: the format of the codes, if they are codes
+        alphabet   TEXT,
+        code_check TEXT,
         count      INTEGER NOT NULL, -- number of rows in used_numbers
         burned     INTEGER NOT NULL, -- upper bound of the numbers lost to crashes and damage
         created_at TEXT    NOT NULL,
@@ -78,9 +81,8 @@ const CREATE: &str = "
 const STRATUM_ROWS: u64 = 1 << 10;
 
 const INSERT_LEDGER: &str = "INSERT INTO ledger
-    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, strftime('%FT%TZ', 'now'), ?6)";
-const SELECT_LEDGER: &str =
-    "SELECT id, hash_key, min, max, decimals, count, burned, checksum FROM ledger";
+    VALUES (?1, ?2, ?3, ?4, ?5, ?7, ?8, ?9, 0, 0, strftime('%FT%TZ', 'now'), ?6)";
+const SELECT_LEDGER: &str = "SELECT id, hash_key, min, max, decimals, count, burned, checksum, pattern, alphabet, code_check FROM ledger";
 const UPDATE_RANGE: &str = "UPDATE ledger SET min = ?1, max = ?2, checksum = ?3";
 const ADD_BURNED: &str = "UPDATE ledger SET burned = burned + ?1";
 const SELECT_BATCHES: &str = "SELECT id, generation, count FROM batches
@@ -133,7 +135,7 @@ pub enum LedgerError {
     /// The ledger has numbers that are not in the configured range.
     #[error(
         "ledger {path} is for {ledger}, but the configuration says {configured}. A range can grow, but \
-         not shrink or change its decimals: use another pool name or another folder"
+         not shrink or change its decimals or codes: use another pool name or another folder"
     )]
     OtherRange { path: PathBuf, ledger: String, configured: String },
     /// The [`Progress`](crate::batch::Progress) callback stopped the draw. Nothing was changed.
@@ -245,7 +247,7 @@ impl Ledger {
 
     /// Opens a ledger for its own range.
     pub fn open_as_it_is(path: &Path) -> Result<Self, LedgerError> {
-        let space = *Self::open_to_look(path)?.space();
+        let space = Self::open_to_look(path)?.space().clone();
         Self::open(path, &space)
     }
 
@@ -559,7 +561,7 @@ impl State {
 
     /// Grows the range, durably.
     fn grow(&mut self, connection: &mut Connection, space: &Space) -> Result<(), LedgerError> {
-        let strata = Strata::new(*space, self.strata.key());
+        let strata = Strata::new(space.clone(), self.strata.key());
         let mut grow = || {
             let transaction = connection.transaction()?;
             let tallies = growth::grow(&transaction, &self.strata, &self.tallies, &strata)?;
@@ -632,7 +634,10 @@ impl LedgerError {
 /// every value to another stratum.
 fn checksum(id: Uuid, key: StratumKey, space: &Space) -> i64 {
     let range = [space.min().0, space.max().0, space.decimals().into()].map(i64::to_le_bytes);
-    let bytes = [id.as_bytes(), &key.to_bytes(), range.as_flattened()].concat();
+    let mut bytes = [id.as_bytes(), &key.to_bytes(), range.as_flattened()].concat();
+    if let Some(format) = space.codes() {
+        bytes.extend(format.to_string().bytes());
+    }
     SipHasher13::new().hash(&bytes).cast_signed()
 }
 
@@ -644,8 +649,9 @@ fn fill_empty(
     let id = Uuid::new_v4();
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
-    transaction.execute_batch(&number_view(space.decimals()))?;
+    transaction.execute_batch(&number_view(space))?;
     sqlite::mark_format(&transaction, &LEDGER_FILE)?;
+    let codes = space.codes();
     transaction.execute(
         INSERT_LEDGER,
         params![
@@ -654,14 +660,17 @@ fn fill_empty(
             space.min().0,
             space.max().0,
             space.decimals(),
-            checksum(id, key, space)
+            checksum(id, key, space),
+            codes.map(CodeFormat::pattern),
+            codes.map(CodeFormat::alphabet),
+            codes.map(CodeFormat::check)
         ],
     )?;
     transaction.commit()
 }
 
-fn number_view(decimals: u8) -> String {
-    let number = sqlite::number_column("value", decimals);
+fn number_view(space: &Space) -> String {
+    let number = sqlite::number_column("value", space);
     format!(
         "CREATE VIEW used (number, batch, drawn_at) AS
          SELECT {number}, batch, drawn_at FROM used_numbers JOIN batches ON batches.id = batch;"
@@ -683,7 +692,13 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
                 rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
             })?;
             let key = StratumKey::from_bytes(row.get(1)?);
-            let space = Space::from_values(Value(row.get(2)?), Value(row.get(3)?), row.get(4)?);
+            let space = match row.get::<_, Option<String>>(8)? {
+                None => Space::from_values(Value(row.get(2)?), Value(row.get(3)?), row.get(4)?),
+                Some(pattern) => {
+                    let (alphabet, check): (String, String) = (row.get(9)?, row.get(10)?);
+                    CodeFormat::new(&pattern, &alphabet, &check).ok().map(Space::of_codes)
+                }
+            };
             Ok((id, key, space, row.get(5)?, row.get(6)?, row.get::<_, i64>(7)?))
         })
         .map_err(failed)?;

@@ -165,7 +165,7 @@ impl<S: Store> Generator<S> {
         let folder = Folder::open(&config.dir, config.server.mode, false, folder::PATIENCE)?;
         let generator = Self {
             store: S::open(folder.path(), &config.pools)?,
-            spaces: config.pools.iter().map(|pool| pool.space).collect(),
+            spaces: config.pools.iter().map(|pool| pool.space.clone()).collect(),
             rng: ChaCha20Rng::try_from_rng(&mut SysRng)
                 .expect("the operating system has randomness"),
             trouble: Trouble::default(),

@@ -123,7 +123,7 @@ impl Pool {
         let slots = shards.iter().map(slot).collect();
         Self {
             name: config.name.clone(),
-            space: config.space,
+            space: config.space.clone(),
             shard_size: config.shard_size,
             slots,
             rotation: ArcSwap::default(),

@@ -54,7 +54,7 @@ impl Refiller {
     ) -> Self {
         let PoolFiles { paths, ledger, .. } = files;
         let &PoolConfig { refill: config, shard_size, .. } = config;
-        let space = *ledger.space();
+        let space = ledger.space().clone();
         pool.open_books(figures(&ledger));
         let (ledger, suspects) = (Some(ledger), false);
         Self { ledger, space, paths, pool, config, shard_size, suspects, claims }
@@ -176,7 +176,7 @@ impl Refiller {
         let held = self.claim_ahead(refill.rows, stop).await?;
         let ledger = self.ledger.take();
         let shared = self.claims.is_some();
-        let (space, paths) = (self.space, self.paths.clone());
+        let (space, paths) = (self.space.clone(), self.paths.clone());
         let (pool, stop) = (Arc::clone(&self.pool), stop.clone());
         let work = tokio::task::spawn_blocking(move || {
             let reopened = ledger.is_none();

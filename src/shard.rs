@@ -18,10 +18,10 @@ use uuid::Uuid;
 use crate::batch::{Batch, BatchId, Generation, Progress, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
-use crate::space::Value;
+use crate::space::{Space, Value};
 use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, Fresh, rusqlite};
 
-pub(crate) use self::audit::{Audit, audit, each_value, twice};
+pub(crate) use self::audit::{Audit, audit, each_used, each_value, twice};
 
 /// The format of the tables below.
 const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442_5348, version: 3 };
@@ -190,13 +190,14 @@ pub struct Shard {
 pub fn build(
     path: &Path,
     label: &Label,
+    space: &Space,
     values: &[Value],
     progress: Progress<'_>,
 ) -> Result<(), ShardError> {
     let mut connection = sqlite::open_for_build(path)?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(CREATE)?;
-    transaction.execute_batch(&number_view(label.decimals))?;
+    transaction.execute_batch(&number_view(space))?;
     sqlite::mark_format(&transaction, &SHARD_FILE)?;
     write_label(&transaction, label)?;
     write_numbers(&transaction, values, progress)?;
@@ -535,8 +536,8 @@ fn checksum(batch: BatchId, block: u32, values: &[Value]) -> i64 {
     key.hash(&bytes).cast_signed()
 }
 
-fn number_view(decimals: u8) -> String {
-    let number = sqlite::number_column("value", decimals);
+fn number_view(space: &Space) -> String {
+    let number = sqlite::number_column("value", space);
     format!("CREATE VIEW pool (id, number, used) AS SELECT id, {number}, used FROM numbers;")
 }
 

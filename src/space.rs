@@ -1,11 +1,19 @@
-//! A pool's range of numbers, and the conversion between values and number texts. Pure: no I/O, no
-//! randomness, no pool.
+//! A pool's range of numbers, and the conversion between values and texts. Pure: no I/O, no randomness, no
+//! pool.
 //!
-//! A number is stored as a [`Value`], a scaled integer: `839.347209` with 6 decimals is `839347209`. Each
-//! value has exactly one text, and two numbers are the same if their texts are the same.
+//! A number is stored as a [`Value`], a scaled integer: `839.347209` with 6 decimals is `839347209`. A
+//! [code](CodeFormat) is another way to write a value. Each value has exactly one text, and two numbers are the
+//! same if their texts are the same.
+
+mod code;
+
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
+
+pub(crate) use self::code::Place;
+pub use self::code::{Code, CodeFormat, ReadError};
 
 /// The largest magnitude of an integer: 2^53-1. Beyond it, JSON readers that store numbers as IEEE 754
 /// doubles merge neighbouring integers (RFC 8259, section 6).
@@ -50,17 +58,22 @@ pub enum SpaceError {
         /// Upper end as it was given.
         max: String,
     },
+    /// The text is not a code of the format.
+    #[error(transparent)]
+    Code(#[from] ReadError),
     /// There are more digits after the point than a number can have.
     #[error("{0} decimals are more than {DECIMALS_MAX}")]
     Decimals(u8),
 }
 
-/// A range of numbers with a fixed number of decimals. Both ends are included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A range of numbers with a fixed number of decimals, or all codes of a format. Both ends are included.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Space {
     min: Value,
     max: Value,
     decimals: u8,
+    /// The format of the codes, unless values are written as numbers.
+    codes: Option<Arc<CodeFormat>>,
 }
 
 impl Space {
@@ -72,7 +85,8 @@ impl Space {
         if decimals > DECIMALS_MAX {
             return Err(SpaceError::Decimals(decimals));
         }
-        let space = Self { min: parse(min, decimals)?, max: parse(max, decimals)?, decimals };
+        let (min_value, max_value) = (parse(min, decimals)?, parse(max, decimals)?);
+        let space = Self { min: min_value, max: max_value, decimals, codes: None };
         if space.min > space.max {
             return Err(SpaceError::Empty { min: min.to_owned(), max: max.to_owned() });
         }
@@ -84,7 +98,19 @@ impl Space {
     pub(crate) fn from_values(min: Value, max: Value, decimals: u8) -> Option<Self> {
         let fits = |value: Value| value.0.unsigned_abs() <= magnitude_max(decimals);
         let possible = decimals <= DECIMALS_MAX && min <= max && fits(min) && fits(max);
-        possible.then_some(Self { min, max, decimals })
+        possible.then_some(Self { min, max, decimals, codes: None })
+    }
+
+    /// Returns the range of all codes of a format.
+    pub(crate) fn of_codes(format: CodeFormat) -> Self {
+        let last = format.count() - 1;
+        let max = Value(last.try_into().expect("a format has at most 2^63-1 codes"));
+        Self { min: Value(0), max, decimals: 0, codes: Some(Arc::new(format)) }
+    }
+
+    /// Returns the format of the codes, or `None` if values are written as numbers.
+    pub(crate) fn codes(&self) -> Option<&CodeFormat> {
+        self.codes.as_deref()
     }
 
     /// Returns the smallest value.
@@ -102,7 +128,7 @@ impl Space {
         self.decimals
     }
 
-    /// Returns the number of values in the range: 1 to 2^54-1.
+    /// Returns the number of values in the range: 1 to 2^54-1, or to 2^63-1 if they are codes.
     pub fn size(&self) -> u64 {
         self.max.0.abs_diff(self.min.0) + 1
     }
@@ -114,45 +140,65 @@ impl Space {
 
     /// Returns whether every number of `other` is a number of this range, with the same text.
     pub fn covers(&self, other: &Self) -> bool {
-        self.decimals == other.decimals && self.min <= other.min && other.max <= self.max
+        (self.decimals, &self.codes) == (other.decimals, &other.codes)
+            && self.min <= other.min
+            && other.max <= self.max
     }
 
     /// Returns the value of a number's text.
     ///
     /// # Errors
-    /// Returns [`SpaceError`] if the text is not a number with at most this space's decimals.
+    /// Returns [`SpaceError`] if the text is not a number with at most this space's decimals, or not a code of
+    /// its format.
     pub fn parse(&self, text: &str) -> Result<Value, SpaceError> {
-        parse(text, self.decimals)
+        match self.codes() {
+            Some(format) => Ok(format.read(text)?),
+            None => parse(text, self.decimals),
+        }
     }
 
-    /// Returns the number's text, which always has exactly the space's number of decimals.
+    /// Returns the text of a value: its code, or a number with exactly the space's number of decimals.
     pub fn number(&self, value: Value) -> Number {
-        Number::new(value, self.decimals)
+        let code = self.codes().and_then(|format| format.write(value));
+        code.map_or_else(|| Number::new(value, self.decimals), Number::Code)
     }
 }
 
 impl std::fmt::Display for Space {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} to {}", self.number(self.min), self.number(self.max))
+        match self.codes() {
+            None => write!(formatter, "{} to {}", self.number(self.min), self.number(self.max)),
+            Some(format) => format.fmt(formatter),
+        }
     }
 }
 
-/// A number's text, stored inline. It serialises as a JSON number with exactly these digits.
+/// The text of a value, stored inline. A number serialises as a JSON number with exactly these digits, and a code
+/// as a string.
 #[derive(Clone, Copy)]
-pub struct Number {
+pub enum Number {
+    Decimal(Decimal),
+    Code(Code),
+}
+
+/// The text of a number.
+#[derive(Clone, Copy)]
+pub struct Decimal {
     text: [u8; Self::LENGTH_MAX],
     start: usize,
 }
 
-impl Number {
+impl Decimal {
     /// The space for a sign, the 19 digits of the largest magnitude, and a point. A number of a [`Space`] has
     /// at most 16 digits, but a damaged file can contain any value, and its text is needed to report it.
     const LENGTH_MAX: usize = 21;
+}
 
+impl Number {
     /// Formats any value with up to [`DECIMALS_MAX`] decimals.
     fn new(value: Value, decimals: u8) -> Self {
-        let mut text = [0; Self::LENGTH_MAX];
-        let mut start = Self::LENGTH_MAX;
+        let mut text = [0; Decimal::LENGTH_MAX];
+        let mut start = Decimal::LENGTH_MAX;
         let mut push = |byte| {
             start -= 1;
             text[start] = byte;
@@ -171,11 +217,35 @@ impl Number {
         if value.0 < 0 {
             push(b'-');
         }
-        Self { text, start }
+        Self::Decimal(Decimal { text, start })
     }
 
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.text[self.start..]).expect("only ASCII was pushed in Number::new")
+        match self {
+            Self::Decimal(Decimal { text, start }) => {
+                str::from_utf8(&text[*start..]).expect("only ASCII was pushed in Number::new")
+            }
+            Self::Code(code) => code.as_str(),
+        }
+    }
+
+    /// Appends the number as JSON.
+    pub(crate) fn push_json(&self, json: &mut String) {
+        match self {
+            Self::Decimal(_) => json.push_str(self.as_str()),
+            Self::Code(code) => {
+                json.push('"');
+                for character in code.as_str().chars() {
+                    // A code has no other characters that JSON escapes.
+                    if matches!(character, '"' | '\\') {
+                        json.push('\\');
+                    }
+                    json.push(character);
+                }
+                json.push('"');
+            }
+        }
     }
 }
 
@@ -193,10 +263,15 @@ impl std::fmt::Debug for Number {
 
 impl Serialize for Number {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A raw value keeps the digits unchanged: as a double, 5.100000 would become 5.1.
-        let raw: &RawValue =
-            serde_json::from_str(self.as_str()).expect("a number's text is a JSON number");
-        raw.serialize(serializer)
+        match self {
+            Self::Decimal(_) => {
+                // A raw value keeps the digits unchanged: as a double, 5.100000 would become 5.1.
+                let raw: &RawValue =
+                    serde_json::from_str(self.as_str()).expect("a number's text is a JSON number");
+                raw.serialize(serializer)
+            }
+            Self::Code(code) => code.serialize(serializer),
+        }
     }
 }
 

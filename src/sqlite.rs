@@ -27,6 +27,7 @@ pub use self::log::Found;
 pub(crate) use self::log::{Fresh, Secured, close};
 
 use crate::files;
+use crate::space::{CodeFormat, Place, Space};
 
 /// 3.51.3 in SQLite's numbering. Older versions can corrupt a WAL when two connections checkpoint at once
 /// (<https://sqlite.org/wal.html>, "The WAL-Reset Bug").
@@ -202,8 +203,17 @@ pub(crate) fn wal_of(path: &Path) -> PathBuf {
     files::beside(path, "-wal")
 }
 
-/// Returns SQL that shows a column of scaled integers as the numbers that callers see, digit by digit.
-pub(crate) fn number_column(column: &str, decimals: u8) -> String {
+/// Returns SQL that shows a column of values as the texts that callers see. SQL can't compute a check character,
+/// so codes that have one are shown as values.
+pub(crate) fn number_column(column: &str, space: &Space) -> String {
+    if let Some(format) = space.codes() {
+        return if format.places().contains(&Place::Check) {
+            column.to_owned()
+        } else {
+            code_column(column, format)
+        };
+    }
+    let decimals = space.decimals();
     if decimals == 0 {
         return column.to_owned();
     }
@@ -212,6 +222,24 @@ pub(crate) fn number_column(column: &str, decimals: u8) -> String {
         "iif({column} < 0, '-', '') || \
          format('%d.%0{decimals}d', abs({column}) / {scale}, abs({column}) % {scale})"
     )
+}
+
+/// Returns SQL that shows a column of values as codes without a check character.
+fn code_column(column: &str, format: &CodeFormat) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let (symbols, size) = (quoted(format.symbols()), format.symbols().len() as u64);
+    let mut scale = format.count();
+    let mut parts = Vec::new();
+    for place in format.places() {
+        parts.push(match place {
+            Place::Literal(literal) => quoted(&char::from(*literal).to_string()),
+            Place::Symbol | Place::Check => {
+                scale /= size;
+                format!("substr({symbols}, {column} / {scale} % {size} + 1, 1)")
+            }
+        });
+    }
+    parts.join(" || ")
 }
 
 /// Rows to pass to [`insert`] at once: a few dozen save most of the fixed cost of a statement, and more save

@@ -242,7 +242,7 @@ impl PoolCheck<'_> {
         connection: &sqlite::rusqlite::Connection,
         drawn: &Drawn,
     ) -> Result<(), VerifyError> {
-        let space = *self.ledger.space();
+        let space = self.ledger.space().clone();
         let mut both = 0;
         let mut failed = None;
         let mut look_up = |value: Value| match self.ledger.batch_of(value) {
@@ -298,10 +298,10 @@ impl PoolCheck<'_> {
                 ));
             }
         }
-        let space = *ledger.space();
+        let space = ledger.space().clone();
         let sum = PoolSum {
             pool: paths.pool().clone(),
-            space,
+            space: space.clone(),
             issued: total([used, gone]),
             burned: total(files.iter().map(|file| file.open_rows).chain([ledger.burned()])),
             pooled,

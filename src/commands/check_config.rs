@@ -7,8 +7,14 @@ use anyhow::anyhow;
 
 use super::serve;
 use crate::config::{AuthConfig, Config, Origin, Setting};
+use crate::figures::thousands;
 use crate::server;
+use crate::space::{CodeFormat, Space, Value};
 use crate::telemetry::{self, LogFormat};
+
+/// The guesses of an attacker, and the largest probability that one of them may hit an issued code.
+const GUESSES: f64 = 1e6;
+const HITS_MAX: f64 = 0.01;
 
 /// The column of the comments, unless a value is longer.
 const COMMENT_COLUMN: usize = 34;
@@ -44,6 +50,18 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
         let note = note(config, setting);
         writeln!(out, "{line:<COMMENT_COLUMN$}# {}{note}", setting.origin)?;
     }
+    for pool in &config.pools {
+        if let Some(format) = pool.space.codes() {
+            writeln!(out, "\n# {}: {}", pool.name, codes(&pool.space, format))?;
+            if hits(pool.space.size(), GUESSES) > HITS_MAX {
+                writeln!(
+                    out,
+                    "# Warning: with 1,000 codes issued, a million guesses hit one with a probability of more than \
+                     1 %. Use more symbols, or limit how often callers can try."
+                )?;
+            }
+        }
+    }
     if let AuthConfig::Unsaid = config.auth {
         writeln!(out, "\n# No authentication: any process on this machine may send requests.")?;
     }
@@ -51,6 +69,25 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
         writeln!(out, "# No quota: nothing is limited.")?;
     }
     out.flush()
+}
+
+/// Describes the codes of a pool: an example, their number, and the chance of a guess.
+fn codes(space: &Space, format: &CodeFormat) -> String {
+    // A fixed value: the example is not drawn.
+    let example = space.number(Value((format.count() / 1000 * 618).cast_signed()));
+    let chance = |issued: u64| thousands(format.count().div_ceil(issued.min(format.count())));
+    format!(
+        "codes such as {example}, {} in all. A guess hits one in {} after 1,000 are issued, and one in {} \
+         after 1,000,000.",
+        thousands(format.count()),
+        chance(1_000),
+        chance(1_000_000)
+    )
+}
+
+/// Returns the probability that at least one of `guesses` guesses hits one of 1,000 issued codes.
+fn hits(count: u64, guesses: f64) -> f64 {
+    1.0 - (1.0 - (1_000.0 / count as f64).min(1.0)).powf(guesses)
 }
 
 /// Returns an addition to the comment, if the value needs an explanation.

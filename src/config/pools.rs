@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
-use super::values::{Integer, boolean};
+use super::values::{Integer, boolean, text};
 use super::{LeaseConfig, RefillConfig, RefusedKey};
-use crate::space::{DECIMALS_MAX, Space, SpaceError};
+use crate::space::{CodeFormat, DECIMALS_MAX, Space, SpaceError};
 
 /// The most shards of one pool. Each is an open file and a task.
 const SHARDS_MAX: u16 = 1024;
@@ -72,11 +72,18 @@ impl std::fmt::Display for PoolName {
 pub(super) struct PoolKeys {
     #[serde(default = "enabled", deserialize_with = "boolean")]
     enabled: bool,
-    #[serde(serialize_with = "unquoted")]
-    min: Value,
-    #[serde(serialize_with = "unquoted")]
-    max: Value,
+    #[serde(serialize_with = "unquoted_if_set", skip_serializing_if = "Option::is_none")]
+    min: Option<Value>,
+    #[serde(serialize_with = "unquoted_if_set", skip_serializing_if = "Option::is_none")]
+    max: Option<Value>,
     decimals: Option<Integer<0, { DECIMALS_MAX as u64 }>>,
+    /// The format of the codes, in place of min, max and decimals.
+    #[serde(default, deserialize_with = "text_if_set")]
+    pattern: Option<String>,
+    #[serde(default, deserialize_with = "text_if_set")]
+    alphabet: Option<String>,
+    #[serde(default, deserialize_with = "text_if_set")]
+    check: Option<String>,
     #[serde(default = "auto", serialize_with = "unquoted")]
     shards: Value,
     shard_size: Option<Integer<1, SHARD_SIZE_MAX>>,
@@ -88,6 +95,17 @@ fn enabled() -> bool {
 
 fn auto() -> Value {
     "auto".into()
+}
+
+fn unquoted_if_set<S: Serializer>(value: &Option<Value>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => unquoted(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn text_if_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    text(deserializer).map(Some)
 }
 
 /// Serializes a value that an environment variable or a flag gave as a text.
@@ -153,26 +171,7 @@ impl PoolKeys {
             };
             RefusedKey::new(format!("pools.{name}"), problem)
         })?;
-        let (min, max) = (text_of(&self.min), text_of(&self.max));
-        let decimals = self.decimals.get_or_insert(Integer(0)).0 as u8;
-        let space = Space::new(&min, &max, decimals).map_err(|error| {
-            let field = match &error {
-                SpaceError::NotANumber(text)
-                | SpaceError::TooManyDecimals { text, .. }
-                | SpaceError::TooLarge { text, .. }
-                    if *text == max =>
-                {
-                    "max"
-                }
-                _ => "min",
-            };
-            let problem = format!(
-                "{error}; allowed: min up to max, integers up to 2^53-1, or up to 15 significant \
-                 digits with 1 to 14 decimals"
-            );
-            refused(field, problem)
-        })?;
-
+        let space = self.space(name)?;
         let shards = match &*text_of(&self.shards) {
             "auto" => (num_cpus::get() / 2).clamp(2, SHARDS_MAX.into()) as u16,
             // Any other text becomes 0, which is refused.
@@ -193,5 +192,59 @@ impl PoolKeys {
         }
         let shard_size = u32::try_from(size).expect("its type allows up to SHARD_SIZE_MAX");
         Ok(PoolConfig { name: pool_name, space, shards, shard_size, lease, refill })
+    }
+
+    /// Validates the keys of the range: all codes of a pattern, or the numbers from min to max.
+    fn space(&mut self, name: &str) -> Result<Space, RefusedKey> {
+        let refused =
+            |field: &str, problem| Err(RefusedKey::new(format!("pools.{name}.{field}"), problem));
+        if let Some(pattern) = &self.pattern {
+            let numeric = [
+                ("min", self.min.is_some()),
+                ("max", self.max.is_some()),
+                ("decimals", self.decimals.is_some()),
+            ];
+            if let Some((field, _)) = numeric.iter().find(|(_, is_set)| *is_set) {
+                let problem = "not allowed beside pattern: the codes of the pattern are the range";
+                return refused(field, problem.to_owned());
+            }
+            let alphabet = self.alphabet.get_or_insert("digits".to_owned());
+            let check = self.check.get_or_insert("none".to_owned());
+            return match CodeFormat::new(pattern, alphabet, check) {
+                Ok(format) => Ok(Space::of_codes(format)),
+                Err(error) => refused(error.setting(), error.to_string()),
+            };
+        }
+        for (field, is_set) in
+            [("alphabet", self.alphabet.is_some()), ("check", self.check.is_some())]
+        {
+            if is_set {
+                return refused(field, "allowed only beside pattern".to_owned());
+            }
+        }
+        let (Some(min), Some(max)) = (&self.min, &self.max) else {
+            let field = if self.min.is_none() { "min" } else { "max" };
+            let problem = "is missing: a pool needs min and max, or a pattern";
+            return refused(field, problem.to_owned());
+        };
+        let (min, max) = (text_of(min), text_of(max));
+        let decimals = self.decimals.get_or_insert(Integer(0)).0 as u8;
+        Space::new(&min, &max, decimals).or_else(|error| {
+            let field = match &error {
+                SpaceError::NotANumber(text)
+                | SpaceError::TooManyDecimals { text, .. }
+                | SpaceError::TooLarge { text, .. }
+                    if *text == max =>
+                {
+                    "max"
+                }
+                _ => "min",
+            };
+            let problem = format!(
+                "{error}; allowed: min up to max, integers up to 2^53-1, or up to 15 significant \
+                 digits with 1 to 14 decimals"
+            );
+            refused(field, problem)
+        })
     }
 }

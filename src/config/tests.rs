@@ -31,8 +31,11 @@ fn the_defaults_hold_ten_million_numbers_on_two_cores() {
     assert_eq!(config.server.count_limit.get(), 10_000);
     assert_eq!(config.dir, Path::new("shards"));
     assert_eq!(config.pools[0].lease.rows, 1024);
-    let pools: Vec<_> =
-        config.pools.iter().map(|pool| (pool.name.as_str(), pool.space, pool.shard_size)).collect();
+    let pools: Vec<_> = config
+        .pools
+        .iter()
+        .map(|pool| (pool.name.as_str(), pool.space.clone(), pool.shard_size))
+        .collect();
     let int = Space::new("0", "9007199254740991", 0).unwrap();
     let float = Space::new("0", "9999.999999", 6).unwrap();
     assert_eq!(pools, [("float", float, 2_500_000), ("int", int, 2_500_000)]);
@@ -176,6 +179,31 @@ fn entries_that_can_t_be_used_are_refused() {
     let variable = ("TOMBOLA_FLEET__STORE", "postgres://user:secret@host/db");
     let error = load("", &[variable]).unwrap_err().to_string();
     assert!(error.contains("fleet") && !error.contains("secret"), "{error}");
+}
+
+#[test]
+fn codes_have_a_pattern_in_place_of_a_range() {
+    let refused = |keys: &str, words: &[&str]| {
+        let error = load(&format!("[pools.code]\n{keys}"), &[]).unwrap_err();
+        for word in words {
+            assert!(error.contains(word), "{keys}: {word} is not in {error}");
+        }
+    };
+    refused("pattern = '##'\nmin = 1", &["pools.code.min = 1", "pattern"]);
+    refused("pattern = '##'\nmax = 1", &["pools.code.max", "pattern"]);
+    refused("pattern = '##'\ndecimals = 0", &["pools.code.decimals", "pattern"]);
+    refused("min = 1\nmax = 2\ncheck = 'luhn'", &["pools.code.check", "pattern"]);
+    refused("min = 1\nmax = 2\nalphabet = 'hex'", &["pools.code.alphabet", "pattern"]);
+    refused("min = 1", &["pools.code.max", "missing", "pattern"]);
+    refused("pattern = 'AB'", &["pools.code.pattern = AB", "'#'"]);
+    refused("pattern = '#?'", &["pools.code.pattern", "check"]);
+    refused("pattern = '#'\ncheck = 'luhn'", &["pools.code.check = luhn", "'?'"]);
+    refused("pattern = '#'\nalphabet = 'AA'", &["pools.code.alphabet = AA", "'A'"]);
+    refused("pattern = '#?'\nalphabet = 'abc'\ncheck = 'luhn'", &["pools.code.check", "even"]);
+    refused(&format!("pattern = '{}'", "#".repeat(19)), &["pools.code.pattern", "2^63-1"]);
+    let config = load("[pools.code]\npattern = 'A-##'", &[]).unwrap();
+    let pool = config.pools.iter().find(|pool| pool.name.as_str() == "code").unwrap();
+    assert_eq!((pool.space.size(), pool.space.number(pool.space.min()).as_str()), (100, "A-00"));
 }
 
 #[test]

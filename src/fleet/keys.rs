@@ -5,10 +5,10 @@ use uuid::Uuid;
 
 use crate::config::{PoolName, SpaceName};
 use crate::ledger::{PARTITIONS, StratumKey};
-use crate::space::{Space, Value};
+use crate::space::{CodeFormat, Space, Value};
 
 /// The version of these keys and values.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The keys of one space. Partition 7 of the pool int is `tombola/NAME/partitions/int/0007`.
 #[derive(Clone, Debug)]
@@ -87,6 +87,8 @@ pub(super) struct PoolRecord {
     min: i64,
     max: i64,
     decimals: u8,
+    /// Pattern, alphabet and check of its codes, if it has codes.
+    codes: Option<[String; 3]>,
     /// The secret that gives values their indexes, in hexadecimal digits.
     hash_key: String,
 }
@@ -94,12 +96,21 @@ pub(super) struct PoolRecord {
 impl PoolRecord {
     pub(super) fn of(space: &Space, key: StratumKey) -> Self {
         let (min, max, decimals) = (space.min().0, space.max().0, space.decimals());
-        Self { min, max, decimals, hash_key: hex::encode(key.to_bytes()) }
+        let texts = |format: &CodeFormat| {
+            [format.pattern(), format.alphabet(), format.check()].map(str::to_owned)
+        };
+        let (codes, hash_key) = (space.codes().map(texts), hex::encode(key.to_bytes()));
+        Self { min, max, decimals, codes, hash_key }
     }
 
     /// Returns the range and the secret, if they are valid.
     pub(super) fn range_and_key(&self) -> Option<(Space, StratumKey)> {
-        let range = Space::from_values(Value(self.min), Value(self.max), self.decimals)?;
+        let range = match &self.codes {
+            None => Space::from_values(Value(self.min), Value(self.max), self.decimals)?,
+            Some([pattern, alphabet, check]) => {
+                Space::of_codes(CodeFormat::new(pattern, alphabet, check).ok()?)
+            }
+        };
         let mut bytes = [0; 16];
         hex::decode_to_slice(&self.hash_key, &mut bytes).ok()?;
         Some((range, StratumKey::from_bytes(bytes)))

@@ -153,7 +153,8 @@ pub(crate) async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Rese
             continue;
         }
         let ledger = Ledger::open_to_look(&path)?;
-        let (numbers, key, partitions) = (*ledger.space(), ledger.key(), ledger.partitions());
+        let (numbers, key, partitions) =
+            (ledger.space().clone(), ledger.key(), ledger.partitions());
         drop(ledger);
         let pool_record = PoolRecord::of(&numbers, key);
         put_record_back(&space, space.keys.pool(&pool), &pool_record).await?;

@@ -329,7 +329,7 @@ async fn a_space_of_the_format_before_is_refused() {
     Instance::new(&store).join().await.unwrap();
     let (key, record) =
         store.entries().into_iter().find(|(key, _)| key.ends_with("/space")).unwrap();
-    let before = record.replace("\"format\":2", "\"format\":1");
+    let before = record.replace("\"format\":3", "\"format\":2");
     assert_ne!(before, record);
     store.restore([(key, before)].into());
     let refused = Instance::new(&store).join().await.map(drop).unwrap_err();

@@ -28,8 +28,8 @@ use super::query::Parameters;
 use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
-    DOCS, HEALTH, METRICS, Many, OPENAPI, One, RANDOM, READY, STATUS, docs, many_of, metrics,
-    one_of, page, query, status,
+    DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, STATUS, docs,
+    many_of, metrics, one_of, page, query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
@@ -97,6 +97,8 @@ impl Offer<'_> {
         for schemas_of in [
             schemas_of::<One>,
             schemas_of::<Many>,
+            schemas_of::<OneCode>,
+            schemas_of::<ManyCodes>,
             schemas_of::<ErrorBody>,
             schemas_of::<HealthBody<'_>>,
             schemas_of::<ReadyBody<'_>>,
@@ -202,10 +204,18 @@ impl Offer<'_> {
 
     fn random(&self, method: &str) -> Route {
         let mut responses: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
-        responses.extend(self.pools.first().map(|pool| many(pool)));
-        let schema = utoipa::openapi::OneOfBuilder::new()
-            .item(Ref::from_schema_name(One::name()))
-            .item(Ref::from_schema_name(Many::name()));
+        let has_codes = |pool: &&Arc<Pool>| pool.space().codes().is_some();
+        let mut schema = utoipa::openapi::OneOfBuilder::new();
+        if let Some(pool) = self.pools.iter().find(|pool| !has_codes(pool)) {
+            responses.push(many(pool));
+            schema = schema.item(Ref::from_schema_name(One::name()));
+            schema = schema.item(Ref::from_schema_name(Many::name()));
+        }
+        if let Some(pool) = self.pools.iter().find(has_codes) {
+            responses.push(many(pool));
+            schema = schema.item(Ref::from_schema_name(OneCode::name()));
+            schema = schema.item(Ref::from_schema_name(ManyCodes::name()));
+        }
         let responses = described("Numbers that were never handed out before.", schema, responses);
 
         // The errors come from the parser itself.
@@ -522,12 +532,12 @@ fn tag(path: &str) -> &'static str {
 }
 
 fn one(pool: &Pool) -> (String, JsonResponse) {
-    let number = pool.space().number(sample(*pool.space()));
-    (format!("?type={}", pool.name()), one_of(number, &shard(pool.name())))
+    let number = pool.space().number(sample(pool.space()));
+    (format!("?type={}", pool.name()), one_of(&number, &shard(pool.name())))
 }
 
 fn many(pool: &Pool) -> (String, JsonResponse) {
-    let parts = [(shard(pool.name()).into(), vec![sample(*pool.space())])];
+    let parts = [(shard(pool.name()).into(), vec![sample(pool.space())])];
     (format!("?type={}&count=1", pool.name()), many_of(pool.space(), &parts))
 }
 
@@ -537,7 +547,7 @@ fn shard(pool: &PoolName) -> String {
 
 /// Returns a value that looks typical: at the golden section of the range, and odd, so that its last decimal
 /// is not 0 and a JSON parser keeps all decimals.
-fn sample(space: Space) -> Value {
+fn sample(space: &Space) -> Value {
     let far = (u128::from(space.size()) * 618 / 1_000) as i64;
     Value(((space.min().0 + far) | 1).min(space.max().0))
 }

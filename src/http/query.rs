@@ -55,8 +55,12 @@ impl Parameters {
         if !media_type.trim().eq_ignore_ascii_case("application/json") {
             return Err(ApiError::NotJson);
         }
-        serde_json::from_slice(body)
-            .map_err(|error| ApiError::BadBody { problem: error.to_string() })
+        let bad = |problem| ApiError::BadBody { problem };
+        // serde would read a list as the fields in their order.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(bad("it is not an object".to_owned()));
+        }
+        serde_json::from_slice(body).map_err(|error| bad(error.to_string()))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::SchemaType;
 use utoipa::openapi::{Object, ObjectBuilder, Type};
 
 use super::response::{JsonResponse, json};
@@ -92,9 +93,10 @@ struct PartitionsStatus {
 
 #[derive(Serialize, ToSchema)]
 struct Range {
-    #[schema(value_type = f64)]
+    /// A number, or the text of a code.
+    #[schema(schema_with = number_or_code)]
     min: Number,
-    #[schema(value_type = f64)]
+    #[schema(schema_with = number_or_code)]
     max: Number,
     decimals: u8,
     size: u64,
@@ -238,6 +240,11 @@ fn event_status(event: Event) -> EventStatus {
 
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+fn number_or_code() -> Object {
+    let types = SchemaType::from_iter([Type::Number, Type::String]);
+    ObjectBuilder::new().schema_type(types).build()
 }
 
 fn shard_states() -> Object {

@@ -47,6 +47,19 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
+    /// Calls `each` with every value and its batch, in the order of the file.
+    pub fn each<E: From<rusqlite::Error>>(
+        &self,
+        each: &mut dyn FnMut(Value, BatchId) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut select = self.connection.prepare(SELECT_ALL)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            each(Value(row.get(1)?), BatchId(row.get(2)?))?;
+        }
+        Ok(())
+    }
+
     /// Reads every row and reports each violation. Returns the batches in the order of their ids.
     ///
     /// # Errors

@@ -71,7 +71,8 @@ impl Strata {
     pub(super) fn new(space: Space, key: StratumKey) -> Self {
         let is_large = space.size() >= PARTITIONS as u64 * STRATA_PER_PARTITION * 256;
         let per_partition = if is_large { STRATA_PER_PARTITION } else { 1 };
-        Self { space, key, permutation: Permutation::new(space.size(), key.0), per_partition }
+        let permutation = Permutation::new(space.size(), key.0);
+        Self { space, key, permutation, per_partition }
     }
 
     pub(super) fn space(&self) -> &Space {

@@ -57,7 +57,7 @@ impl Store for JsonStore {
                 }
                 None => BTreeSet::new(),
             };
-            store.pools.push(Pool { name: name.clone(), space: *space, used });
+            store.pools.push(Pool { name: name.clone(), space: space.clone(), used });
         }
         store.pools.append(&mut stored);
         files::remove(&files::unfinished(&store.path))?;

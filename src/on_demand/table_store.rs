@@ -172,7 +172,7 @@ fn open_pool(path: &Path, connection: &Connection, pool: &PoolConfig) -> Result<
 }
 
 fn number_view(id: i64, pool: &PoolConfig) -> String {
-    let number = sqlite::number_column("value", pool.space.decimals());
+    let number = sqlite::number_column("value", &pool.space);
     format!(
         "CREATE VIEW used_numbers_{} (id, number) AS
          SELECT id, {number} FROM random_numbers WHERE pool = {id};",

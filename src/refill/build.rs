@@ -125,14 +125,14 @@ fn draw_and_write(
     unfinished: &Path,
     progress: Progress<'_>,
 ) -> Result<Drawn, BuildError> {
-    let (ledger_id, decimals) = (ledger.id(), ledger.space().decimals());
+    let (ledger_id, space) = (ledger.id(), ledger.space().clone());
     let draw = ledger.draw(refill.shard, refill.live, refill.rows, progress)?;
     if draw.values().is_empty() {
         return Ok(Drawn::Nothing);
     }
-    let label = Label::new(ledger_id, paths.pool(), decimals, draw.batch());
+    let label = Label::new(ledger_id, paths.pool(), space.decimals(), draw.batch());
     files::create(unfinished)?;
-    shard::build(unfinished, &label, draw.values(), progress)?;
+    shard::build(unfinished, &label, &space, draw.values(), progress)?;
     files::sync_file(unfinished)?;
     files::sync_folder(paths.folder())?;
     // Invariant: the file is complete and durable before the ledger knows its values, and its name is not

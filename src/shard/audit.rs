@@ -8,6 +8,7 @@ use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
 const SELECT_ALL: &str = "SELECT id, value, used FROM numbers ORDER BY id";
+const SELECT_USED: &str = "SELECT value FROM numbers WHERE used = 1";
 const SELECT_BLOCKS: &str = "SELECT block, unused, checksum FROM blocks ORDER BY block";
 const SELECT_TWICE: &str =
     "SELECT value FROM numbers GROUP BY value HAVING count(*) > 1 ORDER BY value LIMIT ?1";
@@ -124,6 +125,19 @@ pub(crate) fn each_value(
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         with(Value(row.get(1)?));
+    }
+    Ok(())
+}
+
+/// Calls `each` with the value of every row that was leased.
+pub(crate) fn each_used<E: From<rusqlite::Error>>(
+    connection: &Connection,
+    each: &mut dyn FnMut(Value) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut select = connection.prepare(SELECT_USED)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        each(Value(row.get(0)?))?;
     }
     Ok(())
 }

@@ -19,7 +19,8 @@ fn build_shard(folder: &Path) -> PathBuf {
     };
     let label = Label::new(Uuid::nil(), &PoolName::new("int").unwrap(), 0, batch);
     let values: Vec<_> = (1..=LAST).map(Value).collect();
-    build(&path, &label, &values, &mut |_| ControlFlow::Continue(())).unwrap();
+    let space = Space::new("1", &LAST.to_string(), 0).unwrap();
+    build(&path, &label, &space, &values, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(read_label(&path).unwrap(), label);
     path
 }
@@ -169,7 +170,8 @@ fn a_view_shows_numbers_as_callers_see_them() {
     let batch = Batch { id: BatchId(1), shard: ShardIndex(0), generation: Generation(1), count: 3 };
     let label = Label::new(Uuid::nil(), &PoolName::new("float").unwrap(), 6, batch);
     let values = [839_347_209, 5_100_000, -1].map(Value);
-    build(&path, &label, &values, &mut |_| ControlFlow::Continue(())).unwrap();
+    let space = Space::new("-1", "900", 6).unwrap();
+    build(&path, &label, &space, &values, &mut |_| ControlFlow::Continue(())).unwrap();
     let connection = sqlite::open_to_read(&path).unwrap();
     let mut select = connection.prepare("SELECT number FROM pool ORDER BY id").unwrap();
     let numbers: Result<Vec<String>, _> = select.query_map([], |row| row.get(0)).unwrap().collect();

@@ -1,6 +1,6 @@
 //! The numbers in the body of a response. Remembers nothing.
 //!
-//! Numbers stay the text that came: as `f64`, `9007199254740993` and `9007199254740992` would be equal,
+//! Numbers and codes stay the JSON that came: as `f64`, `9007199254740993` and `9007199254740992` would be equal,
 //! and `1` and `1.0` too.
 
 use std::collections::BTreeMap;
@@ -29,6 +29,10 @@ struct Body<'body> {
     number: Option<&'body RawValue>,
     #[serde(borrow)]
     numbers: Option<Vec<&'body RawValue>>,
+    #[serde(borrow)]
+    code: Option<&'body RawValue>,
+    #[serde(borrow)]
+    codes: Option<Vec<&'body RawValue>>,
     count: Option<u64>,
     shard: Option<String>,
     #[serde(default)]
@@ -42,7 +46,8 @@ impl<'body> Numbers<'body> {
     /// The body is not what was requested.
     pub(crate) fn parse(body: &'body [u8], count: Option<u32>) -> anyhow::Result<Self> {
         let body: Body<'body> = serde_json::from_slice(body)?;
-        let raw = match (body.number, body.numbers, count) {
+        let has_codes = body.code.is_some() || body.codes.is_some();
+        let raw = match (body.number.xor(body.code), body.numbers.xor(body.codes), count) {
             (Some(number), None, None | Some(1)) => vec![number],
             (None, Some(numbers), Some(_)) => numbers,
             _ => bail!("expected one number, or numbers for --count"),
@@ -55,8 +60,9 @@ impl<'body> Numbers<'body> {
         } else if let Some(name) = shards.keys().find(|name| name.contains(breaks_a_line)) {
             bail!("not the name of a shard: {name:?}");
         }
-        if let Some(other) = texts.iter().find(|text| !is_number(text)) {
-            bail!("not a number: {other}");
+        let is_good = if has_codes { is_code } else { is_number };
+        if let Some(other) = texts.iter().find(|text| !is_good(text)) {
+            bail!("not a number or a code: {other}");
         }
         let (found, asked) = (texts.len() as u64, count.unwrap_or(1));
         ensure!(found == u64::from(asked), "{found} numbers for --count {asked}");
@@ -65,6 +71,11 @@ impl<'body> Numbers<'body> {
         ensure!(sum == Some(found), "shards do not add up to the count of numbers");
         Ok(Self { texts, shards })
     }
+}
+
+/// Returns whether a text is a JSON string.
+pub(crate) fn is_code(text: &str) -> bool {
+    text.starts_with('"') && serde_json::from_str::<String>(text).is_ok()
 }
 
 /// Returns whether a text is a JSON number and nothing else, not even a space around it.
@@ -105,6 +116,8 @@ mod tests {
             &["4837201"],
             &[("int_shard_1.db", 1)],
         );
+        check(r#"{"code":"A\"1","shard":"a"}"#, None, &[r#""A\"1""#], &[("a", 1)]);
+        check(r#"{"count":1,"codes":["1"]}"#, Some(1), &[r#""1""#], &[(NO_SHARD, 1)]);
         check(r#"{"number":1.50}"#, None, &["1.50"], &[(NO_SHARD, 1)]);
         check(r#"{"number":-0.5e+3,"new":[{}]}"#, Some(1), &["-0.5e+3"], &[(NO_SHARD, 1)]);
         check(
@@ -124,6 +137,8 @@ mod tests {
             (r#"{"number": 01}"#, None),
             (r#"{"number": 1} 2"#, None),
             (r#"{"number": "1"}"#, None),
+            (r#"{"code": 1}"#, None),
+            (r#"{"number": 1, "code": "1"}"#, None),
             (r#"{"number": null}"#, None),
             (r#"{"number": true}"#, None),
             (r#"{"number": NaN}"#, None),

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail, ensure};
 
 use crate::args::is_pool_name;
-use crate::numbers::is_number;
+use crate::numbers::{is_code, is_number};
 
 /// Far beyond any line of this tool: a longer one shows that the file is another one.
 const LINE_LIMIT_BYTES: u64 = 1 << 10;
@@ -102,7 +102,8 @@ fn parse_line(line: &[u8]) -> anyhow::Result<&str> {
     // The rest of a line that was cut off could be a number, but another one.
     let text = text.strip_suffix('\n').context("has no end; was the file cut off?")?;
     let parts = text.split_once(' ');
-    let is_good = parts.is_some_and(|(pool, number)| is_pool_name(pool) && is_number(number));
+    let is_good = parts
+        .is_some_and(|(pool, number)| is_pool_name(pool) && (is_number(number) || is_code(number)));
     ensure!(is_good, "{text:?} is not \"type number\"");
     Ok(text)
 }
@@ -135,7 +136,7 @@ mod tests {
             b"int  1\n",
             b" int 1\n",
             b"int x\n",
-            b"int \"1\"\n",
+            b"int \"1\n",
             b"int 1 2\n",
             b"in\xfft 1\n",
         ];

@@ -52,9 +52,26 @@ pub(super) struct Pool {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Range {
-    /// Has all its decimals, as in the response.
-    pub(super) min: Box<RawValue>,
-    pub(super) max: Box<RawValue>,
+    pub(super) min: Bound,
+    pub(super) max: Bound,
+}
+
+/// An end of a range: a number with all its decimals, as in the response, or a code.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Box<RawValue>")]
+pub(super) struct Bound(Text);
+
+impl From<Box<RawValue>> for Bound {
+    fn from(value: Box<RawValue>) -> Self {
+        let text = serde_json::from_str(value.get()).unwrap_or_else(|_| value.get().to_owned());
+        Self(text.into())
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.0.as_str())
+    }
 }
 
 #[derive(Debug, Deserialize)]

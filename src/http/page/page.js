@@ -74,6 +74,7 @@ function percent(share) {
 }
 
 function bound(number, decimals) {
+  if (typeof number === "string") return number;
   const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
   return new Intl.NumberFormat("en-US", digits).format(number);
 }
