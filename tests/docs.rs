@@ -102,7 +102,7 @@ fn the_reference_has_every_setting() {
             && key.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
         {
             let table = match table.as_str() {
-                "pools.int" | "pools.float" => "pools.NAME",
+                "pools.int" | "pools.float" | "pools.voucher" => "pools.NAME",
                 table => table,
             };
             keys.insert(format!("{table}.{key}"));
