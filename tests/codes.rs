@@ -255,6 +255,30 @@ async fn another_format_is_refused_at_the_start() {
     assert!(site.refusal().await.contains("\"A-###\""));
 }
 
+/// The description of the server has the form of its codes, and the load tool compares them as texts.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_and_the_load_tool_know_codes() {
+    let site = Site::new(&config("A-###?", "digits", "luhn").pool("int", 1, 100, 1, 100));
+    site.fill().await;
+    let server = site.start().await;
+    let description: Value = server.get("/openapi.json").await.parse();
+    let ok =
+        &description["paths"]["/random"]["post"]["responses"]["200"]["content"]["application/json"];
+    let example = ok["examples"]["?type=code"]["value"]["code"].as_str().unwrap();
+    assert!(example.starts_with("A-") && example.len() == 6, "{example}");
+    assert!(ok["examples"]["?type=code&count=1"]["value"]["codes"].is_array(), "{ok}");
+    let schemas: Vec<_> = ok["schema"]["oneOf"].as_array().unwrap().iter().collect();
+    assert_eq!(schemas.len(), 4, "{schemas:?}");
+
+    let url = format!("http://{}", server.address());
+    let words =
+        ["--url", &url, "--type", "code", "--requests", "30", "--concurrency", "2", "--no-log"];
+    let load = run(site.bare(env!("CARGO_BIN_EXE_stress-test"), &words)).await;
+    assert!(load.status.success(), "{}{}", load.stdout, load.stderr);
+    assert!(load.stdout.contains("30 different numbers"), "{}", load.stdout);
+    server.stop().await;
+}
+
 /// The largest ranges are beyond what a number in JSON can hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_may_have_2_to_the_62_codes() {

@@ -197,6 +197,17 @@ fn run(command: &[PathBuf], url: &str) -> Output {
 }
 
 #[test]
+fn each_client_prints_a_code_as_it_is() {
+    for (name, command) in clients() {
+        let (url, served) = stub("{\"code\":\"A-007\",\"shard\":\"float_shard_0.db\"}", 2);
+        let output = run(&command, &url);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "A-007\n", "{name}: {complaint}");
+        served.join().unwrap();
+    }
+}
+
+#[test]
 fn each_client_waits_as_long_as_it_is_told() {
     for (name, command) in clients() {
         let (url, served) = stub("{\"number\":5.100000,\"shard\":\"float_shard_0.db\"}", 2);

@@ -528,7 +528,8 @@ async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
     let pools = Config::new()
         .pool("int", 0, 9_007_199_254_740_991_i64, 2, 20_000)
         .pool(&longest, 1, 99_999.999, 3, 1_000)
-        .set(&format!("pools.{longest}.decimals"), 3);
+        .set(&format!("pools.{longest}.decimals"), 3)
+        .set("pools.ticket.pattern", "'No ####'");
     let site = Site::new(&pools);
     site.fill().await;
     let server = site.start().await;
@@ -539,6 +540,7 @@ async fn it_can_be_read_in_light_and_dark_and_on_a_phone() {
     browser.open(server.address()).await;
     browser.reads_just(".pool .issued", "30,000").await;
     browser.reads_just(".pool:last-child .range", "1.000 to 99,999.999").await;
+    browser.reads_just(".pool:nth-child(2) .range", "No 0000 to No 9999").await;
     browser.holds("document.querySelectorAll('#rate-chart .line').length > 0").await;
     browser.click("#draw-one").await;
     drawn(&browser).await;

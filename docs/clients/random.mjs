@@ -2,7 +2,7 @@
 
 const TRIES = 10;
 
-/** Returns one number as the text that the server sent: JSON.parse would turn 5.100000 into 5.1. */
+/** Returns one number or code as the text that the server sent: JSON.parse would turn 5.100000 into 5.1. */
 export async function draw(url, pool, token) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const address = `${url}/random?${new URLSearchParams({ type: pool })}`;
@@ -12,7 +12,7 @@ export async function draw(url, pool, token) {
       const signal = AbortSignal.timeout(10_000);
       const response = await fetch(address, { method: "POST", headers, signal });
       const text = await response.text();
-      if (response.ok) return text.match(/"number":([^,}]+)/)[1];
+      if (response.ok) return JSON.parse(text).code ?? text.match(/"number":([^,}]+)/)[1];
       if (![429, 503].includes(response.status)) throw new Refused(`${response.status}: ${text}`);
       if (left === 0) throw new Refused(`${response.status}: ${text}`);
       wait = Number(response.headers.get("retry-after") ?? 1);

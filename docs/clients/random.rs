@@ -16,7 +16,9 @@ const TRIES: u32 = 10;
 #[derive(Deserialize)]
 struct Body {
     /// The text that the server sent: 5.100000, not 5.1.
-    number: Box<RawValue>,
+    number: Option<Box<RawValue>>,
+    /// In a pool of codes, in place of a number.
+    code: Option<String>,
 }
 
 async fn draw(
@@ -43,7 +45,11 @@ async fn draw(
         let text = response.text().await?;
         match status {
             StatusCode::OK => {
-                return Ok(serde_json::from_str::<Body>(&text)?.number.get().to_owned());
+                return Ok(match serde_json::from_str(&text)? {
+                    Body { code: Some(code), .. } => code,
+                    Body { number: Some(number), .. } => number.get().to_owned(),
+                    Body { .. } => bail!("neither a number nor a code: {text}"),
+                });
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if left > 0 => {
                 let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());

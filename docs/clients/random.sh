@@ -11,5 +11,5 @@ response=$(printf '%s' "${TOMBOLA_TOKEN:+Authorization: Bearer $TOMBOLA_TOKEN}" 
   curl --silent --show-error --fail-with-body --retry 9 --retry-connrefused --max-time 60 \
     --request POST --header @- "$url/random?type=$pool") || { echo "$response" >&2; exit 1; }
 
-# Prints the text that the server sent: 5.100000, not 5.1.
-printf '%s\n' "$response" | sed 's/.*"number":\([^,}]*\).*/\1/'
+# Prints the text that the server sent: 5.100000, not 5.1, or a code without quotes.
+printf '%s\n' "$response" | sed -e 's/.*"number":\([^,}]*\).*/\1/' -e 's/.*"code":"\([^"]*\)".*/\1/'

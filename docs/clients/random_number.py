@@ -13,7 +13,7 @@ TRIES = 10
 
 
 def draw(url: str, pool: str, token: str | None = None) -> str:
-    """Returns one number as the text that the server sent: 5.100000, not 5.1."""
+    """Returns one number or code as the text that the server sent: 5.100000, not 5.1."""
     query = urllib.parse.urlencode({"type": pool})
     request = urllib.request.Request(f"{url}/random?{query}", method="POST")
     if token:
@@ -21,7 +21,8 @@ def draw(url: str, pool: str, token: str | None = None) -> str:
     for left in reversed(range(TRIES)):
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                return json.load(response, parse_int=str, parse_float=str)["number"]
+                body = json.load(response, parse_int=str, parse_float=str)
+                return body["code"] if "code" in body else body["number"]
         except urllib.error.HTTPError as refused:
             if refused.code not in (429, 503) or left == 0:
                 raise SystemExit(f"{refused.code}: {refused.read().decode()}") from refused
