@@ -44,11 +44,12 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 pub(crate) use self::claims::Claims;
-pub(crate) use self::gate::{Gate, Gatekeeper, Lost};
+pub(crate) use self::gate::{Gate, Gatekeeper};
 pub(crate) use self::joined::Partitions;
 use self::joined::{Agreed, JoinedSpace};
 use self::keys::{PoolRecord, SpaceKeys, SpaceRecord};
 pub(crate) use self::operator::{Overview, reseed};
+pub(crate) use self::protocol::Lost;
 use self::protocol::{KnownFence, Standing};
 pub(crate) use self::record::Lease;
 use self::record::Record;

@@ -1,5 +1,5 @@
-//! A server that hands out unique random numbers, integers and floats, over HTTP. It never hands out a number
-//! twice: not across requests, threads, restarts, crashes or instances.
+//! A server that hands out unique random numbers, integers, floats and codes, over HTTP. It never hands out a
+//! number twice: not across requests, threads, restarts, crashes or instances.
 //!
 //! # From settings to response
 //! ```text
@@ -20,7 +20,7 @@
 //! request. `docs/architecture.md` defines all terms and gives the reasons.
 //!
 //! # The modules, in reading order
-//! - [`space`]: a pool's range, and the scaled integer that stands for a number, a [`space::Value`]
+//! - [`space`]: a pool's range, and the scaled integer that stands for a number or a code, a [`space::Value`]
 //! - [`config`]: the settings, parsed and validated once
 //! - [`auth`]: tokens, of which only the SHA-256 is stored
 //! - [`batch`]: the identifiers that ledger and shards share
@@ -40,7 +40,7 @@
 //! - [`server`]: opens the folder, starts the tasks, serves, and stops in order; [`telemetry`]: logs
 //! - [`verify`]: checks a folder; [`backup`]: copies a folder, also while a server uses it
 //! - [`figures`]: formats counts and times for people
-//! - [`commands`]: the commands of the console
+//! - [`commands`]: the commands of the console; [`internals`]: the door for tools and tests
 //!
 //! A module imports only modules above it in this list, except in tests. `ledger` and `shard` know nothing of
 //! async, HTTP or each other, and `http` knows nothing of SQLite.

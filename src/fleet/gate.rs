@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::joined::{JoinedSpace, Partitions};
-use super::protocol::{Fence, KnownFence, Standing};
+use super::protocol::{Fence, KnownFence, Lost, Standing};
 use super::record::{Lease, Record};
 use super::store::FleetStoreError;
 use crate::backoff::Backoff;
@@ -43,25 +43,6 @@ const _: () = assert!(LOOK_INTERVAL.as_secs() + LOOK_LIMIT.as_secs() < NOTICED_W
 /// How often all claims are listed, to count the unclaimed partitions. A pool has up to 4096 claims of about
 /// 100 bytes.
 const LISTING_INTERVAL: Duration = Duration::from_secs(300);
-
-/// Why an instance may not hand out anything any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Lost {
-    /// Another copy of the folder has taken this one's place.
-    #[error(
-        "another copy of this data folder has made further steps and may hand out the same numbers, so \
-         this one no longer serves. Find out which of them is a clone or a restored backup; if this one is \
-         started without --refuse-if-stale, it sets its files aside and starts as a new instance"
-    )]
-    Stale,
-    /// The store forgot what it had agreed to.
-    #[error(
-        "the store is behind this data folder: it was restored from a copy, or is another one. Nothing is \
-         served, because other instances may get the same numbers. See `tombola fleet status`; if this is \
-         the right store, run `tombola fleet reseed` for each folder of the fleet"
-    )]
-    StoreBehind,
-}
 
 /// The gate that leases pass.
 #[derive(Clone, Debug)]

@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::FleetError;
-use super::gate::Lost;
 use super::keys::SpaceKeys;
 use super::protocol::Fence;
+use super::protocol::Lost;
 use super::store::{FleetStore, FleetStoreError};
 use crate::config::PoolName;
 use crate::ledger::PARTITIONS;

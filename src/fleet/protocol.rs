@@ -88,6 +88,25 @@ impl KnownFence {
     }
 }
 
+/// Why an instance may not hand out anything any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Another copy of the folder has taken this one's place.
+    #[error(
+        "another copy of this data folder has made further steps and may hand out the same numbers, so \
+         this one no longer serves. Find out which of them is a clone or a restored backup; if this one is \
+         started without --refuse-if-stale, it sets its files aside and starts as a new instance"
+    )]
+    Stale,
+    /// The store forgot what it had agreed to.
+    #[error(
+        "the store is behind this data folder: it was restored from a copy, or is another one. Nothing is \
+         served, because other instances may get the same numbers. See `tombola fleet status`; if this is \
+         the right store, run `tombola fleet reseed` for each folder of the fleet"
+    )]
+    StoreBehind,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! A line for each attempt, on the console and in the log. Counts nothing.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -8,11 +9,26 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use crate::args::Args;
-use crate::judge::Verdict;
 use crate::load::Attempt;
+use crate::numbers::Numbers;
+use crate::seen::Run;
 
 /// Characters of a line on the console: the numbers of a large `--count` would fill it.
 const CONSOLE_CHARS: usize = 160;
+
+/// The result of an attempt.
+#[derive(Debug)]
+pub(crate) struct Verdict<'a> {
+    pub(crate) kind: Cow<'static, str>,
+    /// False for everything that a healthy server may do; `--help` has the list.
+    pub(crate) is_failure: bool,
+    /// Empty unless the response is a right one.
+    pub(crate) numbers: Numbers<'a>,
+    /// Those of the numbers that came before.
+    pub(crate) duplicates: Vec<(&'a str, Run)>,
+    /// More about an attempt without numbers.
+    pub(crate) detail: String,
+}
 
 pub(crate) struct Journal {
     is_quiet: bool,

@@ -9,10 +9,10 @@ use tombola::internals::time;
 
 use crate::args::Args;
 use crate::client::{Failure, Response, WRONG};
-use crate::journal::Journal;
+use crate::journal::{Journal, Verdict};
 use crate::load::Attempt;
 use crate::numbers::{Numbers, is_exhausted};
-use crate::seen::{Run, Seen};
+use crate::seen::Seen;
 
 /// Attempts that are judged before their lines are written out together.
 const BATCH: usize = 128;
@@ -20,20 +20,6 @@ const BATCH: usize = 128;
 const DUPLICATES_LISTED: usize = 10;
 /// Characters of an unexpected body that are shown.
 const EXCERPT_CHARS: usize = 120;
-
-/// The result of an attempt.
-#[derive(Debug)]
-pub(crate) struct Verdict<'a> {
-    pub(crate) kind: Cow<'static, str>,
-    /// False for everything that a healthy server may do; `--help` has the list.
-    pub(crate) is_failure: bool,
-    /// Empty unless the response is a right one.
-    pub(crate) numbers: Numbers<'a>,
-    /// Those of the numbers that came before.
-    pub(crate) duplicates: Vec<(&'a str, Run)>,
-    /// More about an attempt without numbers.
-    pub(crate) detail: String,
-}
 
 /// The counts of a run. Its memory grows by 16 bytes a request, less than that of the numbers.
 #[derive(Debug, Default)]
