@@ -105,7 +105,7 @@ pub enum FleetError {
     /// The settings of a pool differ from those in the space.
     #[error(
         "pools.{pool} is {ours} here, but {theirs} in the space {space:?}: all instances must have the \
-         same range and decimals. Change the settings, or give the pool another name"
+         same range, decimals and codes. Change the settings, or give the pool another name"
     )]
     OtherRange { pool: String, ours: String, theirs: String, space: String },
     /// A ledger that has served alone has a secret of its own.

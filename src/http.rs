@@ -251,7 +251,7 @@ struct One {
 
 /// `count` numbers, and how many of them come from each shard.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used: `many` writes the JSON")]
+#[expect(dead_code, reason = "only its schema is used: `many_of` writes the JSON")]
 struct Many {
     count: usize,
     #[schema(value_type = Vec<f64>)]

@@ -191,9 +191,6 @@ pub(crate) fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result
 
 /// Sets whether closing the connection leaves the log for the next opening. If not, closing checkpoints the
 /// log and removes it.
-///
-/// Returns SQLite's error.
-/// SQLite's error.
 pub(crate) fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
 }

@@ -56,8 +56,9 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
             if hits(pool.space.size(), GUESSES) > HITS_MAX {
                 writeln!(
                     out,
-                    "# Warning: with 1,000 codes issued, a million guesses hit one with a probability of more than \
-                     1 %. Use more symbols, or limit how often callers can try."
+                    "# Warning: with {} codes issued, a million guesses hit one with a probability of more than 1 %. \
+                     Use more symbols, or limit how often callers can try.",
+                    thousands(pool.space.size().min(1_000))
                 )?;
             }
         }
@@ -75,17 +76,18 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
 fn codes(space: &Space, format: &CodeFormat) -> String {
     // A fixed value: the example is not drawn.
     let example = space.number(Value((format.count() / 1000 * 618).cast_signed()));
-    let chance = |issued: u64| thousands(format.count().div_ceil(issued.min(format.count())));
-    format!(
-        "codes such as {example}, {} in all. A guess hits one in {} after 1,000 are issued, and one in {} \
-         after 1,000,000.",
-        thousands(format.count()),
-        chance(1_000),
-        chance(1_000_000)
-    )
+    let mut text = format!("codes such as {example}, {} in all.", thousands(format.count()));
+    for issued in [1_000, 1_000_000] {
+        if issued < format.count() {
+            let one_in = thousands(format.count().div_ceil(issued));
+            text += &format!(" With {} issued, a guess hits one in {one_in}.", thousands(issued));
+        }
+    }
+    text
 }
 
-/// Returns the probability that at least one of `guesses` guesses hits one of 1,000 issued codes.
+/// Returns the probability that at least one of `guesses` guesses hits one of 1,000 issued codes, or of all codes
+/// if there are fewer.
 fn hits(count: u64, guesses: f64) -> f64 {
     1.0 - (1.0 - (1_000.0 / count as f64).min(1.0)).powf(guesses)
 }

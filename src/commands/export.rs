@@ -4,19 +4,19 @@ use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, anyhow};
 
 use super::exit::{Ended, Exit};
-use crate::batch::BatchId;
+use crate::batch::{BatchId, ShardIndex};
 use crate::config::{Location, PoolName};
 use crate::files::{self, LockError};
-use crate::folder::{self, PoolPaths};
+use crate::folder::{self, Known, PoolPaths};
 use crate::ledger::Ledger;
 use crate::shard;
-use crate::sqlite;
+use crate::sqlite::{self, Fault};
 
 /// The size of the output buffer in bytes.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -74,39 +74,61 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 fn write(paths: &PoolPaths, issued: bool, to: impl Write) -> anyhow::Result<()> {
     let ledger = Ledger::open_to_look(&paths.ledger())?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, to);
+    let mut line = |value| writeln!(out, "{}", ledger.space().number(value)).map_err(Error::from);
     // The rows of these batches are in a file that still has unused rows, which say what was leased.
     let mut in_files = BTreeSet::new();
     if issued {
-        for index in folder::survey(paths.folder())?.pools.remove(paths.pool()).unwrap_or_default()
-        {
-            for file in [paths.live(index), paths.standby(index), paths.unfinished(index)] {
-                in_files.extend(batch_of(&file)?);
-            }
+        let pools = folder::survey(paths.folder())?.pools;
+        for &index in pools.get(paths.pool()).into_iter().flatten() {
+            in_files.extend(batches_of(paths, &ledger, index)?);
             let live = paths.live(index);
             if live.exists() {
-                let connection = sqlite::open_to_look(&live)?;
-                shard::each_used(&connection, &mut |value| {
-                    writeln!(out, "{}", ledger.space().number(value)).map_err(anyhow::Error::from)
-                })?;
+                shard::each_used(&sqlite::open_to_look(&live)?, &mut line)?;
             }
         }
     }
-    ledger.each(&mut |value, batch| {
-        if in_files.contains(&batch) {
-            return Ok(());
-        }
-        writeln!(out, "{}", ledger.space().number(value)).map_err(anyhow::Error::from)
+    ledger.each(&mut |value, batch| match in_files.contains(&batch) {
+        true => Ok(()),
+        false => line(value),
     })?;
     Ok(out.flush()?)
 }
 
-/// Returns the batch that a shard's file was built from, if the file exists.
-fn batch_of(file: &Path) -> anyhow::Result<Option<BatchId>> {
-    if !file.exists() {
-        return Ok(None);
+/// Returns the batches that the files of a shard were built from, and checks that the ledger expects the files.
+fn batches_of(
+    paths: &PoolPaths,
+    ledger: &Ledger,
+    index: ShardIndex,
+) -> anyhow::Result<Vec<BatchId>> {
+    let (live, standby, unfinished) =
+        (paths.live(index), paths.standby(index), paths.unfinished(index));
+    let live = live.exists().then(|| shard::look(&live)).transpose()?;
+    let standby = standby.exists().then(|| shard::read_label(&standby)).transpose()?;
+    let unfinished = match unfinished.exists().then(|| shard::read_label(&unfinished)) {
+        // A crash may leave a part of a file, whose batch is not in the ledger.
+        Some(Err(error)) if error.fault() == Fault::Content => None,
+        label => label.transpose()?,
+    };
+    let labels = [live.as_ref().map(|seen| &seen.label), standby.as_ref(), unfinished.as_ref()];
+    let named: Vec<BatchId> = labels.into_iter().flatten().map(|label| label.batch).collect();
+    let known =
+        Known::of(ledger, paths.pool(), index, &named, live.as_ref().map(|l| l.label.batch))?;
+    let unexpected = |problem: String| {
+        anyhow!("a file of the shard {} can't be exported: {problem}", paths.shard_name(index))
+    };
+    let mut batches = Vec::new();
+    if let Some(seen) = &live {
+        known.expects(&seen.label).map_err(unexpected)?;
+        let next =
+            standby.as_ref().or(unfinished.as_ref().filter(|label| known.expects(label).is_ok()));
+        known.is_current(&seen.label, seen.token, seen.in_use, next).map_err(unexpected)?;
+        batches.push(seen.label.batch);
     }
-    match shard::read_label(file) {
-        Ok(label) => Ok(Some(label.batch)),
-        Err(error) => bail!("{} can't be read: {error}; see tombola verify", file.display()),
+    if let Some(label) = &standby {
+        known.expects(label).map_err(unexpected)?;
+        batches.push(label.batch);
     }
+    batches
+        .extend(unfinished.filter(|label| known.expects(label).is_ok()).map(|label| label.batch));
+    Ok(batches)
 }

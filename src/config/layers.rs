@@ -126,10 +126,23 @@ impl Layers {
             Err(error) if !required && error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(unreadable(&error)),
         };
-        let table = text.parse().map_err(|error: toml::de::Error| unreadable(&error))?;
+        let not_toml = |error: toml::de::Error| {
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            let number = text[..start].matches('\n').count();
+            let line = text.lines().nth(number).unwrap_or_default().trim();
+            // The line may contain the address of a store, a token or a password.
+            let shown =
+                match ["://", "token", "sha256", "password"].iter().any(|word| line.contains(word))
+                {
+                    true => String::new(),
+                    false => format!("{line}: "),
+                };
+            unreadable(&format!("line {}: {shown}{}", number + 1, error.message()))
+        };
+        let table = text.parse().map_err(not_toml)?;
         merge(&mut self.root, Value::Table(table));
 
-        let spans = DeTable::parse(&text).map_err(|error| unreadable(&error))?;
+        let spans = DeTable::parse(&text).map_err(not_toml)?;
         let spans = DeValue::Table(spans.into_inner());
         let mut found = children("", &spans);
         while let Some((key, start, value)) = found.pop() {
@@ -194,9 +207,9 @@ impl Layers {
         let value = key.split('.').try_fold(&self.root, |value, level| value.get(level));
         let value = match value {
             None | Some(Value::Table(_)) => String::new(),
-            Some(_) if may_be_secret(key) => String::new(),
-            // The address of a store may contain a password.
-            Some(Value::String(text)) if text.contains('@') => String::new(),
+            // The address of a store may contain a password, and so may an unknown key.
+            Some(_) if may_be_secret(key) || key == "fleet.store" => String::new(),
+            Some(_) if problem.starts_with("unknown field") => String::new(),
             Some(Value::String(text)) => format!(" = {text}"),
             Some(value) => format!(" = {value}"),
         };
@@ -292,7 +305,7 @@ pub(super) fn variables() -> Result<BTreeMap<String, String>, ConfigError> {
         let prefix = name.get(..VARIABLE_PREFIX.len()).unwrap_or_default();
         prefix.eq_ignore_ascii_case(VARIABLE_PREFIX)
             && name.len() > VARIABLE_PREFIX.len()
-            && name != TOKEN_VARIABLE
+            && !name.eq_ignore_ascii_case(TOKEN_VARIABLE)
     };
     std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text)))

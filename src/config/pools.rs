@@ -205,7 +205,8 @@ impl PoolKeys {
                 ("decimals", self.decimals.is_some()),
             ];
             if let Some((field, _)) = numeric.iter().find(|(_, is_set)| *is_set) {
-                let problem = "not allowed beside pattern: the codes of the pattern are the range";
+                let problem = "not allowed beside pattern, whose codes are the range; int and float have a range by default, so \
+                     give a pool of codes another name";
                 return refused(field, problem.to_owned());
             }
             let alphabet = self.alphabet.get_or_insert("digits".to_owned());

@@ -75,7 +75,7 @@ fn refusals_name_the_key_the_value_and_what_is_allowed() {
     check("[server]\nhosts = ['a', 'b:1']", ["server.hosts[1]", "b:1", "without a port"]);
     // As a text, it would be 2.1.
     let fleet = "[fleet]\nstore = 'file:///w/witness.db'\nspace = 2.10";
-    check(fleet, ["fleet.space", "a float instead of a text", "in quotes"]);
+    check(fleet, ["fleet.space", "of the type float instead of a text", "in quotes"]);
     check("[storage]\ndir = 7", ["storage.dir", "7", "text in quotes"]);
     check("[server]\ncount_limit = 0", ["server.count_limit", "0", "1 to 1000000"]);
     check("[server]\nconnections = 0", ["server.connections", "0", "1 to 1048576"]);
@@ -176,9 +176,17 @@ fn entries_that_can_t_be_used_are_refused() {
     let variable = ("TOMBOLA_AUTH__TOKENS", "tombola_secret");
     let error = load("", &[variable]).unwrap_err();
     assert!(error.contains("auth.tokens") && !error.contains("secret"), "{error}");
-    let variable = ("TOMBOLA_FLEET__STORE", "postgres://user:secret@host/db");
-    let error = load("", &[variable]).unwrap_err().to_string();
-    assert!(error.contains("fleet") && !error.contains("secret"), "{error}");
+    for (text, variables) in [
+        ("", &[("TOMBOLA_FLEET__STORE", "postgres://user:secret@host/db")][..]),
+        ("", &[("TOMBOLA_FLEET__STORE", "postgres://host/db?password=secret")]),
+        ("", &[("TOMBOLA_FLEET__PASSWORD", "secret")]),
+        ("[fleet]\npassword = 'secret'", &[]),
+        ("[fleet]\nstore = 'postgres://user:secret@host/db", &[]),
+    ] {
+        let error = load(text, variables).unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+    }
+    assert!(load("a = 1\nb = 'x", &[]).unwrap_err().contains("mine.toml: line 2: "));
 }
 
 #[test]

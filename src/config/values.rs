@@ -59,7 +59,7 @@ pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     match Value::deserialize(deserializer)? {
         Value::String(text) => Ok(text),
         other => Err(de::Error::custom(format!(
-            "a {} instead of a text; allowed: a text in quotes",
+            "a value of the type {} instead of a text; allowed: a text in quotes",
             other.type_str()
         ))),
     }

@@ -87,7 +87,7 @@ pub(super) struct PoolRecord {
     min: i64,
     max: i64,
     decimals: u8,
-    /// Pattern, alphabet and check of its codes, if it has codes.
+    /// Pattern, symbols and check of its codes, if it has codes.
     codes: Option<[String; 3]>,
     /// The secret that gives values their indexes, in hexadecimal digits.
     hash_key: String,
@@ -97,7 +97,7 @@ impl PoolRecord {
     pub(super) fn of(space: &Space, key: StratumKey) -> Self {
         let (min, max, decimals) = (space.min().0, space.max().0, space.decimals());
         let texts = |format: &CodeFormat| {
-            [format.pattern(), format.alphabet(), format.check()].map(str::to_owned)
+            [format.pattern(), format.symbols(), format.check()].map(str::to_owned)
         };
         let (codes, hash_key) = (space.codes().map(texts), hex::encode(key.to_bytes()));
         Self { min, max, decimals, codes, hash_key }

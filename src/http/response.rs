@@ -89,7 +89,7 @@ pub(crate) enum ApiError {
     #[error("This path does not support that method. Allowed: {allowed}.")]
     WrongMethod { allowed: &'static str },
     #[error(
-        "The body is larger than {limit} bytes. Send the parameters in the URL, without a body."
+        "The body is larger than {limit} bytes. Send less: the parameters need no more than a line."
     )]
     BodyTooLarge { limit: usize },
     #[error("The body is not valid: {problem}. Allowed: a JSON object with type and count.")]
@@ -171,7 +171,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::BodyTooLarge,
-                "Send no body: no path needs one.",
+                "Send at most 16 KiB. Only `POST /random` uses its body.",
             ),
             Self::BadBody { .. } => (StatusCode::BAD_REQUEST, Code::BadBody, NAMED),
             Self::NotJson => (
