@@ -207,9 +207,7 @@ impl Layers {
         let value = key.split('.').try_fold(&self.root, |value, level| value.get(level));
         let value = match value {
             None | Some(Value::Table(_)) => String::new(),
-            // The address of a store may contain a password, and so may an unknown key.
-            Some(_) if may_be_secret(key) || key == "fleet.store" => String::new(),
-            Some(_) if problem.starts_with("unknown field") => String::new(),
+            Some(_) if is_private(key) => String::new(),
             Some(Value::String(text)) => format!(" = {text}"),
             Some(value) => format!(" = {value}"),
         };
@@ -297,6 +295,16 @@ fn rank(table: &str) -> usize {
         "fleet.tls",
     ];
     TABLES.iter().position(|known| *known == table).unwrap_or(TABLES.len())
+}
+
+/// Returns whether the value of a key, known or not, may contain a password or a token.
+fn is_private(key: &str) -> bool {
+    let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
+    // The address of a store may contain a password.
+    may_be_secret(key)
+        || key == "fleet.store"
+        || (name != "password_file"
+            && ["password", "token", "secret"].iter().any(|word| name.contains(word)))
 }
 
 /// Returns the environment variables that are settings.
