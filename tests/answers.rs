@@ -131,7 +131,7 @@ async fn a_post_takes_its_parameters_from_a_json_body() {
     let mut tickets = Vec::new();
     for (target, body) in [
         ("/random", r#"{"type": "ticket", "count": 3}"#),
-        ("/random?type=ticket", r#"{"count": 2}"#),
+        ("/random?type=ticket", r#"{"count": 2.0}"#),
         ("/random?count=1", r#"{"type": "ticket"}"#),
         ("/random?type=ticket&count=1", "{}"),
     ] {

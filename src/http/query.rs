@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de};
 
 use super::response::ApiError;
 use crate::config::PoolName;
@@ -29,7 +29,7 @@ pub(super) struct Wanted {
 pub(super) struct Parameters {
     #[serde(rename = "type", default, deserialize_with = "not_null")]
     type_: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
+    #[serde(default, deserialize_with = "whole")]
     count: Option<u64>,
 }
 
@@ -38,6 +38,19 @@ fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// Deserializes a whole number. In JSON, `26.0` is one too.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let from_float = || {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0);
+        float.filter(|float| (0.0..1e15).contains(float)).map(|float| float as u64)
+    };
+    let count = number.as_u64().or_else(from_float);
+    count
+        .map(Some)
+        .ok_or_else(|| de::Error::custom(format!("count is {number}, not a whole number")))
 }
 
 impl Parameters {
