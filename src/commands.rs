@@ -13,13 +13,16 @@ mod status;
 mod token;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use clap::{Parser, Subcommand};
 
+use self::exit::Ended;
 pub use self::exit::Exit;
 use crate::config::{Config, Location, Overrides};
+use crate::files::{Lock, LockError};
 use crate::{files, sqlite};
 
 /// Hands out unique random numbers over HTTP, and never the same one twice.
@@ -100,6 +103,17 @@ fn existing_folder(location: Location) -> anyhow::Result<PathBuf> {
         bail!("there is no folder {}: name another with --data-dir", dir.display());
     }
     Ok(dir)
+}
+
+/// Locks a folder that no other process may use during a command. `advice` continues the sentence that begins
+/// with "A folder in use".
+fn lock(dir: &Path, advice: &str) -> anyhow::Result<Lock> {
+    files::lock(dir, Duration::ZERO).map_err(|error| match error {
+        LockError::Held { .. } => {
+            Ended::error(Exit::InUse, format!("{error}. A folder in use {advice}"))
+        }
+        other @ LockError::File(_) => other.into(),
+    })
 }
 
 /// Runs a future to its end on a runtime of one thread.

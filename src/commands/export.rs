@@ -5,14 +5,11 @@ use std::fs::OpenOptions;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Error, anyhow};
 
-use super::exit::{Ended, Exit};
 use crate::batch::{BatchId, ShardIndex};
 use crate::config::{Location, PoolName};
-use crate::files::{self, LockError};
 use crate::folder::{self, Known, PoolPaths};
 use crate::ledger::Ledger;
 use crate::shard;
@@ -38,15 +35,8 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let dir = super::existing_folder(flags.location)?;
-    let _lock = files::lock(&dir, Duration::ZERO).map_err(|error| match error {
-        LockError::Held { .. } => {
-            let message = format!(
-                "{error}. A folder in use changes during the export: stop the server, or export a backup"
-            );
-            Ended::error(Exit::InUse, message)
-        }
-        other => other.into(),
-    })?;
+    let _lock =
+        super::lock(&dir, "changes during the export: stop the server, or export a backup")?;
     let pool =
         PoolName::new(&flags.pool).filter(|pool| PoolPaths::new(&dir, pool).ledger().exists());
     let pool = pool
@@ -113,14 +103,15 @@ fn batches_of(
     let named: Vec<BatchId> = labels.into_iter().flatten().map(|label| label.batch).collect();
     let known =
         Known::of(ledger, paths.pool(), index, &named, live.as_ref().map(|l| l.label.batch))?;
+    // The start removes a build that the ledger does not expect.
+    let unfinished = unfinished.filter(|label| known.expects(label).is_ok());
     let unexpected = |problem: String| {
         anyhow!("a file of the shard {} can't be exported: {problem}", paths.shard_name(index))
     };
     let mut batches = Vec::new();
     if let Some(seen) = &live {
         known.expects(&seen.label).map_err(unexpected)?;
-        let next =
-            standby.as_ref().or(unfinished.as_ref().filter(|label| known.expects(label).is_ok()));
+        let next = standby.as_ref().or(unfinished.as_ref());
         known.is_current(&seen.label, seen.token, seen.in_use, next).map_err(unexpected)?;
         batches.push(seen.label.batch);
     }
@@ -128,7 +119,6 @@ fn batches_of(
         known.expects(label).map_err(unexpected)?;
         batches.push(label.batch);
     }
-    batches
-        .extend(unfinished.filter(|label| known.expects(label).is_ok()).map(|label| label.batch));
+    batches.extend(unfinished.map(|label| label.batch));
     Ok(batches)
 }

@@ -1,13 +1,10 @@
 //! `tombola verify`: checks a data folder and prints what is wrong with it.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 use anyhow::bail;
 
-use super::exit::{Ended, Exit};
 use crate::config::Location;
-use crate::files::{self, LockError};
 use crate::verify::{self, Findings};
 
 #[derive(Debug, clap::Args)]
@@ -18,16 +15,9 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let dir = super::existing_folder(flags.location)?;
-    let _lock = files::lock(&dir, Duration::ZERO).map_err(|error| match error {
-        LockError::Held { .. } => {
-            let message = format!(
-                "{error}. A folder in use changes during the check: stop the server, or verify a \
-                 backup (tombola backup DIR, tombola verify --data-dir DIR)"
-            );
-            Ended::error(Exit::InUse, message)
-        }
-        other => other.into(),
-    })?;
+    let advice = "changes during the check: stop the server, or verify a backup (tombola backup DIR, tombola \
+                  verify --data-dir DIR)";
+    let _lock = super::lock(&dir, advice)?;
     let findings = verify::check(&dir)?;
     print(&findings)?;
     let count = findings.violation_count();
