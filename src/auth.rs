@@ -15,7 +15,7 @@ const PREFIX: &str = "tombola_";
 
 /// A token's position in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TokenIndex(u16);
+pub(crate) struct TokenIndex(pub u16);
 
 /// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +74,14 @@ pub(crate) fn recognise(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenName;
 
     fn entry(name: &str, scope: Scope, token: &str) -> TokenConfig {
-        TokenConfig { name: name.parse().unwrap(), scope, sha256: digest(token.as_bytes()) }
+        {
+            let name: TokenName = name.parse().unwrap();
+            let sha256 = digest(token.as_bytes());
+            TokenConfig { owner: name.clone(), name, scope, sha256 }
+        }
     }
 
     #[test]

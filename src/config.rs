@@ -10,6 +10,7 @@ mod layers;
 mod lease;
 mod pools;
 mod quota;
+mod receipts;
 mod refill;
 mod server;
 #[cfg(test)]
@@ -35,6 +36,8 @@ use self::pools::PoolKeys;
 pub use self::pools::{PoolConfig, PoolName};
 pub(crate) use self::quota::QuotaConfig;
 use self::quota::QuotaKeys;
+use self::receipts::ReceiptsKeys;
+pub(crate) use self::receipts::{ReceiptStoreConfig, ReceiptsConfig, Recorded};
 pub use self::refill::RefillConfig;
 use self::refill::RefillKeys;
 pub use self::server::Mode;
@@ -81,6 +84,8 @@ pub struct Config {
     pub quota: Option<QuotaConfig>,
     /// The fleet, if this server is part of one.
     pub fleet: Option<FleetConfig>,
+    /// The receipts and the idempotency keys.
+    pub receipts: ReceiptsConfig,
 }
 
 impl Config {
@@ -131,6 +136,7 @@ struct Keys {
     #[serde(default)]
     auth: AuthKeys,
     quota: Option<QuotaKeys>,
+    receipts: ReceiptsKeys,
     fleet: Option<FleetKeys>,
 }
 
@@ -155,6 +161,14 @@ impl Keys {
                 format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(RefusedKey::new("fleet", problem));
         }
+        let receipts = self.receipts.validate(fleet.is_some())?;
+        if server.mode != Mode::Sharded
+            && let Some(pool) = pools.iter().find(|pool| pool.receipts == Recorded::All)
+        {
+            let problem =
+                format!("the mode {} keeps no receipts; use the mode sharded", server.mode);
+            return Err(RefusedKey::new(format!("pools.{}.receipts", pool.name), problem));
+        }
         if server.mode != Mode::Sharded
             && let Some(pool) = pools.iter().find(|pool| pool.space.codes().is_some())
         {
@@ -167,6 +181,6 @@ impl Keys {
             pools.iter_mut().for_each(|pool| pool.lease = LeaseConfig { rows });
         }
         let dir = self.storage.dir.clone().into();
-        Ok(Config { server, dir, pools, auth, quota, fleet })
+        Ok(Config { server, dir, pools, auth, quota, fleet, receipts })
     }
 }

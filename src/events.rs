@@ -24,17 +24,20 @@ pub enum Kind {
     Damaged,
     /// A range has no numbers left to fill shards with.
     Exhausted,
+    /// Receipts can't be saved.
+    ReceiptsFailed,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Started,
         Self::Depleted,
         Self::Refilled,
         Self::RefillFailed,
         Self::Damaged,
         Self::Exhausted,
+        Self::ReceiptsFailed,
     ];
 
     /// Returns the kind's name for programs.
@@ -46,6 +49,7 @@ impl Kind {
             Self::RefillFailed => "refill_failed",
             Self::Damaged => "damaged",
             Self::Exhausted => "exhausted",
+            Self::ReceiptsFailed => "receipts_failed",
         }
     }
 }

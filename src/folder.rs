@@ -10,7 +10,9 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 pub use self::names::PoolPaths;
-pub(crate) use self::names::{FLEET_RECORD, JSON_STORE, TABLE_STORE, survey};
+pub(crate) use self::names::{
+    FLEET_RECORD, JSON_STORE, RECEIPTS, TABLE_STORE, parse_shard_file, shard_name, survey,
+};
 use self::names::{README, owners_of_file, shard_of_file};
 pub(crate) use self::start::{Known, adopt};
 use crate::batch::ShardIndex;

@@ -33,6 +33,7 @@
 //! - [`folder`]: the data folder, and the recovery of its files at a start
 //! - [`fleet`]: instances that share one number space, and the fence that proves which leases are valid
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
+//! - [`receipts`]: which numbers a response contained, and the idempotency keys
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
 //! - [`on_demand`]: the simpler modes, which draw a number when it is requested
 //! - [`monitor`]: all counts, now and over the last minutes
@@ -92,6 +93,7 @@ mod monitor;
 mod on_demand;
 mod pem;
 mod pool;
+mod receipts;
 mod refill;
 mod server;
 mod shard;

@@ -39,6 +39,7 @@ use self::slot::Slot;
 use self::supply::Books;
 pub(crate) use self::supply::{LastRefill, LedgerFigures, Level, Outcome};
 use self::sync::{AtomicBool, AtomicU64, Mutex};
+pub(crate) use self::take::Reservation;
 pub use self::take::TakeError;
 use self::worker::Worker;
 use crate::batch::ShardIndex;

@@ -101,6 +101,12 @@ impl Space {
         possible.then_some(Self { min, max, decimals, codes: None })
     }
 
+    /// Returns the widest range of numbers with this many decimals, or `None` if numbers can't have as many.
+    pub(crate) fn widest(decimals: u8) -> Option<Self> {
+        let max = i64::try_from(magnitude_max(decimals.min(DECIMALS_MAX))).expect("below 2^54");
+        Self::from_values(Value(-max), Value(max), decimals)
+    }
+
     /// Returns the range of all codes of a format.
     pub(crate) fn of_codes(format: CodeFormat) -> Self {
         let last = format.count() - 1;

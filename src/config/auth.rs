@@ -29,6 +29,8 @@ pub enum AuthConfig {
 pub struct TokenConfig {
     /// Its name, for people.
     pub name: TokenName,
+    /// The owner of what it draws. A token that replaces another one has the same owner.
+    pub owner: TokenName,
     pub scope: Scope,
     pub sha256: [u8; 32],
 }
@@ -56,6 +58,10 @@ impl std::fmt::Display for TokenName {
 pub enum Scope {
     /// Taking numbers
     Draw,
+    /// Looking up who got a number, among the receipts of the token's owner
+    Lookup,
+    /// Reading all receipts
+    Audit,
     /// Everything else
     Observe,
 }
@@ -65,6 +71,8 @@ impl Scope {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Draw => "draw",
+            Self::Lookup => "lookup",
+            Self::Audit => "audit",
             Self::Observe => "observe",
         }
     }
@@ -86,6 +94,7 @@ pub(super) struct AuthKeys {
 #[serde(deny_unknown_fields)]
 struct TokenKeys {
     name: String,
+    owner: Option<String>,
     scope: String,
     sha256: String,
 }
@@ -128,11 +137,14 @@ impl TokenKeys {
             let problem = format!("another token is called {name}; each needs its own name");
             return Err(("name", problem));
         }
+        let owner = match &self.owner {
+            Some(owner) => owner.parse().map_err(|problem: &str| ("owner", problem.to_owned()))?,
+            None => name.clone(),
+        };
         let scopes = Scope::value_variants();
-        let scope = *scopes
-            .iter()
-            .find(|known| known.as_str() == self.scope)
-            .ok_or_else(|| ("scope", "allowed: \"draw\" and \"observe\"".to_owned()))?;
+        let scope = *scopes.iter().find(|known| known.as_str() == self.scope).ok_or_else(|| {
+            ("scope", "allowed: \"draw\", \"lookup\", \"audit\" and \"observe\"".to_owned())
+        })?;
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| {
             let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not the \
@@ -141,12 +153,12 @@ impl TokenKeys {
         })?;
         if let Some(other) = known.iter().find(|t| t.sha256 == sha256 && t.scope == scope) {
             let problem = format!(
-                "this is the token {} again; a second entry of the same token must have the other \
+                "this is the token {} again; a second entry of the same token must have another \
                  scope",
                 other.name
             );
             return Err(("sha256", problem));
         }
-        Ok(TokenConfig { name, scope, sha256 })
+        Ok(TokenConfig { name, owner, scope, sha256 })
     }
 }

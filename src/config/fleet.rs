@@ -200,7 +200,7 @@ pub(super) struct FleetKeys {
 
 #[derive(Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-struct StoreTlsKeys {
+pub(super) struct StoreTlsKeys {
     ca: PathBuf,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -209,36 +209,73 @@ struct StoreTlsKeys {
 impl FleetKeys {
     /// Validates the keys, and sets `claim` if it is not set.
     pub(super) fn validate(&mut self) -> Result<FleetConfig, RefusedKey> {
-        let address = self.address()?;
-        let user = match &address {
-            StoreAddress::Etcd { user, .. } | StoreAddress::Postgres { user, .. } => user.as_ref(),
-            StoreAddress::File(_) if self.tls.is_some() => {
-                return Err(RefusedKey::new(
-                    "fleet.tls",
-                    "a file needs no TLS; remove [fleet.tls]",
-                ));
-            }
-            StoreAddress::File(_) => None,
+        let store = StoreKeys {
+            section: "fleet",
+            address: &self.store,
+            allowed: STORE_ALLOWED,
+            password_file: self.password_file.as_ref(),
+            tls: self.tls.as_ref(),
         };
-        if self.password_file.is_some() && user.is_none() {
-            let problem = "a password needs a user: put USER@ before the host in fleet.store";
-            return Err(RefusedKey::new("fleet.password_file", problem));
-        }
+        let store = store.validate()?;
         let space = SpaceName::new(&self.space)
             .ok_or_else(|| RefusedKey::new("fleet.space", NAME_ALLOWED))?;
-        let tls = self.tls.clone().map(StoreTlsKeys::validate).transpose()?;
         Ok(FleetConfig {
-            store: StoreConfig { address, password_file: self.password_file.clone(), tls },
+            store,
             space,
             claim: self.claim.get_or_insert(Integer(CLAIM_DEFAULT)).0 as usize,
             refuse_if_stale: self.refuse_if_stale,
         })
     }
 
+    /// Returns the rows that each shard leases, and sets `lease_rows` if it is not set. `rows` is
+    /// `lease.rows`, and `shards` is the number of shards of all pools.
+    pub(super) fn lease_rows(&mut self, rows: LeaseRows, shards: u64) -> LeaseRows {
+        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
+        let default = match rows.0 {
+            0 => 0,
+            rows => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
+        };
+        *self.lease_rows.get_or_insert(Integer(default))
+    }
+}
+
+/// The keys of a section that say how to reach a store.
+pub(super) struct StoreKeys<'k> {
+    pub(super) section: &'static str,
+    pub(super) address: &'k str,
+    /// The error for a wrong address.
+    pub(super) allowed: &'static str,
+    pub(super) password_file: Option<&'k PathBuf>,
+    pub(super) tls: Option<&'k StoreTlsKeys>,
+}
+
+impl StoreKeys<'_> {
+    pub(super) fn validate(self) -> Result<StoreConfig, RefusedKey> {
+        let Self { section, password_file, .. } = self;
+        let refused =
+            |key: &str, problem: String| Err(RefusedKey::new(format!("{section}.{key}"), problem));
+        let address = self.address()?;
+        let user = match &address {
+            StoreAddress::Etcd { user, .. } | StoreAddress::Postgres { user, .. } => user.as_ref(),
+            StoreAddress::File(_) if self.tls.is_some() => {
+                return refused("tls", format!("a file needs no TLS; remove [{section}.tls]"));
+            }
+            StoreAddress::File(_) => None,
+        };
+        if password_file.is_some() && user.is_none() {
+            let problem =
+                format!("a password needs a user: put USER@ before the host in {section}.store");
+            return refused("password_file", problem);
+        }
+        let tls = self.tls.map(|tls| tls.validate(section)).transpose()?;
+        Ok(StoreConfig { address, password_file: password_file.cloned(), tls })
+    }
+
     fn address(&self) -> Result<StoreAddress, RefusedKey> {
-        let refused = |problem: &str| Err(RefusedKey::new("fleet.store", problem));
-        let Some(address) = StoreAddress::parse(&self.store) else {
-            return refused(STORE_ALLOWED);
+        let refused =
+            |problem: &str| Err(RefusedKey::new(format!("{}.store", self.section), problem));
+        let Some(address) = StoreAddress::parse(self.address) else {
+            return refused(self.allowed);
         };
         let feature = match &address {
             StoreAddress::Etcd { endpoints, .. } | StoreAddress::Postgres { endpoints, .. }
@@ -254,34 +291,26 @@ impl FleetKeys {
             format!("this tombola was built without {feature}; build with --features {feature}");
         refused(&problem)
     }
-
-    /// Returns the rows that each shard leases, and sets `lease_rows` if it is not set. `rows` is
-    /// `lease.rows`, and `shards` is the number of shards of all pools.
-    pub(super) fn lease_rows(&mut self, rows: LeaseRows, shards: u64) -> LeaseRows {
-        // If `lease.rows` is 0, a fleet leases nothing ahead either, unless it is told to.
-        let default = match rows.0 {
-            0 => 0,
-            rows => rows.max(LEASE_ROWS_DEFAULT.min(LEASED_ROWS_DEFAULT / shards.max(1))),
-        };
-        *self.lease_rows.get_or_insert(Integer(default))
-    }
 }
 
 impl StoreTlsKeys {
-    fn validate(self) -> Result<StoreTls, RefusedKey> {
-        let identity = match (self.cert, self.key) {
+    fn validate(&self, section: &str) -> Result<StoreTls, RefusedKey> {
+        let refused = |key: &str, problem: String| {
+            Err(RefusedKey::new(format!("{section}.tls.{key}"), problem))
+        };
+        let identity = match (&self.cert, &self.key) {
             (None, None) => None,
-            (Some(cert), Some(key)) => Some((cert, key)),
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (Some(_), None) => {
-                let problem = "the certificate needs its key; set fleet.tls.key";
-                return Err(RefusedKey::new("fleet.tls.cert", problem));
+                let problem = format!("the certificate needs its key; set {section}.tls.key");
+                return refused("cert", problem);
             }
             (None, Some(_)) => {
-                let problem = "the key needs its certificate; set fleet.tls.cert";
-                return Err(RefusedKey::new("fleet.tls.key", problem));
+                let problem = format!("the key needs its certificate; set {section}.tls.cert");
+                return refused("key", problem);
             }
         };
-        Ok(StoreTls { ca: self.ca, identity })
+        Ok(StoreTls { ca: self.ca.clone(), identity })
     }
 }
 

@@ -283,7 +283,7 @@ fn join(table: &str, key: &str) -> String {
 
 /// Returns the position of a table, in the order of the built-in file with the pools last.
 fn rank(table: &str) -> usize {
-    const TABLES: [&str; 9] = [
+    const TABLES: [&str; 11] = [
         "server",
         "server.tls",
         "storage",
@@ -291,6 +291,8 @@ fn rank(table: &str) -> usize {
         "refill",
         "auth",
         "quota",
+        "receipts",
+        "receipts.tls",
         "fleet",
         "fleet.tls",
     ];
@@ -302,7 +304,7 @@ fn is_private(key: &str) -> bool {
     let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
     // The address of a store may contain a password.
     may_be_secret(key)
-        || key == "fleet.store"
+        || matches!(key, "fleet.store" | "receipts.store")
         || (name != "password_file"
             && ["password", "token", "secret"].iter().any(|word| name.contains(word)))
 }

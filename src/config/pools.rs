@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::values::{Integer, boolean, text};
-use super::{LeaseConfig, RefillConfig, RefusedKey};
+use super::{LeaseConfig, Recorded, RefillConfig, RefusedKey};
 use crate::space::{CodeFormat, DECIMALS_MAX, Space, SpaceError};
 
 /// The most shards of one pool. Each is an open file and a task.
@@ -33,6 +33,8 @@ pub struct PoolConfig {
     pub lease: LeaseConfig,
     /// When and how its shards are refilled.
     pub refill: RefillConfig,
+    /// The responses that leave a receipt.
+    pub receipts: Recorded,
 }
 
 /// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first. No file of a
@@ -87,6 +89,8 @@ pub(super) struct PoolKeys {
     #[serde(default = "auto", serialize_with = "unquoted")]
     shards: Value,
     shard_size: Option<Integer<1, SHARD_SIZE_MAX>>,
+    #[serde(default)]
+    receipts: Recorded,
 }
 
 fn enabled() -> bool {
@@ -191,7 +195,8 @@ impl PoolKeys {
             return Err(refused("shard_size", problem));
         }
         let shard_size = u32::try_from(size).expect("its type allows up to SHARD_SIZE_MAX");
-        Ok(PoolConfig { name: pool_name, space, shards, shard_size, lease, refill })
+        let receipts = self.receipts;
+        Ok(PoolConfig { name: pool_name, space, shards, shard_size, lease, refill, receipts })
     }
 
     /// Validates the keys of the range: all codes of a pattern, or the numbers from min to max.

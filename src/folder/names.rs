@@ -21,6 +21,9 @@ pub(crate) const TABLE_STORE: &str = "random_numbers.db";
 /// The folder's record of its place in a fleet.
 pub(crate) const FLEET_RECORD: &str = "fleet.json";
 
+/// The receipts of all pools.
+pub(crate) const RECEIPTS: &str = "receipts.db";
+
 /// Part of the folder in a clone of the repository. It contains no numbers.
 pub(super) const README: &str = "README.md";
 
@@ -98,7 +101,7 @@ impl PoolPaths {
 
     /// Returns the name `<pool>_shard_<i>.db`, which responses contain as well.
     pub fn shard_name(&self, shard: ShardIndex) -> String {
-        format!("{}_shard_{}.db", self.pool, shard.0)
+        shard_name(&self.pool, shard)
     }
 
     /// Returns the path of the file that is served.
@@ -155,6 +158,11 @@ impl PoolPaths {
     }
 }
 
+/// Returns the name `<pool>_shard_<i>.db`.
+pub(crate) fn shard_name(pool: &PoolName, shard: ShardIndex) -> String {
+    format!("{pool}_shard_{}.db", shard.0)
+}
+
 /// Returns the modes that a file of this name belongs to. The list is empty if the file is not a record of
 /// numbers.
 pub(super) fn owners_of_file(name: &str) -> &'static [Mode] {
@@ -175,7 +183,7 @@ pub(super) fn shard_of_file(pool: &PoolName, name: &str) -> Option<ShardIndex> {
 }
 
 /// Returns the pool and the index of the shard that a file of this name belongs to.
-fn parse_shard_file(name: &str) -> Option<(PoolName, ShardIndex)> {
+pub(crate) fn parse_shard_file(name: &str) -> Option<(PoolName, ShardIndex)> {
     let endings = [".db", ".db.next", ".db.tmp"];
     let shard = endings.iter().find_map(|ending| name.strip_suffix(ending))?;
     // Split from the right, because the pool's own name may end in "_shard".

@@ -189,10 +189,15 @@ impl Loan {
         self.slot.look(|buffer| buffer.has_standby() && buffer.left() == 0)
     }
 
+    /// Returns the shard's name and the values.
+    pub(super) fn part(&self) -> (Arc<str>, Vec<Value>) {
+        (Arc::clone(&self.slot.name), self.rows.iter().map(|row| row.value).collect())
+    }
+
     /// Hands out the rows. Returns the shard's name and the values.
     pub(super) fn settle(mut self) -> (Arc<str>, Vec<Value>) {
         self.settled = true;
-        (Arc::clone(&self.slot.name), self.rows.iter().map(|row| row.value).collect())
+        self.part()
     }
 }
 

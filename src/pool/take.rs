@@ -34,6 +34,74 @@ pub struct Taken {
     pub parts: Vec<(Arc<str>, Vec<Value>)>,
 }
 
+/// Numbers that a request holds but has not handed out. They are durably marked as used. If this is dropped,
+/// they go back: to their shards, or to the next request if their shards gave them up.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    pool: Arc<Pool>,
+    /// Numbers that their shards gave up for good, grouped by the name of the shard.
+    collected: Vec<(Arc<str>, Vec<Value>)>,
+    loans: Vec<Loan>,
+}
+
+impl Reservation {
+    /// Returns the numbers, grouped by the name of the shard that they came from. [`settle`](Self::settle)
+    /// returns the same.
+    pub(crate) fn parts(&self) -> Vec<(Arc<str>, Vec<Value>)> {
+        let mut parts = self.collected.clone();
+        self.loans.iter().for_each(|loan| add(&mut parts, loan.part()));
+        parts
+    }
+
+    /// Hands out the numbers.
+    pub(crate) fn settle(mut self) -> Taken {
+        let loans = std::mem::take(&mut self.loans);
+        self.collect(loans);
+        Taken { parts: std::mem::take(&mut self.collected) }
+    }
+
+    fn len(&self) -> usize {
+        let collected: usize = self.collected.iter().map(|(_, values)| values.len()).sum();
+        collected + self.loans.iter().map(Loan::len).sum::<usize>()
+    }
+
+    /// Takes the numbers of these loans from their shards for good.
+    fn collect(&mut self, loans: Vec<Loan>) {
+        for loan in loans {
+            add(&mut self.collected, loan.settle());
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.collected.is_empty() {
+            return;
+        }
+        let parts = std::mem::take(&mut self.collected);
+        let each = parts.into_iter().flat_map(|(shard, values)| {
+            values.into_iter().map(move |value| (Arc::clone(&shard), value))
+        });
+        self.pool.orphans.lock().expect("no holder of it panics").extend(each);
+        self.pool.has_orphans.store(true, Ordering::Release);
+    }
+}
+
+/// Adds the numbers of a shard to those that are grouped by shards.
+fn add(parts: &mut Vec<(Arc<str>, Vec<Value>)>, (shard, mut values): (Arc<str>, Vec<Value>)) {
+    match parts.iter_mut().find(|(other, _)| *other == shard) {
+        Some((_, others)) => others.append(&mut values),
+        None => parts.push((shard, values)),
+    }
+}
+
+impl Taken {
+    /// Returns the number of numbers.
+    pub(crate) fn len(&self) -> usize {
+        self.parts.iter().map(|(_, values)| values.len()).sum()
+    }
+}
+
 impl Pool {
     /// Takes one number if a random shard in rotation has one ready. This is the common case, which never
     /// waits.
@@ -50,7 +118,18 @@ impl Pool {
     ///
     /// # Errors
     /// Returns [`TakeError`]. Nothing is taken then, nor if the returned future is dropped.
-    pub async fn take(&self, count: NonZeroU32) -> Result<Taken, TakeError> {
+    pub async fn take(self: &Arc<Self>, count: NonZeroU32) -> Result<Taken, TakeError> {
+        self.reserve(count).await.map(Reservation::settle)
+    }
+
+    /// Reserves `count` numbers as [`take`](Self::take) takes them.
+    ///
+    /// # Errors
+    /// Returns [`TakeError`]. Nothing is reserved then, nor if the returned future is dropped.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        count: NonZeroU32,
+    ) -> Result<Reservation, TakeError> {
         let count = count.get() as usize;
         if self.has_orphans.load(Ordering::Acquire) {
             return self.gather(count, &self.random_order()).await;
@@ -59,7 +138,7 @@ impl Pool {
         if let Some(slot) = self.random_slot()
             && let Some(loan) = slot.take(count, false).await
         {
-            return Ok(Taken { parts: vec![loan.settle()] });
+            return Ok(self.reservation(vec![loan]));
         }
         let order = self.random_order();
         if count > 1 {
@@ -68,7 +147,7 @@ impl Pool {
         // A request for one number holds nothing while it waits, so it does not need the lock.
         for slot in order {
             if let Some(loan) = slot.take(1, false).await {
-                return Ok(Taken { parts: vec![loan.settle()] });
+                return Ok(self.reservation(vec![loan]));
             }
         }
         let alone = match self.exhausted.load(Ordering::Acquire) {
@@ -81,34 +160,42 @@ impl Pool {
     /// Collects from all shards in turn. A shard with fewer numbers than any request wants would never be
     /// used up. So if its next generation is ready, its remaining numbers are taken for good, and the shard
     /// is asked again.
-    async fn gather(&self, count: usize, order: &[&Arc<Slot>]) -> Result<Taken, TakeError> {
+    async fn gather(
+        self: &Arc<Self>,
+        count: usize,
+        order: &[&Arc<Slot>],
+    ) -> Result<Reservation, TakeError> {
         let alone = self.gather.lock().await;
-        let mut collected = Collected { pool: self, parts: self.take_orphans(count) };
-        let mut loans: Vec<Loan> = Vec::new();
+        let mut found = self.reservation(Vec::new());
+        found.collected = self.take_orphans(count);
         for _pass in 0..2 {
             for slot in order {
-                let missing = count - collected.len() - loans.iter().map(Loan::len).sum::<usize>();
+                let missing = count - found.len();
                 // A shard keeps its generation while rows of it are on loan, so waiting for its next one here
                 // would never end.
-                let lent = loans.iter().any(|loan| loan.is_of(slot));
+                let lent = found.loans.iter().any(|loan| loan.is_of(slot));
                 if missing > 0
                     && !lent
                     && let Some(loan) = slot.take(missing, true).await
                 {
-                    loans.push(loan);
+                    found.loans.push(loan);
                 }
             }
-            if collected.len() + loans.iter().map(Loan::len).sum::<usize>() == count {
-                loans.into_iter().for_each(|loan| collected.keep(loan));
-                return Ok(Taken { parts: std::mem::take(&mut collected.parts) });
+            if found.len() == count {
+                return Ok(found);
             }
-            let (ending, lasting) = loans.into_iter().partition(Loan::can_end_generation);
-            loans = lasting;
-            Vec::into_iter(ending).for_each(|loan| collected.keep(loan));
+            let (ending, lasting) =
+                std::mem::take(&mut found.loans).into_iter().partition(Loan::can_end_generation);
+            found.collect(ending);
+            found.loans = lasting;
         }
         // All or none: the loans go back to their shards, and the collected numbers go to the next request.
-        drop((loans, collected));
+        drop(found);
         Err(self.turn_away(count as u64, Some(alone)))
+    }
+
+    fn reservation(self: &Arc<Self>, loans: Vec<Loan>) -> Reservation {
+        Reservation { pool: Arc::clone(self), collected: Vec::new(), loans }
     }
 
     /// Takes up to `count` numbers that an earlier request collected but did not hand out.
@@ -175,40 +262,5 @@ impl Pool {
         } else {
             TakeError::Refilling
         }
-    }
-}
-
-/// Numbers that their shards gave up for good, to a request that is still collecting. If the request ends
-/// without them, the next request gets them.
-struct Collected<'p> {
-    pool: &'p Pool,
-    parts: Vec<(Arc<str>, Vec<Value>)>,
-}
-
-impl Collected<'_> {
-    fn len(&self) -> usize {
-        self.parts.iter().map(|(_, values)| values.len()).sum()
-    }
-
-    fn keep(&mut self, loan: Loan) {
-        let (shard, mut values) = loan.settle();
-        match self.parts.iter_mut().find(|(other, _)| *other == shard) {
-            Some((_, others)) => others.append(&mut values),
-            None => self.parts.push((shard, values)),
-        }
-    }
-}
-
-impl Drop for Collected<'_> {
-    fn drop(&mut self) {
-        if self.parts.is_empty() {
-            return;
-        }
-        let parts = std::mem::take(&mut self.parts);
-        let each = parts.into_iter().flat_map(|(shard, values)| {
-            values.into_iter().map(move |value| (Arc::clone(&shard), value))
-        });
-        self.pool.orphans.lock().expect("no holder of it panics").extend(each);
-        self.pool.has_orphans.store(true, Ordering::Release);
     }
 }

@@ -1,0 +1,173 @@
+//! Reads a file of receipts. Changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::super::chain::{Head, continues};
+use super::super::record::Receipt;
+use super::super::store::{Filter, ReceiptReader, StoreError};
+use super::{Known, OpenError, RECEIPTS_FILE, SELECT_HEAD, SELECT_RECEIPT, index, read_receipt};
+use crate::config::PoolName;
+use crate::space::Value;
+use crate::sqlite::{self, rusqlite};
+
+/// The most bytes of numbers in a page of receipts. A page has at least one receipt.
+const PAGE_BYTES: usize = 1 << 20;
+
+const SELECT_AFTER: &str = "
+    SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
+    FROM receipts WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+const SELECT_LABELLED: &str = "
+    SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
+    FROM receipts WHERE seq > ?1 AND label = ?3 ORDER BY seq LIMIT ?2";
+
+/// Reads the file at this path, while its writer uses it. There are no receipts if it does not exist.
+#[derive(Debug)]
+pub(crate) struct FileReader {
+    path: PathBuf,
+    /// Whether another connection may write to the file.
+    in_use: bool,
+}
+
+/// The result of checking a file.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) head: Head,
+    /// The first problem of each kind.
+    pub(crate) problems: Vec<String>,
+}
+
+impl FileReader {
+    pub(crate) fn new(path: &Path, in_use: bool) -> Self {
+        Self { path: path.to_owned(), in_use }
+    }
+
+    /// Returns the head of the chain.
+    pub(crate) fn head(&self) -> Result<Head, OpenError> {
+        let read = |connection: &Connection| head(connection);
+        Ok(self.read(read)?.unwrap_or(Head::START))
+    }
+
+    /// Reads all receipts, and checks the chain, the keys and the index.
+    pub(crate) fn check(&self) -> Result<Option<Report>, OpenError> {
+        self.read(check)
+    }
+
+    fn read<R>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<R, rusqlite::Error>,
+    ) -> Result<Option<R>, OpenError> {
+        if crate::files::length_bytes(&self.path)?.is_none() {
+            return Ok(None);
+        }
+        let connection = match self.in_use {
+            true => sqlite::open_beside(&self.path),
+            false => sqlite::open_to_look(&self.path),
+        };
+        let failed = |source| OpenError::new(&self.path, source);
+        let connection = connection.map_err(failed)?;
+        sqlite::check_marks(&connection, &RECEIPTS_FILE).map_err(|error| OpenError::Damaged {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        })?;
+        // One view of the file for all that is read.
+        sqlite::begin_snapshot(&connection).map_err(failed)?;
+        read(&connection).map(Some).map_err(failed)
+    }
+}
+
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        Self::Passing(error.to_string())
+    }
+}
+
+impl ReceiptReader for FileReader {
+    fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError> {
+        let page = self.read(|connection| page(connection, filter, limit))?;
+        Ok(page.unwrap_or_default())
+    }
+
+    fn of_number(&self, pool: &PoolName, value: Value) -> Result<Option<Receipt>, StoreError> {
+        let found = self.read(|connection| {
+            let known = Known::read(connection)?;
+            let pools = known.pools.iter().filter(|(_, origin)| origin.pool == *pool);
+            let pools: Vec<_> = pools.map(|(id, _)| *id).collect();
+            match index::find(connection, &pools, value)? {
+                Some(seq) => receipt(connection, &known, seq),
+                None => Ok(None),
+            }
+        })?;
+        Ok(found.flatten())
+    }
+}
+
+/// Returns the head of the chain.
+pub(super) fn head(connection: &Connection) -> Result<Head, rusqlite::Error> {
+    let head = connection
+        .query_row(SELECT_HEAD, [], |row| Ok(Head { seq: row.get(0)?, digest: row.get(1)? }))
+        .optional()?;
+    Ok(head.unwrap_or(Head::START))
+}
+
+/// Returns a receipt.
+pub(super) fn receipt(
+    connection: &Connection,
+    known: &Known,
+    seq: u64,
+) -> Result<Option<Receipt>, rusqlite::Error> {
+    let mut select = connection.prepare_cached(SELECT_RECEIPT)?;
+    let receipt = select.query_row([seq], |row| read_receipt(row, known)).optional()?;
+    Ok(receipt.map(|(receipt, _)| receipt))
+}
+
+fn page(
+    connection: &Connection,
+    filter: &Filter,
+    limit: usize,
+) -> Result<Vec<Receipt>, rusqlite::Error> {
+    let known = Known::read(connection)?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let (mut select, mut rows);
+    match &filter.label {
+        None => {
+            select = connection.prepare(SELECT_AFTER)?;
+            rows = select.query((filter.after, limit))?;
+        }
+        Some(label) => {
+            select = connection.prepare(SELECT_LABELLED)?;
+            rows = select.query((filter.after, limit, label))?;
+        }
+    }
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = rows.next()?
+    {
+        let (receipt, numbers) = read_receipt(row, &known)?;
+        bytes += numbers.len();
+        page.push(receipt);
+    }
+    Ok(page)
+}
+
+fn check(connection: &Connection) -> Result<Report, rusqlite::Error> {
+    let mut problems = sqlite::problems(connection, 1)?;
+    let known = Known::read(connection)?;
+    let mut select = connection.prepare(SELECT_AFTER)?;
+    let mut rows = select.query((0, -1))?;
+    let mut head = Head::START;
+    while let Some(row) = rows.next()? {
+        let (receipt, numbers) = read_receipt(row, &known)?;
+        if !continues(head, &receipt, &numbers) {
+            problems.push(format!(
+                "receipt {} does not continue the chain after receipt {}: one of them was changed, or \
+                 receipts between them were removed",
+                receipt.seq, head.seq
+            ));
+            break;
+        }
+        head = Head { seq: receipt.seq, digest: receipt.digest };
+    }
+    Ok(Report { head, problems })
+}
