@@ -5,6 +5,7 @@ mod docs;
 mod forwarded;
 mod guard;
 mod health;
+mod keyed;
 mod metrics;
 mod on_demand;
 mod openapi;
@@ -12,6 +13,7 @@ mod page;
 mod query;
 mod quota;
 mod ready;
+mod receipts;
 mod response;
 mod status;
 
@@ -33,10 +35,11 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use utoipa::ToSchema;
 
+use self::guard::Admitted;
 pub(crate) use self::guard::Guard;
+pub(crate) use self::keyed::Keeper;
 use self::openapi::Offer;
 use self::query::{Parameters, Wanted};
-pub(crate) use self::quota::Account;
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
@@ -51,6 +54,12 @@ const RANDOM: &str = "/random";
 
 /// The methods that `/random` allows.
 const RANDOM_METHODS: &str = "GET, HEAD, POST";
+
+/// All receipts, in the order of their commits.
+const RECEIPTS: &str = "/receipts";
+
+/// The receipt of one number.
+const RECEIPT: &str = "/receipts/{pool}/{number}";
 
 /// Reports whether the pools can serve.
 const HEALTH: &str = "/health";
@@ -80,33 +89,35 @@ const NUMBER_BYTES: usize = 18;
 #[derive(Debug)]
 struct App {
     count_limit: NonZeroU32,
+    guard: Arc<Guard>,
     monitor: Arc<Monitor>,
+    keeper: Keeper,
     readiness: Readiness,
     /// The body of `/openapi.json`.
     description: Bytes,
 }
 
 impl App {
-    fn wanted(
-        &self,
-        query: Option<&str>,
-        body: Parameters,
-    ) -> Result<(&Pool, Option<NonZeroU32>), ApiError> {
-        let pools = self.monitor.pools();
-        let names = pools.iter().map(|pool| pool.name());
-        let Wanted { pool, count } = query::parse(names, Some(self.count_limit), query, body)?;
-        Ok((&pools[pool], count))
+    fn wanted(&self, query: Option<&str>, body: Parameters) -> Result<Wanted, ApiError> {
+        let names = self.monitor.pools().iter().map(|pool| pool.name());
+        query::parse(names, Some(self.count_limit), query, body)
     }
 
     async fn random(
         &self,
         request: &Request<Bytes>,
-        account: Option<&Account>,
+        admitted: &Admitted,
     ) -> Result<JsonResponse, ApiError> {
+        let key = keyed::key(request.method(), request.headers())?;
         let body = Parameters::of_body(request.method(), request.headers(), request.body())?;
-        let (pool, count) = self.wanted(request.uri().query(), body)?;
-        quota::charge(account, count)?;
-        match count {
+        let wanted = self.wanted(request.uri().query(), body)?;
+        let pool = &self.monitor.pools()[wanted.pool];
+        if let Some(receipt) = self.keeper.asked(key, &wanted)? {
+            let caller = self.guard.caller(admitted);
+            return receipt.respond(pool, caller, admitted.account.as_ref()).await;
+        }
+        quota::charge(admitted.account.as_ref(), wanted.count)?;
+        match wanted.count {
             None => one(pool).await,
             Some(count) => many(pool, count).await,
         }
@@ -132,10 +143,13 @@ impl Routes {
         monitor: Arc<Monitor>,
         count_limit: NonZeroU32,
         guard: Arc<Guard>,
+        keeper: Keeper,
     ) -> Self {
         // `Routes::handle` handles GET and POST of /random.
         let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
+            (RECEIPTS, TELL_METHODS, get(receipts::list)),
+            (RECEIPT, TELL_METHODS, get(receipts::of_number)),
             (HEALTH, TELL_METHODS, get(health)),
             (READY, TELL_METHODS, get(ready)),
             (STATUS, TELL_METHODS, get(status)),
@@ -150,7 +164,9 @@ impl Routes {
         let offer = Offer { pools: monitor.pools(), count_limit, guard: &guard };
         let description = Bytes::from(offer.describe(paths));
         let readiness = Readiness::new(monitor.pools().len());
-        let app = Arc::new(App { count_limit, monitor, readiness, description });
+        let app =
+            App { count_limit, guard: Arc::clone(&guard), monitor, keeper, readiness, description };
+        let app = Arc::new(app);
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -172,20 +188,18 @@ impl Routes {
         if !has_host(&request) {
             return not_http();
         }
-        let account = match self.guard.admit(request.uri().path(), request.headers(), peer) {
-            Ok(account) => account,
+        let admitted = match self.guard.admit(request.uri().path(), request.headers(), peer) {
+            Ok(admitted) => admitted,
             Err(error) => return error.into(),
         };
         if let Some(app) = &self.app
             && request.uri().path() == RANDOM
             && matches!(*request.method(), Method::GET | Method::POST)
         {
-            let response = app.random(&request, account.as_ref()).await;
+            let response = app.random(&request, &admitted).await;
             return response.map_or_else(AnyResponse::from, whole);
         }
-        if let Some(account) = account {
-            request.extensions_mut().insert(account);
-        }
+        request.extensions_mut().insert(admitted);
         match self.router.call(request.map(Body::from)).await {
             Ok(response) => response.map(Either::Right),
             Err(never) => match never {},
@@ -276,7 +290,7 @@ struct ManyCodes {
     shards: BTreeMap<String, usize>,
 }
 
-async fn one(pool: &Pool) -> Result<JsonResponse, ApiError> {
+async fn one(pool: &Arc<Pool>) -> Result<JsonResponse, ApiError> {
     if let Some((shard, value)) = pool.try_take_one() {
         return Ok(one_of(&pool.space().number(value), shard));
     }
@@ -298,7 +312,7 @@ fn one_of(number: &Number, shard: &str) -> JsonResponse {
     json_text(StatusCode::OK, body)
 }
 
-async fn many(pool: &Pool, count: NonZeroU32) -> Result<JsonResponse, ApiError> {
+async fn many(pool: &Arc<Pool>, count: NonZeroU32) -> Result<JsonResponse, ApiError> {
     let taken = pool.take(count).await.map_err(|error| api_error(pool, error, count.get()))?;
     Ok(many_of(pool.space(), &taken.parts))
 }
@@ -325,12 +339,12 @@ fn many_of(space: &Space, parts: &[(Arc<str>, Vec<Value>)]) -> JsonResponse {
 /// Handles `HEAD /random`: returns the status that `GET` would have, without taking a number.
 async fn probe(
     State(app): State<Arc<App>>,
-    account: Option<Extension<Account>>,
+    Extension(admitted): Extension<Admitted>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let (pool, count) = app.wanted(query.as_deref(), Parameters::default())?;
-    quota::probe(account.as_deref(), count)?;
-    match pool.health() {
+    let Wanted { pool, count, .. } = app.wanted(query.as_deref(), Parameters::default())?;
+    quota::probe(admitted.account.as_ref(), count)?;
+    match app.monitor.pools()[pool].health() {
         PoolHealth { serves: false, exhausted: true, shared, .. } => {
             Err(ApiError::Exhausted { asked: 1, left: 0, shared })
         }

@@ -9,6 +9,7 @@ use tokio::time::MissedTickBehavior;
 use crate::events::{Event, Events, Kind};
 use crate::histogram::Durations;
 use crate::pool::Pool;
+use crate::receipts::{Counts, ReceiptFigures};
 use crate::traffic::{Route, Traffic};
 
 /// The interval between samples: as often as the status page polls.
@@ -36,6 +37,7 @@ pub(crate) struct Monitor {
     started: Instant,
     traffic: Traffic,
     pools: Vec<Arc<Pool>>,
+    receipts: Arc<Counts>,
     events: Arc<Events>,
     samples: Mutex<Samples>,
 }
@@ -71,13 +73,19 @@ pub(crate) struct Pace {
 
 impl Monitor {
     /// Watches these counts from now on. [`run`](Self::run) records the history.
-    pub(crate) fn new(traffic: Traffic, pools: Vec<Arc<Pool>>, events: Arc<Events>) -> Self {
+    pub(crate) fn new(
+        traffic: Traffic,
+        pools: Vec<Arc<Pool>>,
+        receipts: Arc<Counts>,
+        events: Arc<Events>,
+    ) -> Self {
         events.add(Kind::Started, None, None, "The server started".to_owned());
         let monitor = Self {
             started_at: SystemTime::now(),
             started: Instant::now(),
             traffic,
             pools,
+            receipts,
             events,
             samples: Mutex::default(),
         };
@@ -114,6 +122,11 @@ impl Monitor {
 
     pub(crate) fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
+    }
+
+    /// Returns the counts of receipts.
+    pub(crate) fn receipts(&self) -> ReceiptFigures {
+        self.receipts.figures()
     }
 
     /// Returns the recent events, newest first.
@@ -184,7 +197,7 @@ mod tests {
     use super::*;
 
     fn monitor() -> Monitor {
-        Monitor::new(Traffic::new(1), Vec::new(), Arc::default())
+        Monitor::new(Traffic::new(1), Vec::new(), Arc::default(), Arc::default())
     }
 
     fn ask(monitor: &Monitor, requests: usize) {

@@ -34,7 +34,9 @@ use self::record::{Draft, Labelled};
 use self::store::ReceiptStore;
 pub(crate) use self::store::{Filter, ReceiptReader, StoreError, Summary};
 use crate::backoff::Backoff;
+use crate::config::{ReceiptStoreConfig, ReceiptsConfig};
 use crate::events::Events;
+use crate::folder::RECEIPTS;
 use crate::pool::Reservation;
 
 /// The receipt can't be read or saved at the moment.
@@ -64,6 +66,24 @@ pub(crate) enum Kept {
     Given(Given),
     /// The key had a receipt already.
     Known(Box<Receipt>),
+}
+
+/// Opens the store of the settings. `folder` is the data folder, which this process has locked.
+///
+/// # Errors
+/// [`OpenError`], with what to do about it.
+pub(crate) fn open(
+    config: &ReceiptsConfig,
+    folder: &Path,
+) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), OpenError> {
+    match &config.store {
+        ReceiptStoreConfig::Folder => {
+            let path = folder.join(RECEIPTS);
+            let file = ReceiptFile::open(&path, config.keep, config.lookups.is_some())?;
+            Ok((Box::new(file), Arc::new(FileReader::new(&path, true))))
+        }
+        ReceiptStoreConfig::Postgres(_) => todo!(),
+    }
 }
 
 impl Receipts {
@@ -257,9 +277,4 @@ impl Drop for Waiting<'_> {
 
 fn add(count: &AtomicU64) {
     count.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Returns the path of the file of receipts in a data folder.
-pub(crate) fn path(folder: &Path) -> std::path::PathBuf {
-    folder.join(crate::folder::RECEIPTS)
 }

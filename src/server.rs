@@ -19,14 +19,16 @@ use self::accept::Acceptor;
 use self::lanes::Lanes;
 use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
-use crate::config::{AuthConfig, Config, Mode, PoolConfig};
+use crate::backoff::Backoff;
+use crate::config::{AuthConfig, Config, Mode, PoolConfig, RefillConfig};
 use crate::events::Events;
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
-use crate::http::{Guard, Routes};
+use crate::http::{Guard, Keeper, Routes};
 use crate::monitor::Monitor;
 use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
 use crate::pool::Pool;
+use crate::receipts::{self, Receipts};
 use crate::refill::Refiller;
 use crate::sqlite;
 use crate::traffic::Traffic;
@@ -34,7 +36,7 @@ use crate::traffic::Traffic;
 /// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
 const FILES_PER_SHARD: usize = 5;
 
-/// All other file descriptors of the process: ledgers, the runtime and the log, with a reserve.
+/// All other file descriptors of the process: ledgers, receipts, the runtime and the log, with a reserve.
 const OWN_FILES: usize = 128;
 
 /// Why a server did not start.
@@ -65,6 +67,9 @@ pub(crate) enum ServerError {
     /// The certificate or its key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The receipts can't be used.
+    #[error(transparent)]
+    Receipts(#[from] receipts::OpenError),
     /// This instance can't take part in its fleet.
     #[error(transparent)]
     Fleet(#[from] FleetError),
@@ -91,6 +96,8 @@ enum Tasks {
         workers: Vec<JoinHandle<()>>,
         refillers: Vec<JoinHandle<Refiller>>,
         monitor: JoinHandle<Option<()>>,
+        /// The desk of the receipts, which ends when the routes are dropped.
+        desk: JoinHandle<()>,
         /// Stops the refillers, the monitor and the gatekeeper when it is dropped.
         stop_guard: DropGuard,
         /// The gate and its gatekeeper, in a fleet.
@@ -201,11 +208,13 @@ impl Tasks {
 
     async fn end(self) {
         match self {
-            Self::Pools { pools, workers, refillers, monitor, stop_guard, gate } => {
+            Self::Pools { pools, workers, refillers, monitor, desk, stop_guard, gate } => {
                 // Refillers first, so that a build that is no longer needed does not delay the rest.
                 drop(stop_guard);
                 let refillers = join(refillers).await;
                 join(vec![monitor]).await;
+                // Before the pools, to which the numbers of refused requests go back.
+                join(vec![desk]).await;
                 for pool in &pools {
                     pool.stop();
                 }
@@ -273,10 +282,29 @@ async fn open_pools(
         workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
         pools.push(pool);
     }
-    let monitor = Arc::new(Monitor::new(traffic, pools.clone(), events));
-    let routes = Routes::of_pools(Arc::clone(&monitor), config.server.count_limit, guard);
+    let (receipts, desk) = open_receipts(config, &events).await?;
+    let receipts = Arc::new(receipts);
+    let monitor = Monitor::new(traffic, pools.clone(), receipts.counts(), events);
+    let monitor = Arc::new(monitor);
+    let keeper = Keeper::new(receipts, config.receipts.keys, &config.pools);
+    let routes = Routes::of_pools(Arc::clone(&monitor), config.server.count_limit, guard, keeper);
     let monitor = tokio::spawn(stop.run_until_cancelled_owned(monitor.run()));
-    Ok((folder, routes, Tasks::Pools { pools, workers, refillers, monitor, stop_guard, gate }))
+    let tasks = Tasks::Pools { pools, workers, refillers, monitor, desk, stop_guard, gate };
+    Ok((folder, routes, tasks))
+}
+
+/// Opens the receipts, and starts the thread that owns them.
+async fn open_receipts(
+    config: &Config,
+    events: &Arc<Events>,
+) -> Result<(Receipts, JoinHandle<()>), ServerError> {
+    let (settings, dir) = (config.receipts.clone(), config.dir.clone());
+    let open = move || receipts::open(&settings, &dir);
+    let (store, reader) = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
+    let RefillConfig { retry, retry_limit, .. } = config.pools[0].refill;
+    let backoff = Backoff::new(retry, retry_limit);
+    let (receipts, desk) = Receipts::new(store, reader, Arc::clone(events), backoff);
+    Ok((receipts, tokio::task::spawn_blocking(desk)))
 }
 
 async fn open_generator<S: Store>(

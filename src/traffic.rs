@@ -10,11 +10,22 @@ use crate::histogram::{Durations, Histogram, add};
 
 /// The routes that requests are counted by: the path, or the last entry for any other path. The path for
 /// numbers comes first so that it is found with one comparison.
-pub(crate) const ROUTES: [&str; 9] =
-    ["/random", "/health", "/ready", "/status", "/metrics", "/", "/openapi.json", "/docs", "other"];
+pub(crate) const ROUTES: [&str; 10] = [
+    "/random",
+    "/health",
+    "/ready",
+    "/status",
+    "/metrics",
+    "/receipts",
+    "/",
+    "/openapi.json",
+    "/docs",
+    "other",
+];
 
 /// The status codes that responses are counted by. 0 stands for any other.
-pub(crate) const STATUSES: [u16; 12] = [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 500, 0];
+pub(crate) const STATUSES: [u16; 13] =
+    [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 422, 500, 0];
 
 /// Returns the name of an entry of [`STATUSES`].
 pub(crate) fn status_name(status: u16) -> String {

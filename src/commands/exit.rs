@@ -9,6 +9,7 @@ use crate::fleet::{FleetError, Lost};
 use crate::folder::FolderError;
 use crate::ledger::LedgerError;
 use crate::on_demand::OpenError;
+use crate::receipts;
 use crate::server::ServerError;
 
 /// Why a command ended. The numbers are stable, because service managers decide by them whether to restart
@@ -90,7 +91,9 @@ fn of_server(error: &ServerError) -> Exit {
         ServerError::Store(OpenError::Damaged { .. } | OpenError::OtherRange { .. }) => {
             Exit::Folder
         }
-        ServerError::Store(OpenError::File(_) | OpenError::Sqlite { .. })
+        ServerError::Receipts(receipts::OpenError::Damaged { .. }) => Exit::Folder,
+        ServerError::Receipts(_)
+        | ServerError::Store(OpenError::File(_) | OpenError::Sqlite { .. })
         | ServerError::Sqlite(_)
         | ServerError::Listen { .. }
         | ServerError::Threads(_) => Exit::Failed,

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -15,9 +16,10 @@ use super::forwarded;
 use super::page;
 use super::quota::{Account, Key, Quotas};
 use super::response::ApiError;
-use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY};
-use crate::auth::{self, Denied};
-use crate::config::{AuthConfig, Config, Scope, TokenConfig};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS};
+use crate::auth::{self, Denied, TokenIndex};
+use crate::config::{AuthConfig, Config, QuotaConfig, Scope, TokenConfig};
+use crate::receipts::Caller;
 
 /// The header in which a browser says where a request comes from. A page can neither set nor omit it.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -39,7 +41,22 @@ pub(crate) struct Guard {
     /// Whether `Host` has to be one of these.
     checks_host: bool,
     quotas: Option<Arc<Quotas>>,
+    /// The quotas of look-ups, if there are look-ups.
+    lookups: Option<Arc<Quotas>>,
     proxies: Vec<IpNet>,
+    /// The caller behind each token, and last the one without a token.
+    callers: Vec<Caller>,
+}
+
+/// The right of an admitted request.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitted {
+    /// The account to charge its numbers or look-ups to, if a quota applies.
+    pub(super) account: Option<Account>,
+    /// The caller's position in [`Guard::caller`].
+    caller: usize,
+    /// Whether it may see the receipts of all owners.
+    pub(super) sees_all: bool,
 }
 
 impl Guard {
@@ -55,7 +72,27 @@ impl Guard {
         let hosts = config.server.hosts.clone();
         let is_loopback = config.server.listen.ip().to_canonical().is_loopback();
         let checks_host = is_loopback || !hosts.is_empty();
-        Arc::new(Self { tokens, hosts, checks_host, quotas, proxies })
+        let lookups = config.receipts.lookups.map(|burst| {
+            let period = Duration::from_secs(1) / burst.get();
+            let quota = QuotaConfig { period, burst, trusted_proxies: Vec::new() };
+            Arc::new(Quotas::new(&quota, MonotonicClock))
+        });
+        let caller = |token: &TokenConfig| Caller {
+            owner: token.owner.to_string().into(),
+            token: token.name.to_string().into(),
+        };
+        let callers = tokens.iter().map(caller).chain([Caller::default()]).collect();
+        Arc::new(Self { tokens, hosts, checks_host, quotas, lookups, proxies, callers })
+    }
+
+    /// Returns the caller of an admitted request.
+    pub(super) fn caller(&self, admitted: &Admitted) -> &Caller {
+        &self.callers[admitted.caller]
+    }
+
+    /// Returns whether receipts can be looked up by their numbers.
+    pub(super) fn has_lookups(&self) -> bool {
+        self.lookups.is_some()
     }
 
     /// Returns whether requests to other host names are refused.
@@ -73,40 +110,54 @@ impl Guard {
         self.quotas.as_ref().map(|quotas| quotas.burst())
     }
 
-    /// Admits a request, and returns the account to charge its numbers to, if a quota applies.
+    /// Admits a request.
     pub(crate) fn admit(
         &self,
         path: &str,
         headers: &HeaderMap,
         peer: IpAddr,
-    ) -> Result<Option<Account>, ApiError> {
+    ) -> Result<Admitted, ApiError> {
+        let nobody = self.callers.len() - 1;
         let Some(scope) = scope(path) else {
-            return Ok(None);
+            return Ok(Admitted { account: None, caller: nobody, sees_all: false });
         };
         if scope == Scope::Draw && is_speculative(headers) {
             return Err(ApiError::Prefetch);
         }
-        let token = match &*self.tokens {
+        let (token, sees_all) = match &*self.tokens {
             [] => {
                 self.check_origin(headers)?;
-                None
+                (None, true)
             }
             tokens => {
                 let token = bearer(headers).ok_or(ApiError::Unauthorized)?;
-                Some(auth::recognise(tokens, token, scope).map_err(|denied| match denied {
+                let recognised = |scope| auth::recognise(tokens, token, scope);
+                let audit = match scope {
+                    Scope::Lookup => recognised(Scope::Audit).ok(),
+                    _ => None,
+                };
+                let known = audit.map_or_else(|| recognised(scope), Ok);
+                let known = known.map_err(|denied| match denied {
                     Denied::Unknown => ApiError::Unauthorized,
                     Denied::OtherScope => ApiError::Forbidden { scope },
-                })?)
+                })?;
+                (Some(known), audit.is_some() || scope == Scope::Audit)
             }
         };
-        let quotas = self.quotas.as_ref().filter(|_| scope == Scope::Draw);
-        Ok(quotas.map(|quotas| {
+        let quotas = match scope {
+            Scope::Draw => self.quotas.as_ref(),
+            Scope::Lookup => self.lookups.as_ref(),
+            Scope::Audit | Scope::Observe => None,
+        };
+        let account = quotas.map(|quotas| {
             let key = token.map_or_else(
                 || Key::of_peer(forwarded::client(peer, headers, &self.proxies)),
                 Key::Token,
             );
             Account { quotas: Arc::clone(quotas), key }
-        }))
+        });
+        let caller = token.map_or(nobody, |TokenIndex(token)| token.into());
+        Ok(Admitted { account, caller, sees_all })
     }
 }
 
@@ -185,6 +236,11 @@ fn name_of(authority: &str) -> &str {
 pub(super) fn scope(path: &str) -> Option<Scope> {
     match path {
         RANDOM => Some(Scope::Draw),
+        RECEIPTS => Some(Scope::Audit),
+        RECEIPT => Some(Scope::Lookup),
+        _ if path.strip_prefix(RECEIPTS).is_some_and(|rest| rest.starts_with('/')) => {
+            Some(Scope::Lookup)
+        }
         HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,

@@ -12,6 +12,7 @@ use crate::fleet::Partitions;
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
 use crate::pool::{Figures, ShardFigures, ShardState};
+use crate::receipts::ReceiptFigures;
 use crate::traffic::{Route, STATUSES, Traffic, status_name};
 
 /// The content type of the text format.
@@ -31,6 +32,7 @@ pub(super) fn response(monitor: &Monitor) -> JsonResponse {
     );
     tell_traffic(&mut families, monitor.traffic());
     tell_pools(&mut families, monitor);
+    tell_receipts(&mut families, monitor.receipts());
     tell_fence(&mut families, monitor);
     #[cfg(target_os = "linux")]
     {
@@ -72,6 +74,46 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
         "tombola_http_open_connections",
         "Open connections.",
         [(Vec::new(), traffic.connections() as f64)],
+    );
+}
+
+fn tell_receipts(families: &mut Families, figures: ReceiptFigures) {
+    let ReceiptFigures { keyed, unkeyed, replayed, refused, waiting, state } = figures;
+    let one = |value: u64| [(Vec::new(), value as f64)];
+    families.counter(
+        "tombola_receipts_saved_total",
+        "Receipts saved since the start, with an idempotency key or without.",
+        [(labels([("key", "yes")]), keyed as f64), (labels([("key", "no")]), unkeyed as f64)],
+    );
+    families.counter(
+        "tombola_requests_replayed_total",
+        "Requests that got the response of an earlier one with the same key.",
+        one(replayed),
+    );
+    families.counter(
+        "tombola_keyed_requests_refused_total",
+        "Requests refused because of their key, or because the receipt could not be saved.",
+        one(refused),
+    );
+    families.gauge(
+        "tombola_keyed_requests_waiting",
+        "Requests that wait for their receipt, or for an earlier request with the same key.",
+        one(waiting),
+    );
+    families.gauge(
+        "tombola_receipts",
+        "Receipts in the store.",
+        one(state.summary.map_or(0, |summary| summary.head.seq)),
+    );
+    families.gauge(
+        "tombola_receipts_size_bytes",
+        "Size of the receipts on the disk.",
+        one(state.summary.map_or(0, |summary| summary.bytes)),
+    );
+    families.gauge(
+        "tombola_receipts_can_be_saved",
+        "1, or 0 while receipts can't be saved, so that requests that need one are refused.",
+        one(state.trouble.is_none().into()),
     );
 }
 

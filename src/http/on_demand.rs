@@ -10,9 +10,11 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
 
+use super::guard::Admitted;
 use super::health::{self, PoolHealthBody, Status};
+use super::keyed;
 use super::query::Parameters;
-use super::quota::{self, Account};
+use super::quota;
 use super::response::{ApiError, json};
 use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
 use crate::config::PoolConfig;
@@ -55,14 +57,17 @@ impl App {
 
 async fn random(
     State(app): State<Arc<App>>,
-    account: Option<Extension<Account>>,
+    admitted: Extension<Admitted>,
     RawQuery(query): RawQuery,
     method: Method,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
+    if keyed::key(&method, &headers)?.is_some() {
+        return Err(keyed::OF_MODE);
+    }
     let pool = app.pool(query.as_deref(), Parameters::of_body(&method, &headers, &body)?)?;
-    quota::charge(account.as_deref(), None)?;
+    quota::charge(admitted.account.as_ref(), None)?;
     let value = app.numbers.draw(pool).await.map_err(|error| match error {
         DrawError::OutOfTries => ApiError::OutOfTries { tries: TRIES_MAX },
         DrawError::NotSaved => ApiError::NotSaved,

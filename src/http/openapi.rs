@@ -1,6 +1,8 @@
 //! The OpenAPI 3.1 description of this server, generated from its routes, its settings, its wire types and
 //! the table of status codes. Knows nothing of requests.
 
+mod receipts;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -28,8 +30,8 @@ use super::query::Parameters;
 use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
-    DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, STATUS, docs,
-    many_of, metrics, one_of, page, query, status,
+    DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, RECEIPT,
+    RECEIPTS, STATUS, docs, many_of, metrics, one_of, page, query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
@@ -55,7 +57,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TOKEN: &str = "token";
 
 /// The groups of routes, in the order in which they are shown.
-const TAGS: [&str; 3] = ["numbers", "operations", "pages"];
+const TAGS: [&str; 4] = ["numbers", "receipts", "operations", "pages"];
 
 /// The parts of a server that the description depends on.
 pub(super) struct Offer<'a> {
@@ -109,8 +111,9 @@ impl Offer<'_> {
         let mut components = ComponentsBuilder::new().schemas_from_iter(schemas);
         if self.asks_for_tokens() {
             let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
-                "`Authorization: Bearer TOKEN`. A token has the scope `draw` for numbers or `observe` \
-                 for everything else. `tombola token new` creates one.",
+                "`Authorization: Bearer TOKEN`. A token has the scope `draw` for numbers, `lookup` for the \
+                 receipts of numbers, `audit` for all receipts, or `observe` for everything else. \
+                 `tombola token new` creates one.",
             ));
             components = components.security_scheme(TOKEN, SecurityScheme::Http(scheme.build()));
         }
@@ -149,6 +152,8 @@ impl Offer<'_> {
     fn operation(&self, path: &str, methods: &'static str, method: &str) -> Operation {
         let Route { summary, description, parameters, body, responses, mut errors } = match path {
             RANDOM => self.random(method),
+            RECEIPTS => self.receipts(),
+            RECEIPT => self.receipt(),
             HEALTH => self.health(),
             READY => self.ready(),
             STATUS => self.status(),
@@ -219,15 +224,16 @@ impl Offer<'_> {
         let responses = described("Numbers that were never handed out before.", schema, responses);
 
         // The errors come from the parser itself.
-        let mut errors: Vec<_> = ["?type=", "?count=0", "?colour=red", "?count=1&count=2"]
-            .into_iter()
-            .filter_map(|query| {
-                let names = self.pools.iter().map(|pool| pool.name());
-                let (limit, query) = (Some(self.count_limit), Some(&query[1..]));
-                let read = query::parse(names, limit, query, Parameters::default());
-                Some((format!("?{}", query?), read.err()?))
-            })
-            .collect();
+        let mut errors: Vec<_> =
+            ["?type=", "?count=0", "?label=", "?colour=red", "?count=1&count=2"]
+                .into_iter()
+                .filter_map(|query| {
+                    let names = self.pools.iter().map(|pool| pool.name());
+                    let (limit, query) = (Some(self.count_limit), Some(&query[1..]));
+                    let read = query::parse(names, limit, query, Parameters::default());
+                    Some((format!("?{}", query?), read.err()?))
+                })
+                .collect();
         if let Some(burst) = self.burst() {
             let asked = burst.get().saturating_add(1);
             if asked <= self.count_limit.get() {
@@ -268,6 +274,18 @@ impl Offer<'_> {
                 [r#"{"colour":"red"}"#, r#"{"count":-1}"#, "[]"].into_iter().filter_map(body),
             );
             errors.push(("a body that is not JSON".to_owned(), ApiError::NotJson));
+            let off = "This pool keeps no receipts.";
+            errors.extend([
+                ("an empty key".to_owned(), ApiError::BadKey),
+                ("a pool without receipts".to_owned(), ApiError::KeysOff { reason: off }),
+                (
+                    "the key of another request".to_owned(),
+                    ApiError::KeyReused { used_for: "type=int, count=5".to_owned() },
+                ),
+                ("the disk is full".to_owned(), ApiError::ReceiptNotSaved),
+            ]);
+        } else {
+            errors.push(("a key".to_owned(), ApiError::KeyNeedsPost));
         }
         let (summary, description) = match method {
             "HEAD" => (
@@ -286,8 +304,8 @@ impl Offer<'_> {
             // In the description of POST, the parameters are in the body: OpenAPI can't say that each may be in
             // one of two places.
             parameters: match method {
-                "POST" => Vec::new(),
-                _ => vec![self.type_parameter(), self.count_parameter()],
+                "POST" => vec![receipts::key()],
+                _ => vec![self.type_parameter(), self.count_parameter(), label()],
             },
             body: (method == "POST").then(|| self.body()),
             responses,
@@ -297,7 +315,7 @@ impl Offer<'_> {
 
     /// Describes the body of `POST /random`, whose properties are the parameters of the URL.
     fn body(&self) -> RequestBody {
-        let object = [self.type_parameter(), self.count_parameter()].into_iter().fold(
+        let object = [self.type_parameter(), self.count_parameter(), label()].into_iter().fold(
             ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false))),
             |object, parameter| match parameter.schema {
                 Some(schema) => object.property(parameter.name, schema),
@@ -439,7 +457,7 @@ impl Offer<'_> {
 
     fn status(&self) -> Route {
         // A static example, because the figures of this server need a token.
-        let nobody = Monitor::new(Traffic::new(1), Vec::new(), Arc::default());
+        let nobody = Monitor::new(Traffic::new(1), Vec::new(), Arc::default(), Arc::default());
         Route {
             summary: "All figures of the pools",
             description:
@@ -467,6 +485,14 @@ impl Offer<'_> {
             ..Route::default()
         }
     }
+}
+
+fn label() -> Parameter {
+    receipts::label(
+        ParameterIn::Query,
+        "A text to find the receipt by, such as an order number: up to 128 bytes. It is kept with the receipt \
+         and never interpreted.",
+    )
 }
 
 fn description() -> Route {
@@ -526,6 +552,7 @@ fn page_part(path: &str) -> Option<Route> {
 fn tag(path: &str) -> &'static str {
     match path {
         RANDOM => "numbers",
+        RECEIPTS | RECEIPT => "receipts",
         HEALTH | READY | STATUS | METRICS => "operations",
         _ => "pages",
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::response::ApiError;
 use crate::config::PoolName;
+use crate::receipts::Label;
 
 /// The pool of a request without `type`.
 pub(super) const TYPE_DEFAULT: &str = "int";
@@ -21,6 +22,7 @@ pub(super) struct Wanted {
     pub(super) pool: usize,
     /// `None` for a single number in the short form.
     pub(super) count: Option<NonZeroU32>,
+    pub(super) label: Option<Label>,
 }
 
 /// The parameters in a body.
@@ -31,6 +33,8 @@ pub(super) struct Parameters {
     type_: Option<String>,
     #[serde(default, deserialize_with = "whole")]
     count: Option<u64>,
+    #[serde(default, deserialize_with = "not_null")]
+    label: Option<String>,
 }
 
 /// Deserializes a parameter that is given, and refuses `null`.
@@ -77,8 +81,8 @@ impl Parameters {
     }
 }
 
-/// Parses a query string and the parameters of the body. Without a `count_limit`, the parameter `count` is not
-/// allowed.
+/// Parses a query string and the parameters of the body. Without a `count_limit`, the parameters `count` and
+/// `label` are not allowed.
 ///
 /// # Errors
 /// An [`ApiError`] that says what is allowed.
@@ -88,17 +92,19 @@ pub(super) fn parse<'p>(
     query: Option<&str>,
     body: Parameters,
 ) -> Result<Wanted, ApiError> {
-    let (mut type_, mut count) = (None, None);
-    let allowed = if count_limit.is_some() { "type, count" } else { "type" };
-    let in_body: [Option<(Cow<'_, str>, Cow<'_, str>)>; 2] = [
+    let (mut type_, mut count, mut label) = (None, None, None);
+    let allowed = if count_limit.is_some() { "type, count, label" } else { "type" };
+    let in_body: [Option<(Cow<'_, str>, Cow<'_, str>)>; 3] = [
         body.type_.map(|type_| ("type".into(), type_.into())),
         body.count.map(|count| ("count".into(), count.to_string().into())),
+        body.label.map(|label| ("label".into(), label.into())),
     ];
     let in_query = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     for (name, value) in in_body.into_iter().flatten().chain(in_query) {
         let parameter = match &*name {
             "type" => &mut type_,
             "count" if count_limit.is_some() => &mut count,
+            "label" if count_limit.is_some() => &mut label,
             _ => return Err(ApiError::UnknownParameter { given: name.into_owned(), allowed }),
         };
         if parameter.replace(value).is_some() {
@@ -112,7 +118,8 @@ pub(super) fn parse<'p>(
     })?;
     let count =
         count.zip(count_limit).map(|(text, limit)| parse_count(&text, limit)).transpose()?;
-    Ok(Wanted { pool, count })
+    let label = label.map(|text| Label::new(text.into_owned()).ok_or(ApiError::BadLabel));
+    Ok(Wanted { pool, count, label: label.transpose()? })
 }
 
 fn parse_count(text: &str, limit: NonZeroU32) -> Result<NonZeroU32, ApiError> {

@@ -19,8 +19,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::config::Scope;
+use crate::receipts::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
 
-/// The largest request body, in bytes. Only `POST /random` uses its body, which may hold two parameters.
+/// The largest request body, in bytes. Only `POST /random` uses its body, which may hold three parameters.
 pub(crate) const BODY_MAX: usize = 16 * 1024;
 
 /// Bytes of a static body that are copied for a connection at a time: as many as a connection buffers before
@@ -92,7 +93,7 @@ pub(crate) enum ApiError {
         "The body is larger than {limit} bytes. Send less: the parameters need no more than a line."
     )]
     BodyTooLarge { limit: usize },
-    #[error("The body is not valid: {problem}. Allowed: a JSON object with type and count.")]
+    #[error("The body is not valid: {problem}. Allowed: a JSON object with type, count and label.")]
     BadBody { problem: String },
     #[error(
         "The body is not JSON. Send it with Content-Type: application/json, or without a body."
@@ -100,6 +101,33 @@ pub(crate) enum ApiError {
     NotJson,
     #[error("A prefetch takes no numbers. Send a request that is not speculative.")]
     Prefetch,
+    #[error(
+        "The header Idempotency-Key is not valid. Allowed: once, with 1 to {KEY_BYTES_MAX} visible ASCII \
+         characters, with or without quotation marks."
+    )]
+    BadKey,
+    #[error(
+        "A request with an Idempotency-Key must be a POST, because a GET may be repeated unasked."
+    )]
+    KeyNeedsPost,
+    #[error("{reason}")]
+    KeysOff { reason: &'static str },
+    #[error("The Idempotency-Key was used for another request: {used_for}. Use a new key.")]
+    KeyReused { used_for: String },
+    #[error(
+        "Bad label. Allowed: 1 to {LABEL_BYTES_MAX} bytes of UTF-8 without control characters."
+    )]
+    BadLabel,
+    #[error("The receipt could not be saved, so no numbers are handed out. Please retry shortly.")]
+    ReceiptNotSaved,
+    #[error("The receipts can't be read at the moment. Please retry shortly.")]
+    ReceiptsAway,
+    #[error("There is no receipt of this number for this caller.")]
+    NoReceipt,
+    #[error("This server keeps no index of numbers, because receipts.lookups is false.")]
+    LookupsOff,
+    #[error("Bad {name} {given:?}. Allowed: whole numbers.")]
+    BadNumber { name: &'static str, given: String },
 }
 
 /// A machine-readable word for the error. `out_of_tries` and `not_saved` occur only in the modes below sharded.
@@ -124,6 +152,16 @@ pub(super) enum Code {
     BadBody,
     NotJson,
     Prefetch,
+    BadKey,
+    KeyNeedsPost,
+    KeysOff,
+    KeyReused,
+    BadLabel,
+    ReceiptNotSaved,
+    ReceiptsAway,
+    NoReceipt,
+    LookupsOff,
+    BadNumber,
 }
 
 impl ApiError {
@@ -184,6 +222,34 @@ impl ApiError {
                 Code::Prefetch,
                 "Request numbers when they are needed, not ahead of a click.",
             ),
+            Self::BadKey => (StatusCode::BAD_REQUEST, Code::BadKey, NAMED),
+            Self::KeyNeedsPost => (StatusCode::BAD_REQUEST, Code::KeyNeedsPost, "Send a POST."),
+            Self::KeysOff { .. } => (
+                StatusCode::BAD_REQUEST,
+                Code::KeysOff,
+                "Send the request without a key and a label, or ask the operator to enable receipts.",
+            ),
+            Self::KeyReused { .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Code::KeyReused,
+                "Use a new key for each request, and the same one only for its repetitions.",
+            ),
+            Self::BadLabel => (StatusCode::BAD_REQUEST, Code::BadLabel, NAMED),
+            Self::ReceiptNotSaved => {
+                (StatusCode::SERVICE_UNAVAILABLE, Code::ReceiptNotSaved, LATER)
+            }
+            Self::ReceiptsAway => (StatusCode::SERVICE_UNAVAILABLE, Code::ReceiptsAway, LATER),
+            Self::NoReceipt => (
+                StatusCode::NOT_FOUND,
+                Code::NoReceipt,
+                "The number was not given to this caller. Nothing else can be told about it.",
+            ),
+            Self::LookupsOff => (
+                StatusCode::BAD_REQUEST,
+                Code::LookupsOff,
+                "Ask the operator to set `receipts.lookups`, or read `/receipts`.",
+            ),
+            Self::BadNumber { .. } => (StatusCode::BAD_REQUEST, Code::BadNumber, NAMED),
         }
     }
 }
@@ -212,7 +278,11 @@ impl From<ApiError> for JsonResponse {
         let (status, code, _) = error.row();
         let mut response = json(status, &ErrorBody { error: error.to_string(), code });
         match error {
-            ApiError::Refilling | ApiError::OutOfTries { .. } | ApiError::NotSaved => {
+            ApiError::Refilling
+            | ApiError::OutOfTries { .. }
+            | ApiError::NotSaved
+            | ApiError::ReceiptNotSaved
+            | ApiError::ReceiptsAway => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
                 response.headers_mut().insert(RETRY_AFTER, seconds);
             }

@@ -17,6 +17,7 @@ use crate::events::{Event, Kind};
 use crate::fleet::Partitions;
 use crate::monitor::{Monitor, Pace, STEP};
 use crate::pool::{Figures, LastRefill, Outcome, Pool, ShardFigures, ShardState};
+use crate::receipts::ReceiptFigures;
 use crate::space::Number;
 use crate::traffic::{Route, STATUSES, status_name};
 
@@ -34,6 +35,7 @@ pub(super) struct Status {
     requests: Requests,
     history: History,
     pools: BTreeMap<String, PoolStatus>,
+    receipts: ReceiptsStatus,
     /// The last 100 events, newest first.
     events: Vec<EventStatus>,
 }
@@ -58,6 +60,31 @@ struct History {
     numbers_per_second: Vec<f64>,
     p50_seconds: Vec<Option<f64>>,
     p99_seconds: Vec<Option<f64>>,
+}
+
+/// Receipts, and requests with an idempotency key. The counts are since the start, except `count`.
+#[derive(Serialize, ToSchema)]
+struct ReceiptsStatus {
+    /// All receipts of the store.
+    count: u64,
+    /// The digest of the last receipt, which covers all receipts before it.
+    head: Option<String>,
+    /// A key that was used since then is known, unless it expired. It is the time at which the store was
+    /// created, or at which a restored backup was first used.
+    keys_known_since: Option<String>,
+    bytes: u64,
+    /// Receipts with a key.
+    keyed: u64,
+    /// Receipts without a key.
+    unkeyed: u64,
+    /// Requests that got the response of an earlier one.
+    replayed: u64,
+    /// Requests that were refused because of their key, or because the receipt could not be saved.
+    refused: u64,
+    /// Requests that wait at the moment.
+    waiting: u64,
+    /// Why receipts can't be saved.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -153,6 +180,7 @@ pub(super) fn response(monitor: &Monitor) -> JsonResponse {
         requests: requests(monitor, &pace),
         history: history(&monitor.history()),
         pools,
+        receipts: receipts(monitor.receipts()),
         events: monitor.events().into_iter().map(event_status).collect(),
     };
     json(StatusCode::OK, &status)
@@ -168,6 +196,23 @@ fn requests(monitor: &Monitor, pace: &Pace) -> Requests {
         p99_seconds: pace.durations.quantile_seconds(0.99),
         p999_seconds: pace.durations.quantile_seconds(0.999),
         by_status: by_status.map(|(&status, count)| (status_name(status), count)).collect(),
+    }
+}
+
+fn receipts(figures: ReceiptFigures) -> ReceiptsStatus {
+    let ReceiptFigures { keyed, unkeyed, replayed, refused, waiting, state } = figures;
+    let summary = state.summary;
+    ReceiptsStatus {
+        count: summary.map_or(0, |summary| summary.head.seq),
+        head: summary.map(|summary| hex::encode(summary.head.digest)),
+        keys_known_since: summary.map(|summary| time(summary.known_since)),
+        bytes: summary.map_or(0, |summary| summary.bytes),
+        keyed,
+        unkeyed,
+        replayed,
+        refused,
+        waiting,
+        trouble: state.trouble,
     }
 }
 

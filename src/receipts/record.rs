@@ -250,6 +250,16 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
+    /// Returns whether the request of the receipt had this label. Any label is the same as one that was erased.
+    pub(crate) fn has_label(&self, label: Option<&Label>) -> bool {
+        match (&self.label, label) {
+            (None, None) => true,
+            (Some(Labelled { label: None, .. }), Some(_)) => true,
+            (Some(Labelled { label: Some((label, _)), .. }), Some(other)) => label == other,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
     /// Returns the label, unless there is none or it was erased.
     pub(crate) fn label(&self) -> Option<&str> {
         self.label.as_ref()?.label.as_ref().map(|(label, _)| label.as_str())

@@ -1,0 +1,253 @@
+//! Requests for numbers that leave a receipt: those with an `Idempotency-Key` or a label, and all requests to
+//! some pools. A repetition of a request with a key gets the same response.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::query::Wanted;
+use super::quota::{self, Account};
+use super::response::{ApiError, JsonResponse};
+use super::{api_error, many_of, one_of};
+use crate::config::{PoolConfig, Recorded};
+use crate::pool::Pool;
+use crate::receipts::{
+    Caller, First, Given, KEY_BYTES_MAX, Kept, KeyDigest, Label, Origin, Receipt, Receipts,
+    Request, Unavailable,
+};
+
+/// The header with the key, a string of RFC 8941 or the bare characters
+/// (draft-ietf-httpapi-idempotency-key-header-07).
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The header of a response that repeats an earlier one.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// The refusal of keys in the modes below sharded.
+pub(super) const OF_MODE: ApiError =
+    ApiError::KeysOff { reason: "Only the mode sharded supports Idempotency-Key." };
+
+const OF_POOL: ApiError = ApiError::KeysOff {
+    reason: "This pool keeps no receipts, so requests to it can't have an Idempotency-Key or a label.",
+};
+
+const OF_FLEET: ApiError = ApiError::KeysOff {
+    reason: "This server is part of a fleet without receipts.store, so an Idempotency-Key would be unknown \
+             to its other instances.",
+};
+
+/// What the pools need to leave receipts.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    receipts: Arc<Receipts>,
+    /// Whether requests may have a key.
+    keys: bool,
+    pools: Vec<(Arc<Origin>, Recorded)>,
+}
+
+/// A request that leaves a receipt.
+pub(super) struct Asked<'k> {
+    keeper: &'k Keeper,
+    origin: &'k Arc<Origin>,
+    key: Option<String>,
+    count: Option<NonZeroU32>,
+    label: Option<Label>,
+}
+
+impl Keeper {
+    pub(crate) fn new(receipts: Arc<Receipts>, keys: bool, pools: &[PoolConfig]) -> Self {
+        let pools = pools.iter().map(|pool| {
+            let origin = Origin { pool: pool.name.clone(), space: pool.space.clone() };
+            (Arc::new(origin), pool.receipts)
+        });
+        Self { receipts, keys, pools: pools.collect() }
+    }
+
+    pub(super) fn receipts(&self) -> &Receipts {
+        &self.receipts
+    }
+
+    /// Returns the request as one that leaves a receipt, or `None` if it leaves none.
+    pub(super) fn asked(
+        &self,
+        key: Option<String>,
+        wanted: &Wanted,
+    ) -> Result<Option<Asked<'_>>, ApiError> {
+        let (origin, recorded) = &self.pools[wanted.pool];
+        let is_marked = key.is_some() || wanted.label.is_some();
+        let refused = match recorded {
+            Recorded::Off if is_marked => Some(OF_POOL),
+            _ if key.is_some() && !self.keys => Some(OF_FLEET),
+            _ => None,
+        };
+        if let Some(error) = refused {
+            self.receipts.counts().refused();
+            return Err(error);
+        }
+        let leaves = is_marked || *recorded == Recorded::All;
+        Ok(leaves.then(|| Asked {
+            keeper: self,
+            origin,
+            key,
+            count: wanted.count,
+            label: wanted.label.clone(),
+        }))
+    }
+}
+
+impl Asked<'_> {
+    /// Returns the numbers of the request's receipt, if its key has one already, or new numbers.
+    pub(super) async fn respond(
+        self,
+        pool: &Arc<Pool>,
+        caller: &Caller,
+        account: Option<&Account>,
+    ) -> Result<JsonResponse, ApiError> {
+        let receipts = &self.keeper.receipts;
+        let responded = self.try_respond(pool, caller, account).await;
+        if let Err(ApiError::KeyReused { .. } | ApiError::ReceiptNotSaved) = responded {
+            receipts.counts().refused();
+        }
+        responded
+    }
+
+    async fn try_respond(
+        &self,
+        pool: &Arc<Pool>,
+        caller: &Caller,
+        account: Option<&Account>,
+    ) -> Result<JsonResponse, ApiError> {
+        let receipts = &self.keeper.receipts;
+        let first = match &self.key {
+            Some(key) => match receipts.begin(KeyDigest::new(&caller.owner, key)).await? {
+                Ok(first) => Some(first),
+                Err(receipt) => return self.replay(pool, &receipt),
+            },
+            None => None,
+        };
+        // A replay costs no quota.
+        quota::charge(account, self.count)?;
+        self.draw(pool, caller, first).await
+    }
+
+    async fn draw(
+        &self,
+        pool: &Arc<Pool>,
+        caller: &Caller,
+        first: Option<First>,
+    ) -> Result<JsonResponse, ApiError> {
+        let count = self.count.unwrap_or(NonZeroU32::MIN);
+        let numbers = pool.reserve(count).await;
+        let numbers = numbers.map_err(|error| api_error(pool, error, count.get()))?;
+        let request = Request {
+            origin: Arc::clone(self.origin),
+            caller: caller.clone(),
+            label: self.label.clone(),
+            is_short: self.count.is_none(),
+        };
+        match self.keeper.receipts.save(first, numbers, request).await? {
+            Kept::Given(given) => Ok(response(pool, &given)),
+            Kept::Known(receipt) => self.replay(pool, &receipt),
+        }
+    }
+
+    /// Returns the response of a receipt, if it is that of an equal request.
+    fn replay(&self, pool: &Pool, receipt: &Receipt) -> Result<JsonResponse, ApiError> {
+        let count = self.count.map(|count| count.get() as usize);
+        let is_same = receipt.origin.pool == self.origin.pool
+            && receipt.given.count() == count
+            && receipt.has_label(self.label.as_ref());
+        if !is_same {
+            return Err(ApiError::KeyReused { used_for: used_for(receipt) });
+        }
+        let mut response = response(pool, &receipt.given);
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        Ok(response)
+    }
+}
+
+impl From<Unavailable> for ApiError {
+    fn from(Unavailable: Unavailable) -> Self {
+        Self::ReceiptNotSaved
+    }
+}
+
+fn response(pool: &Pool, given: &Given) -> JsonResponse {
+    match given.values().next().filter(|_| given.is_short) {
+        Some(value) => one_of(&pool.space().number(value), &given.parts[0].0),
+        None => many_of(pool.space(), &given.parts),
+    }
+}
+
+/// Returns the parameters of a receipt's request.
+fn used_for(receipt: &Receipt) -> String {
+    let mut used_for = format!("type={}", receipt.origin.pool);
+    if let Some(count) = receipt.given.count() {
+        used_for += &format!(", count={count}");
+    }
+    if let Some(label) = receipt.label() {
+        used_for += &format!(", label={label:?}");
+    }
+    used_for
+}
+
+/// Returns the key of a request. Both forms, with and without quotation marks, are the same key.
+pub(super) fn key(method: &Method, headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if method != Method::POST {
+        return Err(ApiError::KeyNeedsPost);
+    }
+    let key = parse_key(value.as_bytes()).filter(|_| values.next().is_none());
+    key.map(Some).ok_or(ApiError::BadKey)
+}
+
+fn parse_key(value: &[u8]) -> Option<String> {
+    let bare = match value.strip_prefix(b"\"") {
+        None => value.to_vec(),
+        Some(quoted) => unescape(quoted.strip_suffix(b"\"")?)?,
+    };
+    let fits = (1..=KEY_BYTES_MAX).contains(&bare.len())
+        && bare.iter().all(u8::is_ascii_graphic)
+        // Without quotation marks, these would be ambiguous.
+        && (value.starts_with(b"\"") || !bare.contains(&b'"'));
+    fits.then(|| String::from_utf8(bare).expect("it is ASCII"))
+}
+
+/// Returns the content of a quoted string, in which `\"` and `\\` stand for `"` and `\` (RFC 8941, 3.3.3).
+fn unescape(quoted: &[u8]) -> Option<Vec<u8>> {
+    let mut bare = Vec::with_capacity(quoted.len());
+    let mut bytes = quoted.iter();
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            b'"' => return None,
+            b'\\' => bare.push(*bytes.next().filter(|byte| b"\"\\".contains(byte))?),
+            _ => bare.push(byte),
+        }
+    }
+    Some(bare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_the_same_quoted_and_bare() {
+        let check = |value: &str, expected: Option<&str>| {
+            assert_eq!(parse_key(value.as_bytes()).as_deref(), expected, "{value}");
+        };
+        check("order-17", Some("order-17"));
+        check("\"order-17\"", Some("order-17"));
+        check("\"a\\\"b\\\\c\"", Some("a\"b\\c"));
+        check(&"x".repeat(255), Some(&"x".repeat(255)));
+        check(&"x".repeat(256), None);
+        for wrong in [
+            "", "\"\"", "\"", "\"a", "a\"", "a b", "\"a b\"", "\"a\"b\"", "\"a\\\"", "\"\\a\"",
+            "ä", "a\tb",
+        ] {
+            check(wrong, None);
+        }
+    }
+}

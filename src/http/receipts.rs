@@ -1,0 +1,176 @@
+//! The routes that read receipts: all of them in the order of their commits, or the one of a number.
+
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Extension;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use hyper::body::Frame;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+
+use super::App;
+use super::guard::Admitted;
+use super::quota;
+use super::response::{ApiError, json, typed};
+use crate::receipts::{Filter, Receipt, ReceiptReader, StoreError};
+
+/// The receipts that are read at once.
+const PAGE_RECEIPTS: usize = 1000;
+
+pub(super) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// The parameters of [`list`].
+struct Wanted {
+    filter: Filter,
+    /// The receipts that are still to be sent.
+    limit: usize,
+}
+
+/// Handles `GET /receipts`: all receipts after one, a JSON object a line.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let wanted = parse(query.as_deref().unwrap_or_default())?;
+    let reader = app.keeper.receipts().reader();
+    // The first page is read before the response begins, so that a failure is an error response.
+    let read = spawn_blocking(move || Page::read(&*reader, wanted)).await;
+    let first = read.expect("reading does not panic").map_err(|_| ApiError::ReceiptsAway)?;
+    let reader = app.keeper.receipts().reader();
+    Ok(typed(NDJSON, None, Body::new(Pages { reader, next: Next::Read(first) })))
+}
+
+fn parse(query: &str) -> Result<Wanted, ApiError> {
+    let (mut after, mut limit, mut label) = (None, None, None);
+    let allowed = "after, limit, label";
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let parameter = match &*name {
+            "after" => &mut after,
+            "limit" => &mut limit,
+            "label" => &mut label,
+            _ => return Err(ApiError::UnknownParameter { given: name.into_owned(), allowed }),
+        };
+        if parameter.replace(value).is_some() {
+            return Err(ApiError::RepeatedParameter { given: name.into_owned(), allowed });
+        }
+    }
+    let number = |name, text: Option<std::borrow::Cow<'_, str>>| {
+        let parse = |text: std::borrow::Cow<'_, str>| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number =
+                text.parse::<u64>().ok().filter(|number| digits && i64::try_from(*number).is_ok());
+            number.ok_or_else(|| ApiError::BadNumber { name, given: text.into_owned() })
+        };
+        text.map(parse).transpose()
+    };
+    let limit = number("limit", limit)?.map_or(usize::MAX, |limit| limit as usize);
+    let after = number("after", after)?.unwrap_or(0);
+    Ok(Wanted { filter: Filter { after, label: label.map(Into::into) }, limit })
+}
+
+/// Some receipts as text, and the parameters for those after them.
+struct Page {
+    text: Vec<u8>,
+    rest: Wanted,
+}
+
+impl Page {
+    fn read(reader: &dyn ReceiptReader, mut wanted: Wanted) -> Result<Self, StoreError> {
+        let receipts = match wanted.limit {
+            0 => Vec::new(),
+            limit => reader.page(&wanted.filter, limit.min(PAGE_RECEIPTS))?,
+        };
+        let mut text = Vec::new();
+        for receipt in &receipts {
+            serde_json::to_writer(&mut text, receipt).expect("receipts have texts as keys");
+            text.push(b'\n');
+            wanted.filter.after = receipt.seq;
+            wanted.limit -= 1;
+        }
+        Ok(Self { text, rest: wanted })
+    }
+}
+
+/// A body that reads a page when the one before it was sent.
+struct Pages {
+    reader: Arc<dyn ReceiptReader>,
+    next: Next,
+}
+
+enum Next {
+    Read(Page),
+    Reading(JoinHandle<Result<Page, StoreError>>),
+    End,
+}
+
+/// Why the rest of the receipts could not be sent.
+#[derive(Debug, thiserror::Error)]
+enum PageError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Task(#[from] JoinError),
+}
+
+impl HttpBody for Pages {
+    type Data = Bytes;
+    type Error = PageError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, PageError>>> {
+        let page = match mem::replace(&mut self.next, Next::End) {
+            Next::End => return Poll::Ready(None),
+            Next::Read(page) => page,
+            Next::Reading(mut reading) => match Pin::new(&mut reading).poll(context) {
+                Poll::Ready(read) => read??,
+                Poll::Pending => {
+                    self.next = Next::Reading(reading);
+                    return Poll::Pending;
+                }
+            },
+        };
+        let Page { text, rest } = page;
+        if text.is_empty() {
+            return Poll::Ready(None);
+        }
+        let reader = Arc::clone(&self.reader);
+        self.next = Next::Reading(spawn_blocking(move || Page::read(&*reader, rest)));
+        Poll::Ready(Some(Ok(Frame::data(text.into()))))
+    }
+}
+
+/// Handles `GET /receipts/{pool}/{number}`. The response to a number without a receipt of this caller is always
+/// the same, and takes about as long, so that it does not tell whether the number exists, was issued, or is
+/// another caller's.
+pub(super) async fn of_number(
+    State(app): State<Arc<App>>,
+    Extension(admitted): Extension<Admitted>,
+    path: Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
+) -> Result<Response, ApiError> {
+    if !app.guard.has_lookups() {
+        return Err(ApiError::LookupsOff);
+    }
+    quota::charge(admitted.account.as_ref(), None)?;
+    let (name, text) = path.map(|Path(path)| path).unwrap_or_default();
+    let pools = app.monitor.pools();
+    let pool = pools.iter().find(|pool| pool.name().as_str() == name);
+    let value = pool.and_then(|pool| pool.space().parse(&text).ok());
+    // A number that can't exist takes the same way as one that has no receipt.
+    let other = &pools[0];
+    let pool = pool.unwrap_or(other);
+    let sought = (pool.name().clone(), value.unwrap_or(pool.space().min()));
+    let reader = app.keeper.receipts().reader();
+    let read = spawn_blocking(move || reader.of_number(&sought.0, sought.1)).await;
+    let found = read.expect("reading does not panic").map_err(|_| ApiError::ReceiptsAway)?;
+    let caller = app.guard.caller(&admitted);
+    let is_allowed = |receipt: &Receipt| admitted.sees_all || receipt.caller.owner == caller.owner;
+    let receipt = found.filter(|receipt| value.is_some() && is_allowed(receipt));
+    receipt.map(|receipt| json(StatusCode::OK, &receipt).map(Body::from)).ok_or(ApiError::NoReceipt)
+}
