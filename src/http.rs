@@ -6,6 +6,7 @@ mod forwarded;
 mod guard;
 mod health;
 mod keyed;
+mod lines;
 mod metrics;
 mod on_demand;
 mod openapi;
@@ -38,6 +39,7 @@ use utoipa::ToSchema;
 use self::guard::Admitted;
 pub(crate) use self::guard::Guard;
 pub(crate) use self::keyed::Keeper;
+use self::lines::Format;
 use self::openapi::Offer;
 use self::query::{Parameters, Wanted};
 use self::ready::Readiness;
@@ -107,19 +109,22 @@ impl App {
         &self,
         request: &Request<Bytes>,
         admitted: &Admitted,
-    ) -> Result<JsonResponse, ApiError> {
+    ) -> Result<AnyResponse, ApiError> {
         let key = keyed::key(request.method(), request.headers())?;
         let body = Parameters::of_body(request.method(), request.headers(), request.body())?;
         let wanted = self.wanted(request.uri().query(), body)?;
         let pool = &self.monitor.pools()[wanted.pool];
-        if let Some(receipt) = self.keeper.asked(key, &wanted)? {
+        // Read only with a count, because a request for one number is the common case.
+        let format = || Format::accepted(request.headers());
+        let format = wanted.count.map_or(Format::Json, |_| format());
+        if let Some(asked) = self.keeper.asked(key, &wanted, format)? {
             let caller = self.guard.caller(admitted);
-            return receipt.respond(pool, caller, admitted.account.as_ref()).await;
+            return asked.respond(pool, caller, admitted.account.as_ref()).await;
         }
         quota::charge(admitted.account.as_ref(), wanted.count)?;
         match wanted.count {
-            None => one(pool).await,
-            Some(count) => many(pool, count).await,
+            None => one(pool).await.map(whole),
+            Some(count) => many(pool, count, format).await,
         }
     }
 }
@@ -197,7 +202,7 @@ impl Routes {
             && matches!(*request.method(), Method::GET | Method::POST)
         {
             let response = app.random(&request, &admitted).await;
-            return response.map_or_else(AnyResponse::from, whole);
+            return response.unwrap_or_else(AnyResponse::from);
         }
         request.extensions_mut().insert(admitted);
         match self.router.call(request.map(Body::from)).await {
@@ -312,9 +317,13 @@ fn one_of(number: &Number, shard: &str) -> JsonResponse {
     json_text(StatusCode::OK, body)
 }
 
-async fn many(pool: &Arc<Pool>, count: NonZeroU32) -> Result<JsonResponse, ApiError> {
+async fn many(
+    pool: &Arc<Pool>,
+    count: NonZeroU32,
+    format: Format,
+) -> Result<AnyResponse, ApiError> {
     let taken = pool.take(count).await.map_err(|error| api_error(pool, error, count.get()))?;
-    Ok(many_of(pool.space(), &taken.parts))
+    Ok(lines::response(format, pool.space(), taken.parts))
 }
 
 /// Returns a response with the numbers of these shards. Each number's text is written where it belongs, since

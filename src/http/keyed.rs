@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use super::lines::{self, Format};
 use super::query::Wanted;
 use super::quota::{self, Account};
-use super::response::{ApiError, JsonResponse};
-use super::{api_error, many_of, one_of};
+use super::response::ApiError;
+use super::{AnyResponse, api_error, one_of, whole};
 use crate::config::{PoolConfig, Recorded};
 use crate::pool::Pool;
 use crate::receipts::{
@@ -53,6 +54,7 @@ pub(super) struct Asked<'k> {
     key: Option<String>,
     count: Option<NonZeroU32>,
     label: Option<Label>,
+    format: Format,
 }
 
 impl Keeper {
@@ -73,6 +75,7 @@ impl Keeper {
         &self,
         key: Option<String>,
         wanted: &Wanted,
+        format: Format,
     ) -> Result<Option<Asked<'_>>, ApiError> {
         let (origin, recorded) = &self.pools[wanted.pool];
         let is_marked = key.is_some() || wanted.label.is_some();
@@ -92,6 +95,7 @@ impl Keeper {
             key,
             count: wanted.count,
             label: wanted.label.clone(),
+            format,
         }))
     }
 }
@@ -103,7 +107,7 @@ impl Asked<'_> {
         pool: &Arc<Pool>,
         caller: &Caller,
         account: Option<&Account>,
-    ) -> Result<JsonResponse, ApiError> {
+    ) -> Result<AnyResponse, ApiError> {
         let receipts = &self.keeper.receipts;
         let responded = self.try_respond(pool, caller, account).await;
         if let Err(ApiError::KeyReused { .. } | ApiError::ReceiptNotSaved) = responded {
@@ -117,12 +121,12 @@ impl Asked<'_> {
         pool: &Arc<Pool>,
         caller: &Caller,
         account: Option<&Account>,
-    ) -> Result<JsonResponse, ApiError> {
+    ) -> Result<AnyResponse, ApiError> {
         let receipts = &self.keeper.receipts;
         let first = match &self.key {
             Some(key) => match receipts.begin(KeyDigest::new(&caller.owner, key)).await? {
                 Ok(first) => Some(first),
-                Err(receipt) => return self.replay(pool, &receipt),
+                Err(receipt) => return self.replay(pool, receipt),
             },
             None => None,
         };
@@ -136,7 +140,7 @@ impl Asked<'_> {
         pool: &Arc<Pool>,
         caller: &Caller,
         first: Option<First>,
-    ) -> Result<JsonResponse, ApiError> {
+    ) -> Result<AnyResponse, ApiError> {
         let count = self.count.unwrap_or(NonZeroU32::MIN);
         let numbers = pool.reserve(count).await;
         let numbers = numbers.map_err(|error| api_error(pool, error, count.get()))?;
@@ -147,36 +151,37 @@ impl Asked<'_> {
             is_short: self.count.is_none(),
         };
         match self.keeper.receipts.save(first, numbers, request).await? {
-            Kept::Given(given) => Ok(response(pool, &given)),
-            Kept::Known(receipt) => self.replay(pool, &receipt),
+            Kept::Given(given) => Ok(self.response(pool, given)),
+            Kept::Known(receipt) => self.replay(pool, *receipt),
         }
     }
 
     /// Returns the response of a receipt, if it is that of an equal request.
-    fn replay(&self, pool: &Pool, receipt: &Receipt) -> Result<JsonResponse, ApiError> {
+    fn replay(&self, pool: &Pool, receipt: Receipt) -> Result<AnyResponse, ApiError> {
         let count = self.count.map(|count| count.get() as usize);
         let is_same = receipt.origin.pool == self.origin.pool
             && receipt.given.count() == count
             && receipt.has_label(self.label.as_ref());
         if !is_same {
-            return Err(ApiError::KeyReused { used_for: used_for(receipt) });
+            return Err(ApiError::KeyReused { used_for: used_for(&receipt) });
         }
-        let mut response = response(pool, &receipt.given);
+        let mut response = self.response(pool, receipt.given);
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
         Ok(response)
+    }
+
+    fn response(&self, pool: &Pool, given: Given) -> AnyResponse {
+        let single = given.values().next().filter(|_| given.is_short);
+        match single {
+            Some(value) => whole(one_of(&pool.space().number(value), &given.parts[0].0)),
+            None => lines::response(self.format, pool.space(), given.parts),
+        }
     }
 }
 
 impl From<Unavailable> for ApiError {
     fn from(Unavailable: Unavailable) -> Self {
         Self::ReceiptNotSaved
-    }
-}
-
-fn response(pool: &Pool, given: &Given) -> JsonResponse {
-    match given.values().next().filter(|_| given.is_short) {
-        Some(value) => one_of(&pool.space().number(value), &given.parts[0].0),
-        None => many_of(pool.space(), &given.parts),
     }
 }
 

@@ -19,13 +19,14 @@ use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::AdditionalProperties;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
-    AllOfBuilder, ComponentsBuilder, ContentBuilder, Header, HeaderBuilder, InfoBuilder,
+    AllOfBuilder, ComponentsBuilder, Content, ContentBuilder, Header, HeaderBuilder, InfoBuilder,
     LicenseBuilder, Object, ObjectBuilder, OpenApiBuilder, PathItem, PathsBuilder, Ref, RefOr,
     Required, Response, ResponseBuilder, Schema, SecurityRequirement, Tag, Type,
 };
 
 use super::guard::{self, Guard};
 use super::health::{self, HealthBody};
+use super::lines::Format;
 use super::query::Parameters;
 use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
@@ -42,8 +43,8 @@ use crate::traffic::Traffic;
 /// The description of the whole API.
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
     Errors are JSON: `error` is a sentence for people, `code` a word for programs. All other responses \
-    are JSON too, except `/metrics` and the pages. Responses are not cached, except the files of `/docs`, \
-    which are cached for an hour. A path that supports `GET` supports `HEAD` too. Only `POST /random` reads a body; \
+    are JSON too, except `/metrics`, the pages, and several numbers if `Accept` prefers lines. Responses \
+    are not cached, except the files of `/docs`, which are cached for an hour. A path that supports `GET` supports `HEAD` too. Only `POST /random` reads a body; \
     with other requests, up to 16 KiB of a body are ignored.";
 
 /// A static example, because the figures of this server need a token.
@@ -221,7 +222,14 @@ impl Offer<'_> {
             schema = schema.item(Ref::from_schema_name(OneCode::name()));
             schema = schema.item(Ref::from_schema_name(ManyCodes::name()));
         }
-        let responses = described("Numbers that were never handed out before.", schema, responses);
+        let mut responses =
+            described("Numbers that were never handed out before.", schema, responses);
+        for (_, response) in &mut responses {
+            for format in [Format::Csv, Format::NdJson] {
+                let content = self.lines(format);
+                response.content.insert(format.content_type().to_owned(), content.into());
+            }
+        }
 
         // The errors come from the parser itself.
         let mut errors: Vec<_> =
@@ -296,7 +304,11 @@ impl Offer<'_> {
                 "Take numbers",
                 "The same as GET. The parameters can be in the body, as JSON, or in the URL.",
             ),
-            _ => ("Take numbers", "Returns one number; with `count`, that many or none."),
+            _ => (
+                "Take numbers",
+                "Returns one number; with `count`, that many or none. With `count`, `Accept` selects \
+                 JSON, or lines of CSV or JSON that are sent as they are written.",
+            ),
         };
         Route {
             summary,
@@ -311,6 +323,20 @@ impl Offer<'_> {
             responses,
             errors,
         }
+    }
+
+    /// Describes the numbers as lines, which only a request with `count` gets.
+    fn lines(&self, format: Format) -> Content {
+        let examples = self.pools.iter().map(|pool| {
+            let mut line = String::new();
+            format.push_line(&pool.space().number(sample(pool.space())), &mut line);
+            let example = ExampleBuilder::new().value(Some(line.into()));
+            (format!("?type={}&count=1", pool.name()), example)
+        });
+        ContentBuilder::new()
+            .schema(Some(Object::with_type(Type::String)))
+            .examples_from_iter(examples)
+            .build()
     }
 
     /// Describes the body of `POST /random`, whose properties are the parameters of the URL.

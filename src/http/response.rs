@@ -1,6 +1,6 @@
 //! Responses: their headers, their bodies, and the one table of status codes. A response is JSON unless it is
-//! a page, a file of a page, or the metrics. It is not cached unless it is a file of `/docs`, and a browser
-//! must not guess its type.
+//! a page, a file of a page, the metrics, or lines of numbers. It is not cached unless it is a file of `/docs`,
+//! and a browser must not guess its type.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,9 +24,9 @@ use crate::receipts::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
 /// The largest request body, in bytes. Only `POST /random` uses its body, which may hold three parameters.
 pub(crate) const BODY_MAX: usize = 16 * 1024;
 
-/// Bytes of a static body that are copied for a connection at a time: as many as a connection buffers before
-/// it writes.
-const SLICE_BYTES: usize = 16 * 1024;
+/// The most bytes of a body that are copied or written for a connection at a time, unless the body is whole: as
+/// many as a connection buffers before it writes.
+pub(super) const SLICE_BYTES: usize = 16 * 1024;
 
 /// The seconds in `Retry-After`: a refill that callers wait for takes less than one.
 const RETRY_AFTER_SECONDS: &str = "1";

@@ -544,7 +544,7 @@ fn read_receipt(row: &Row<'_>, known: &Known) -> Result<(Receipt, Vec<u8>), rusq
         label: digest
             .map(|digest| Labelled { label: label.and_then(Label::new).zip(salt), digest }),
         key: row.get::<_, Option<[u8; 16]>>(7)?.map(KeyDigest),
-        given: Arc::new(given),
+        given,
         digest: row.get(9)?,
     };
     Ok((receipt, numbers))

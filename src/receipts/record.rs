@@ -105,7 +105,7 @@ impl Labelled {
 }
 
 /// The numbers of a response, grouped by the shards that they came from.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
     /// Whether the response has the form of a request without `count`.
     pub(crate) is_short: bool,
@@ -244,7 +244,7 @@ pub(crate) struct Receipt {
     pub(crate) caller: Caller,
     pub(crate) label: Option<Labelled>,
     pub(crate) key: Option<KeyDigest>,
-    pub(crate) given: Arc<Given>,
+    pub(crate) given: Given,
     /// The digest of this receipt and all before it.
     pub(crate) digest: [u8; 32],
 }

@@ -97,7 +97,7 @@ impl Offer<'_> {
             caller,
             label: None,
             key: Some(KeyDigest::new("shop", "order-17")),
-            given: Arc::new(Given { is_short: true, parts }),
+            given: Given { is_short: true, parts },
             digest: [0x5a; 32],
         }
     }
