@@ -29,7 +29,7 @@ use tombola::internals::shard::{self, Label, Left, Shard};
 use tombola::internals::sqlite::rusqlite::Connection;
 use tombola::internals::sqlite::{Found, LOG_PAGES_MAX};
 use tombola::internals::{Batch, BatchId, Generation, ShardIndex};
-use tombola::internals::{LeaseConfig, PoolConfig, PoolName, RefillConfig};
+use tombola::internals::{LeaseConfig, PoolConfig, PoolName, Recorded, RefillConfig};
 use tombola::internals::{Number, Space, Value};
 use tombola::internals::{PoolPaths, ShardFiles};
 use uuid::Uuid;
@@ -298,6 +298,7 @@ impl OpenPool {
                 retry: Duration::ZERO,
                 retry_limit: Duration::ZERO,
             },
+            receipts: Recorded::Keyed,
         };
         let files = (0..shards).map(ShardIndex).map(|index| {
             let live = Some(Left::open(&paths.live(index))?.seen);

@@ -7,7 +7,7 @@ pub use crate::{
     auth::credentials,
     batch::{Batch, BatchId, Generation, ShardIndex},
     config::{
-        Config, DEFAULTS, LeaseConfig, Location, Mode, Overrides, PoolConfig, PoolName,
+        Config, DEFAULTS, LeaseConfig, Location, Mode, Overrides, PoolConfig, PoolName, Recorded,
         RefillConfig, StoreAddress, StoreConfig, StoreTls,
     },
     figures::{thousands, time},

@@ -9,7 +9,7 @@ use super::store::memory::{Fault, MemoryStore};
 use super::*;
 use crate::batch::ShardIndex;
 use crate::config::{
-    LeaseConfig, Mode, PoolName, RefillConfig, SpaceName, StoreAddress, StoreConfig,
+    LeaseConfig, Mode, PoolName, Recorded, RefillConfig, SpaceName, StoreAddress, StoreConfig,
 };
 use crate::space::Space;
 
@@ -46,6 +46,7 @@ fn pool(max: &str) -> PoolConfig {
         shard_size: 100,
         lease: LeaseConfig { rows: 1000 },
         refill: RefillConfig { low_water: 0.5, retry: Duration::ZERO, retry_limit: Duration::ZERO },
+        receipts: Recorded::Keyed,
     }
 }
 

@@ -21,7 +21,7 @@ use shuttle::scheduler::RandomScheduler;
 use self::file::{Content, SimulatedFile, disk};
 use super::*;
 use crate::batch::Generation;
-use crate::config::LeaseConfig;
+use crate::config::{LeaseConfig, Recorded};
 use crate::refill::plan;
 use crate::shard::Row;
 
@@ -91,6 +91,7 @@ impl Model {
             // Strict, or a few leases per generation.
             lease: LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } },
             refill: REFILL,
+            receipts: Recorded::Keyed,
         };
         let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
         let shards: Vec<_> = (0..SHARDS)

@@ -2,7 +2,7 @@
 
 use tombola::internals::files;
 use tombola::internals::on_demand::{Candidate, OpenError, PoolIndex, Store, TableStore};
-use tombola::internals::{LeaseConfig, PoolConfig, PoolName};
+use tombola::internals::{LeaseConfig, PoolConfig, PoolName, Recorded};
 use tombola::internals::{Space, Value};
 
 use crate::disk::{Disk, Fault, Plan};
@@ -19,6 +19,7 @@ fn open(disk: &Disk) -> Result<TableStore, OpenError> {
         shard_size: 1,
         lease: LeaseConfig { rows: 0 },
         refill: REFILL,
+        receipts: Recorded::Keyed,
     };
     files::create_folder(&disk.path("shards"))?;
     TableStore::open(&disk.path("shards"), &[pool])

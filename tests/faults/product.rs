@@ -12,7 +12,7 @@ use tombola::internals::Space;
 use tombola::internals::refill::Refiller;
 use tombola::internals::sqlite;
 use tombola::internals::{Folder, PoolFiles};
-use tombola::internals::{LeaseConfig, Mode, PoolConfig, PoolName, RefillConfig};
+use tombola::internals::{LeaseConfig, Mode, PoolConfig, PoolName, Recorded, RefillConfig};
 use tombola::internals::{Pool, TakeError};
 
 use crate::disk::Disk;
@@ -58,6 +58,7 @@ impl PoolSetting {
             shard_size: self.shard_size,
             lease: LeaseConfig { rows: lease_rows },
             refill: REFILL,
+            receipts: Recorded::Keyed,
         }
     }
 }
@@ -182,7 +183,7 @@ impl Service {
 }
 
 /// Takes numbers as `GET /random` does.
-pub(crate) async fn take(pool: &Pool, count: u32) -> Result<Vec<i64>, TakeError> {
+pub(crate) async fn take(pool: &Arc<Pool>, count: u32) -> Result<Vec<i64>, TakeError> {
     if count == 1
         && let Some((_, value)) = pool.try_take_one()
     {
