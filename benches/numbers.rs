@@ -317,7 +317,7 @@ impl OpenPool {
         full: &TempDir,
         mut iterations: u64,
         count: u32,
-        takes: impl Fn(&Pool, u32),
+        takes: impl Fn(&Arc<Pool>, u32),
     ) -> Duration {
         let mut time = Duration::ZERO;
         while iterations > 0 {

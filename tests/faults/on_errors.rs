@@ -86,7 +86,7 @@ impl Beginning {
 
 /// Takes up to `wanted` numbers, or fewer if the pool keeps refusing. Returns how many.
 async fn take_some(
-    pool: &Pool,
+    pool: &Arc<Pool>,
     wanted: usize,
     handed_out: &mut HandedOut,
 ) -> Result<usize, String> {
@@ -110,7 +110,7 @@ async fn take_some(
 }
 
 /// Fails unless the pool serves again without a restart.
-async fn recovers(pool: &Pool, handed_out: &mut HandedOut) -> Result<(), String> {
+async fn recovers(pool: &Arc<Pool>, handed_out: &mut HandedOut) -> Result<(), String> {
     // Limited by time, not by tries: on a busy machine, many tries pass before a build gets to run.
     let started = Instant::now();
     while started.elapsed() < PATIENCE {

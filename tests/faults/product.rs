@@ -239,7 +239,7 @@ pub(crate) const CLIENTS: usize = 3;
 ///
 /// # Errors
 /// A number is repeated, or the end is not reached.
-pub(crate) async fn drain(pool: &Pool, handed_out: &mut HandedOut) -> Result<(), String> {
+pub(crate) async fn drain(pool: &Arc<Pool>, handed_out: &mut HandedOut) -> Result<(), String> {
     let mut started = Instant::now();
     let mut count = 24;
     loop {
