@@ -189,6 +189,15 @@ pub(crate) fn checkpoint(connection: &Connection, how_far: Checkpoint) -> Result
     }
 }
 
+/// Returns how many frames of the write-ahead log are not written back into the file.
+pub(crate) fn log_backlog(connection: &Connection) -> Result<usize, Error> {
+    connection.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| {
+        // -1 if there is no log.
+        let (frames, written_back): (i64, i64) = (row.get(1)?, row.get(2)?);
+        Ok(usize::try_from(frames - written_back).unwrap_or(0))
+    })
+}
+
 /// Sets whether closing the connection leaves the log for the next opening. If not, closing checkpoints the
 /// log and removes it.
 pub(crate) fn keep_log(connection: &Connection, keep: bool) -> Result<(), Error> {

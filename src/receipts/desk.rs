@@ -62,6 +62,8 @@ pub(super) struct Desk {
     pub(super) counts: Arc<Counts>,
     pub(super) events: Arc<Events>,
     pub(super) backoff: Backoff,
+    /// When to tidy the store.
+    pub(super) tidy_at: Instant,
 }
 
 /// The requests of a save whose outcome is unknown. No caller gets their numbers until it is known. There may be
@@ -73,24 +75,36 @@ impl Desk {
     pub(super) fn run(mut self) {
         self.tell();
         let mut undecided: Option<Undecided> = None;
-        let mut head_logged = Instant::now();
+        // When to try again to find out the outcome of the undecided save.
+        let mut retry_at = Instant::now();
+        let mut head_at = Instant::now() + HEAD_INTERVAL;
         loop {
-            let pause = if undecided.is_some() { self.backoff.next() } else { IDLE };
+            let pause = match undecided {
+                Some(_) => retry_at.saturating_duration_since(Instant::now()),
+                None => IDLE,
+            };
             let group = match self.questions.recv_timeout(pause) {
                 Ok(first) => self.group(first),
                 Err(RecvTimeoutError::Timeout) => Group::default(),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            if let Some(saves) = undecided.take() {
-                undecided = self.recover(saves).err();
+            let recovered = match undecided {
+                Some(saves) if Instant::now() < retry_at => Err(saves),
+                Some(saves) => self.recover(saves),
+                None => Ok(()),
+            };
+            undecided = match recovered {
+                Ok(()) => self.serve(group).err(),
+                Err(saves) => {
+                    group.refuse();
+                    Some(saves)
+                }
+            };
+            if undecided.is_some() && retry_at <= Instant::now() {
+                retry_at = Instant::now() + self.backoff.next();
             }
-            if undecided.is_some() {
-                group.refuse();
-                continue;
-            }
-            undecided = self.serve(group).err();
-            if head_logged.elapsed() >= HEAD_INTERVAL {
-                head_logged = Instant::now();
+            if head_at <= Instant::now() {
+                head_at = Instant::now() + HEAD_INTERVAL;
                 self.log_head();
             }
         }
@@ -147,9 +161,22 @@ impl Desk {
                 Err(error) => return self.failed(error, saves),
             }
         }
+        self.tidy()
+    }
+
+    /// Does what is due besides saving. A failure is no reason to refuse requests, so it is tried again later.
+    fn tidy(&mut self) -> Result<(), Undecided> {
+        if Instant::now() < self.tidy_at {
+            return Ok(());
+        }
         match self.store.tidy() {
             Ok(()) => Ok(()),
-            Err(error) => self.failed(error, Vec::new()),
+            Err(error @ StoreError::Unknown(_)) => self.failed(error, Vec::new()),
+            Err(StoreError::Passing(error)) => {
+                warn!(%error, "the receipts can't be tidied; this is tried again in a minute");
+                self.tidy_at = Instant::now() + IDLE;
+                Ok(())
+            }
         }
     }
 

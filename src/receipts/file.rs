@@ -143,8 +143,6 @@ struct Open {
     head: Head,
     keys: Keys,
     index: Option<Index>,
-    /// An upper bound of the pages in the log since it was last written back.
-    log_pages: usize,
 }
 
 /// The pools and callers of the file, with their ids.
@@ -159,7 +157,15 @@ impl ReceiptFile {
     pub(crate) fn open(path: &Path, keep: Duration, has_index: bool) -> Result<Self, OpenError> {
         let mut file = Self { path: path.to_owned(), keep, has_index, open: None, undecided: None };
         if files::length_bytes(path)?.is_some() {
-            file.open = Some(Open::new(path, keep, has_index)?);
+            let open = || Open::new(path, keep, has_index);
+            file.open = Some(match open() {
+                // SQLite finds wrong content also if the disk can't read it.
+                Err(OpenError::Damaged { .. }) => {
+                    sqlite::read_through(path)?;
+                    open()?
+                }
+                opened => opened?,
+            });
         }
         Ok(file)
     }
@@ -220,8 +226,6 @@ impl ReceiptStore for ReceiptFile {
     fn recover(&mut self, drafts: &[&Draft]) -> Result<Vec<Option<Saved>>, StoreError> {
         let failed = |error: OpenError| StoreError::Unknown(error.to_string());
         if files::length_bytes(&self.path).map_err(|error| failed(error.into()))?.is_some() {
-            // SQLite finds wrong content also if the disk can't read it.
-            sqlite::read_through(&self.path).map_err(|error| failed(error.into()))?;
             let open = Open::new(&self.path, self.keep, self.has_index).map_err(failed)?;
             self.open = Some(open);
         }
@@ -290,7 +294,7 @@ impl Open {
         let keys = Keys::read(&connection, keep)?;
         let index = if has_index { Some(Index::read(&connection)?) } else { None };
         let known_since = from_millis(known_since);
-        let mut open = Self { connection, known, known_since, head, keys, index, log_pages: 0 };
+        let mut open = Self { connection, known, known_since, head, keys, index };
         // The index may have been off, so that many numbers are not in it.
         open.extend_index()?;
         Ok(open)
@@ -330,28 +334,24 @@ impl Open {
         self.head = head;
         self.keys.committed(bucket);
         self.known.add(known);
-        let numbers: usize = drafts.iter().map(|draft| draft.count).sum();
         if let Some(index) = &mut self.index {
-            index.waiting += numbers;
+            index.waiting += drafts.iter().map(|draft| draft.count).sum::<usize>();
         }
-        // A receipt has part of a page, or several pages if it has many numbers, and its key has another.
-        self.log_pages += 3 * drafts.len() + numbers / 400 + 2;
         Ok(())
     }
 
     fn tidy(&mut self) -> Result<(), rusqlite::Error> {
         self.extend_index()?;
         self.keys.expire(&mut self.connection, SystemTime::now())?;
-        if self.log_pages >= LOG_PAGES {
+        if sqlite::log_backlog(&self.connection)? >= LOG_PAGES {
             sqlite::checkpoint(&self.connection, Checkpoint::Passive)?;
-            self.log_pages = 0;
         }
         Ok(())
     }
 
     fn extend_index(&mut self) -> Result<(), rusqlite::Error> {
         if let Some(index) = &mut self.index {
-            self.log_pages += index.extend(&mut self.connection)?;
+            index.extend(&mut self.connection)?;
         }
         Ok(())
     }

@@ -20,7 +20,8 @@ pub(crate) fn constant(length: usize) -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("http://{}", listener.local_addr()?);
         std::io::stdout().flush()?;
-        Ok(axum::serve(listener, Router::new().route("/random", get(respond))).await?)
+        Ok(axum::serve(listener, Router::new().route("/random", get(respond).post(respond)))
+            .await?)
     })
 }
 

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 
@@ -17,6 +17,8 @@ pub(crate) struct Load<'a> {
     pub(crate) paths: &'a [&'a str],
     pub(crate) connections: usize,
     pub(crate) length: Duration,
+    /// Whether the requests are POST with a key that no other request has.
+    pub(crate) keyed: bool,
 }
 
 /// The result of a load. Latencies are in microseconds.
@@ -56,7 +58,15 @@ pub(crate) fn require_wrk() -> anyhow::Result<()> {
 /// A connection failed. Then nothing of the run is worth reporting.
 pub(crate) fn drive(address: SocketAddr, load: Load<'_>) -> anyhow::Result<Outcome> {
     let mut script = tempfile::Builder::new().suffix(".lua").tempfile()?;
-    if load.paths.len() > 1 {
+    if load.keyed {
+        let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        writeln!(
+            script,
+            "local count, head = 0, 'POST {} HTTP/1.1\\r\\nHost: {address}\\r\\nIdempotency-Key: {run}-'\n\
+             function request() count = count + 1 return head .. count .. '\\r\\n\\r\\n' end",
+            load.paths[0]
+        )?;
+    } else if load.paths.len() > 1 {
         let formatted: Vec<_> =
             load.paths.iter().map(|path| format!("wrk.format('GET', '{path}')")).collect();
         writeln!(

@@ -66,7 +66,7 @@ pub(crate) fn fleet(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn measure(plan: &Plan, report: &mut Report, etcd: &Etcd, sides: &[Side]) -> anyhow::Result<()> {
-    let load = Load { paths: &["/random"], connections: 64, length: plan.run() };
+    let load = Load { paths: &["/random"], connections: 64, length: plan.run(), keyed: false };
     let (mut rates, mut own, mut stores, mut per_store) = (vec![], vec![], vec![], vec![]);
     for _ in 0..plan.pairs {
         let before = (own_cpu(sides)?, etcd.cpu_seconds()?, etcd.requests()?);

@@ -4,7 +4,7 @@
 //! control one after the other (A B A B …), and reported as the median of the pairs' ratios: on a noisy
 //! machine, a ratio is more stable than a figure. A row is not reported if a side gave a wrong response.
 //!
-//! The parts are `requests`, `fill`, `start`, `growth`, `modes`, `peers` and `fleet`. `side` has the
+//! The parts are `requests`, `fill`, `start`, `receipts`, `growth`, `modes`, `peers` and `fleet`. `side` has the
 //! processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
 
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ mod growth;
 mod modes;
 mod nginx;
 mod peers;
+mod receipts;
 mod report;
 mod requests;
 mod side;
@@ -49,7 +50,7 @@ struct Arguments {
 /// The parts to measure, and how long each takes.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all except growth, modes, peers and fleet]
+    /// Only these parts [default: all except receipts, growth, modes, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -64,6 +65,9 @@ struct Plan {
     /// Values in the ledger at the end of the part growth
     #[arg(long, default_value_t = 200_000_000, value_name = "N")]
     to: u64,
+    /// Receipts in the full file of the part receipts
+    #[arg(long, default_value_t = 100_000_000, value_name = "N")]
+    receipts: u64,
     /// Values of a draw between the sizes that the part growth reports: larger draws reach them sooner
     #[arg(long, default_value_t = growth::BATCH, value_name = "N")]
     stride: u64,
@@ -78,7 +82,7 @@ struct Plan {
 impl Plan {
     fn wants(&self, part: Part) -> bool {
         match part {
-            Part::Growth | Part::Modes | Part::Fleet => self.only.contains(&part),
+            Part::Growth | Part::Modes | Part::Fleet | Part::Receipts => self.only.contains(&part),
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -101,6 +105,8 @@ enum Part {
     Fill,
     /// Time to the first number
     Start,
+    /// Requests that leave a receipt, with an empty and a full file of receipts, and `tombola draw`
+    Receipts,
     /// Cost of a draw as the ledger grows, with a plot
     Growth,
     /// The four modes, each on an empty folder: speed, CPU and disk as numbers are issued
@@ -112,8 +118,15 @@ enum Part {
 }
 
 /// The parts that put servers under load.
-const LOADED: [Part; 6] =
-    [Part::Requests, Part::Batches, Part::Dry, Part::Modes, Part::Peers, Part::Fleet];
+const LOADED: [Part; 7] = [
+    Part::Requests,
+    Part::Batches,
+    Part::Dry,
+    Part::Receipts,
+    Part::Modes,
+    Part::Peers,
+    Part::Fleet,
+];
 
 #[derive(Debug, Subcommand)]
 enum Child {
@@ -163,6 +176,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Start) {
         start::start(plan, &mut report)?;
+    }
+    if plan.wants(Part::Receipts) {
+        receipts::receipts(plan, &mut report)?;
     }
     if plan.wants(Part::Growth) {
         growth::growth(plan, &mut report)?;

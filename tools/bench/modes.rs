@@ -34,7 +34,7 @@ pub(crate) fn modes(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
 fn climb(mode: &str, site: &Site, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let side = site.serve()?;
     wait_until_full(&side)?;
-    let load = Load { paths: MIXED, connections: 64, length: plan.run() };
+    let load = Load { paths: MIXED, connections: 64, length: plan.run(), keyed: false };
     let (mut issued, mut reported) = (0, None);
     for _ in 0..RUNS {
         let measured = run(&side, load)?;

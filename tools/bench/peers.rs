@@ -49,7 +49,7 @@ pub(crate) fn peers(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         let site = Site::new(&plan.dir, "peers", settings)?;
         site.fill()?;
         let side = site.serve()?;
-        let load = Load { paths: &["/random"], connections: 64, length: plan.run() };
+        let load = Load { paths: &["/random"], connections: 64, length: plan.run(), keyed: false };
         let pops = Load { paths: &["/SPOP/numbers"], ..load };
         let mut pairs = Vec::new();
         for _ in 0..plan.pairs {

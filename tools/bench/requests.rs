@@ -59,7 +59,7 @@ pub(crate) fn wait_until_full(side: &Side) -> anyhow::Result<()> {
 pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let least = Some(Budget::AtLeast(1.0));
     let budget_at = |connections| if connections == 64 { least } else { None };
-    let load = |paths, connections| Load { paths, connections, length: plan.run() };
+    let load = |paths, connections| Load { paths, connections, length: plan.run(), keyed: false };
     let site = Site::new(&plan.dir, "requests", "")?;
     site.fill()?;
     let side = site.serve()?;
@@ -95,7 +95,7 @@ pub(crate) fn requests(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     side.stop()
 }
 
-fn pairs(
+pub(crate) fn pairs(
     plan: &Plan,
     report: &mut Report,
     product: &Side,
@@ -152,7 +152,7 @@ fn against_nginx(plan: &Plan, report: &mut Report, product: &Side) -> anyhow::Re
         return Ok(());
     }
     let control = nginx::constant(&plan.dir, ask(product.address, ONE[0])?.len())?;
-    let load = Load { paths: ONE, connections: 64, length: plan.run() };
+    let load = Load { paths: ONE, connections: 64, length: plan.run(), keyed: false };
     let (mut rate, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..plan.pairs {
         let (product, control) = (run(product, load)?, run(&control, load)?);
@@ -176,7 +176,12 @@ pub(crate) fn batches(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         let side = site.serve()?;
         for count in [100, 1000, 10_000] {
             let path = format!("/random?count={count}");
-            let load = Load { paths: &[&path], connections: 16, length: Duration::from_secs(1) };
+            let load = Load {
+                paths: &[&path],
+                connections: 16,
+                length: Duration::from_secs(1),
+                keyed: false,
+            };
             let mut rates = Vec::new();
             let (mut refused, mut requests) = (0, 0);
             for _ in 0..plan.pairs {
@@ -202,7 +207,12 @@ pub(crate) fn dry(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let site = Site::new(&plan.dir, "dry", "")?;
     site.fill()?;
     let side = site.serve()?;
-    let load = Load { paths: MIXED, connections: 64, length: Duration::from_secs_f64(plan.long) };
+    let load = Load {
+        paths: MIXED,
+        connections: 64,
+        length: Duration::from_secs_f64(plan.long),
+        keyed: false,
+    };
     let outcome = drive(side.address, load)?;
     let percent = 100.0 * outcome.refused as f64 / outcome.requests as f64;
     let rate = outcome.per_second();

@@ -72,7 +72,7 @@ impl Site {
         Ok(())
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("--config").arg(&self.settings).arg("--data-dir").arg(&self.dir);
         command.stdout(Stdio::piped());

@@ -80,24 +80,21 @@ impl Index {
         Ok(Self { waiting: entries.len(), indexed_to })
     }
 
-    /// Writes a run if enough numbers wait for one. Returns about how many pages it wrote.
-    pub(super) fn extend(&mut self, connection: &mut Connection) -> Result<usize, rusqlite::Error> {
-        let mut pages = 0;
+    /// Writes a run if enough numbers wait for one.
+    pub(super) fn extend(&mut self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
         while self.waiting >= TAIL_NUMBERS {
             let transaction = connection.transaction()?;
             let (entries, last) = tail(&transaction, self.indexed_to, STEP_NUMBERS)?;
-            let written = entries.len();
             write(&transaction, self.indexed_to + 1, entries)?;
             transaction.execute(UPDATE_INDEXED, [last])?;
-            let merged = merge(&transaction)?;
+            merge(&transaction)?;
             transaction.commit()?;
-            pages += (written + merged) / BLOCK_ENTRIES + 8;
             self.indexed_to = last;
             // More may wait if the index has to catch up.
             let (rest, _) = tail(connection, last, TAIL_NUMBERS)?;
             self.waiting = rest.len();
         }
-        Ok(pages)
+        Ok(())
     }
 }
 
@@ -154,15 +151,15 @@ fn write(
     Ok(())
 }
 
-/// Merges the short runs into a long one if they have enough numbers. Returns how many numbers it wrote.
-fn merge(transaction: &Transaction<'_>) -> Result<usize, rusqlite::Error> {
+/// Merges the short runs into a long one if they have enough numbers.
+fn merge(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     let mut select = transaction.prepare_cached(SELECT_SHORT)?;
     let runs = select
         .query_map([RUN_NUMBERS], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<Vec<(i64, u64, u64)>, _>>()?;
     let numbers: u64 = runs.iter().map(|(_, _, numbers)| numbers).sum();
     let Some(&(_, first_seq, _)) = runs.first().filter(|_| numbers >= RUN_NUMBERS) else {
-        return Ok(0);
+        return Ok(());
     };
     let mut entries = Vec::new();
     let mut select = transaction.prepare_cached(SELECT_BLOCKS)?;
@@ -182,9 +179,7 @@ fn merge(transaction: &Transaction<'_>) -> Result<usize, rusqlite::Error> {
         transaction.prepare_cached(DELETE_BLOCKS)?.execute([run])?;
         transaction.prepare_cached(DELETE_RUN)?.execute([run])?;
     }
-    let merged = entries.len();
-    write(transaction, first_seq, entries)?;
-    Ok(merged)
+    write(transaction, first_seq, entries)
 }
 
 /// Returns the entries of a block: each value, and the distance of its receipt from the run's first.
