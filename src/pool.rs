@@ -7,8 +7,8 @@
 //! | state | where the row is | what can happen next |
 //! | --- | --- | --- |
 //! | unused | in the file | a lease marks it as used: leased |
-//! | leased | in the buffer of its slot, or among the pool's orphans once its file is replaced | a request takes it: on loan. At a stop, a row of a live file becomes unused again |
-//! | on loan | with a request that waits for more rows or may still go away | the response is made: handed out. The request is dropped: leased |
+//! | leased | in the buffer of its slot, or among the pool's orphans once its shard gave it up | a request takes it: on loan. At a stop, a row in a buffer becomes unused again |
+//! | on loan | with a request that waits for more rows or for its receipt, or may still go away | the response is made: handed out. The request is dropped or fails: leased |
 //! | handed out | in a response | none |
 //!
 //! A crash burns the rows that are leased or on loan: their file says that they are used, but no response had
@@ -19,7 +19,7 @@ mod figures;
 mod file;
 mod health;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod slot;
 mod supply;
 mod sync;
@@ -38,7 +38,7 @@ pub(crate) use self::health::{Cause, PoolHealth, Trouble};
 use self::slot::Slot;
 use self::supply::Books;
 pub(crate) use self::supply::{LastRefill, LedgerFigures, Level, Outcome};
-use self::sync::{AtomicBool, AtomicU64, Mutex};
+use self::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 pub(crate) use self::take::Reservation;
 pub use self::take::TakeError;
 use self::worker::Worker;
@@ -59,12 +59,10 @@ pub struct Pool {
     slots: Vec<Arc<Slot>>,
     /// Indexes into `slots`.
     rotation: ArcSwap<Vec<usize>>,
-    /// Collected by a request that collects from several shards. Two at the same time could wait for each other's
+    /// Held by a request that collects from several shards. Two at the same time could wait for each other's
     /// rows.
     gather: tokio::sync::Mutex<()>,
-    /// Leased rows whose file is replaced: a request collected them, and was dropped or failed. With each one
-    /// is the name of its shard.
-    orphans: Mutex<Vec<(Arc<str>, Value)>>,
+    collected: Mutex<Collected>,
     has_orphans: AtomicBool,
     refill_wanted: Notify,
     /// Whether a request asked for more than the shards have. The next plan then ignores the low-water mark.
@@ -82,6 +80,23 @@ pub struct Pool {
     /// Durations of refills, by [`Outcome`].
     refills: [Histogram; 2],
     books: Mutex<Books>,
+}
+
+/// Leased rows that their shards gave up for good, because a request collected them.
+#[derive(Debug, Default)]
+struct Collected {
+    /// How many of them requests hold.
+    held: u64,
+    /// Those of requests that were dropped or failed, each with the name of its shard. The next request gets
+    /// them.
+    orphans: Vec<(Arc<str>, Value)>,
+}
+
+impl Collected {
+    /// Returns how many of them may still be handed out.
+    fn not_handed_out(&self) -> u64 {
+        self.held + self.orphans.len() as u64
+    }
 }
 
 impl Pool {
@@ -129,7 +144,7 @@ impl Pool {
             slots,
             rotation: ArcSwap::default(),
             gather: tokio::sync::Mutex::new(()),
-            orphans: Mutex::new(Vec::new()),
+            collected: Mutex::default(),
             has_orphans: AtomicBool::new(false),
             refill_wanted: Notify::new(),
             starved: AtomicBool::new(false),
@@ -199,16 +214,20 @@ impl Pool {
 
     /// Ends all workers. Each one returns the leased rows to its shard and closes it.
     pub fn stop(&self) {
-        let orphans = std::mem::take(&mut *self.orphans.lock().expect("no holder of it panics"));
+        let orphans = std::mem::take(&mut self.collected().orphans);
         if !orphans.is_empty() {
             tracing::warn!(
                 pool = %self.name, burned = orphans.len(),
-                "numbers that were collected for a dropped request are burned: their shard files are replaced"
+                "numbers that were collected for a dropped request are burned: their shards gave them up"
             );
         }
         for slot in &self.slots {
             slot.signal(Buffer::stop);
         }
+    }
+
+    fn collected(&self) -> MutexGuard<'_, Collected> {
+        self.collected.lock().expect("no holder of it panics")
     }
 
     fn enter_rotation(&self, position: usize) {

@@ -93,7 +93,7 @@ impl Pool {
         let shards: Vec<_> =
             shards.map(|(slot, in_rotation)| shard_figures(slot, in_rotation)).collect();
         let handed_out = shards.iter().map(|shard| shard.issued).sum::<u64>();
-        let issued = (issued_before + handed_out).saturating_sub(self.orphans());
+        let issued = (issued_before + handed_out).saturating_sub(self.collected().not_handed_out());
         let burned_now: u64 = self.slots.iter().map(|slot| slot.look(Buffer::burned)).sum();
         let burned = burned_before + burned_now;
         let partitions = self.partitions();
@@ -121,12 +121,7 @@ impl Pool {
     pub fn issued(&self) -> u64 {
         let before = self.books.lock().expect("no holder of it panics").issued_before;
         let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::handed_out)).sum::<u64>();
-        (before + handed_out).saturating_sub(self.orphans())
-    }
-
-    /// Returns how many numbers were collected for a request that is gone. The next request gets them.
-    fn orphans(&self) -> u64 {
-        self.orphans.lock().expect("no holder of it panics").len() as u64
+        (before + handed_out).saturating_sub(self.collected().not_handed_out())
     }
 }
 

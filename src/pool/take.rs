@@ -5,7 +5,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use rand::seq::{IndexedRandom, SliceRandom};
-use tokio::sync::MutexGuard;
 
 use super::Pool;
 use super::buffer::Buffer;
@@ -55,19 +54,31 @@ impl Reservation {
 
     /// Hands out the numbers.
     pub(crate) fn settle(mut self) -> Taken {
+        let mut parts = std::mem::take(&mut self.collected);
+        if !parts.is_empty() {
+            self.pool.collected().held -= count(&parts) as u64;
+        }
+        for loan in std::mem::take(&mut self.loans) {
+            add(&mut parts, loan.settle());
+        }
+        Taken { parts }
+    }
+
+    /// Takes the numbers from their shards for good, so that no shard waits until they are handed out or come
+    /// back.
+    pub(crate) fn withhold(&mut self) {
         let loans = std::mem::take(&mut self.loans);
         self.collect(loans);
-        Taken { parts: std::mem::take(&mut self.collected) }
     }
 
     fn len(&self) -> usize {
-        let collected: usize = self.collected.iter().map(|(_, values)| values.len()).sum();
-        collected + self.loans.iter().map(Loan::len).sum::<usize>()
+        count(&self.collected) + self.loans.iter().map(Loan::len).sum::<usize>()
     }
 
-    /// Takes the numbers of these loans from their shards for good.
     fn collect(&mut self, loans: Vec<Loan>) {
         for loan in loans {
+            // Invariant: counted as held before the shard stops counting them as on loan.
+            self.pool.collected().held += loan.len() as u64;
             add(&mut self.collected, loan.settle());
         }
     }
@@ -78,13 +89,18 @@ impl Drop for Reservation {
         if self.collected.is_empty() {
             return;
         }
-        let parts = std::mem::take(&mut self.collected);
-        let each = parts.into_iter().flat_map(|(shard, values)| {
-            values.into_iter().map(move |value| (Arc::clone(&shard), value))
-        });
-        self.pool.orphans.lock().expect("no holder of it panics").extend(each);
+        let mut collected = self.pool.collected();
+        for (shard, values) in std::mem::take(&mut self.collected) {
+            collected.held -= values.len() as u64;
+            let orphans = values.into_iter().map(|value| (Arc::clone(&shard), value));
+            collected.orphans.extend(orphans);
+        }
         self.pool.has_orphans.store(true, Ordering::Release);
     }
+}
+
+fn count(parts: &[(Arc<str>, Vec<Value>)]) -> usize {
+    parts.iter().map(|(_, values)| values.len()).sum()
 }
 
 /// Adds the numbers of a shard to those that are grouped by shards.
@@ -98,7 +114,7 @@ fn add(parts: &mut Vec<(Arc<str>, Vec<Value>)>, (shard, mut values): (Arc<str>, 
 impl Taken {
     /// Returns the number of numbers.
     pub(crate) fn len(&self) -> usize {
-        self.parts.iter().map(|(_, values)| values.len()).sum()
+        count(&self.parts)
     }
 }
 
@@ -150,11 +166,7 @@ impl Pool {
                 return Ok(self.reservation(vec![loan]));
             }
         }
-        let alone = match self.exhausted.load(Ordering::Acquire) {
-            true => Some(self.gather.lock().await),
-            false => None,
-        };
-        Err(self.turn_away(1, alone))
+        Err(self.turn_away(1))
     }
 
     /// Collects from all shards in turn. A shard with fewer numbers than any request wants would never be
@@ -165,7 +177,7 @@ impl Pool {
         count: usize,
         order: &[&Arc<Slot>],
     ) -> Result<Reservation, TakeError> {
-        let alone = self.gather.lock().await;
+        let _alone = self.gather.lock().await;
         let mut found = self.reservation(Vec::new());
         found.collected = self.take_orphans(count);
         for _pass in 0..2 {
@@ -191,7 +203,7 @@ impl Pool {
         }
         // All or none: the loans go back to their shards, and the collected numbers go to the next request.
         drop(found);
-        Err(self.turn_away(count as u64, Some(alone)))
+        Err(self.turn_away(count as u64))
     }
 
     fn reservation(self: &Arc<Self>, loans: Vec<Loan>) -> Reservation {
@@ -203,10 +215,12 @@ impl Pool {
         if !self.has_orphans.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let mut orphans = self.orphans.lock().expect("no holder of it panics");
-        let keep = orphans.len().saturating_sub(count);
-        let mut taken = orphans.split_off(keep);
-        self.has_orphans.store(!orphans.is_empty(), Ordering::Release);
+        let mut collected = self.collected();
+        let keep = collected.orphans.len().saturating_sub(count);
+        let mut taken = collected.orphans.split_off(keep);
+        collected.held += taken.len() as u64;
+        self.has_orphans.store(!collected.orphans.is_empty(), Ordering::Release);
+        drop(collected);
         taken.sort_unstable_by(|(shard, _), (other, _)| shard.cmp(other));
         taken
             .chunk_by(|(shard, _), (next, _)| shard == next)
@@ -235,11 +249,8 @@ impl Pool {
     }
 
     /// Returns the reason that `count` numbers could not be taken, and asks the refiller for more.
-    ///
-    /// Invariant: a request is told that nothing is left only while no other request collects. Numbers that
-    /// such a request collected are in no shard, and come back if it is dropped.
-    fn turn_away(&self, count: u64, alone: Option<MutexGuard<'_, ()>>) -> TakeError {
-        let why = alone.map_or(TakeError::Refilling, |_alone| self.nothing_left(count));
+    fn turn_away(&self, count: u64) -> TakeError {
+        let why = self.nothing_left(count);
         if why == TakeError::Refilling {
             self.starved.store(true, Ordering::Release);
             self.refill_wanted.notify_one();
@@ -251,16 +262,14 @@ impl Pool {
     pub(super) fn nothing_left(&self, count: u64) -> TakeError {
         // Invariant: read before the shards. The last generation is ready before the range counts as
         // exhausted.
-        let is_exhausted = self.exhausted.load(Ordering::Acquire);
-        // Invariant: rows on loan count as left. They come back if their request is dropped.
-        let shards = self.slots.iter().map(|slot| slot.look(Buffer::not_handed_out));
-        let orphans = self.orphans.lock().expect("no holder of it panics").len() as u64;
-        let left = orphans + shards.sum::<u64>();
-        // If enough numbers are left, they are in a shard that fails at the moment.
-        if is_exhausted && left < count {
-            TakeError::Exhausted { left }
-        } else {
-            TakeError::Refilling
+        if !self.exhausted.load(Ordering::Acquire) {
+            return TakeError::Refilling;
         }
+        // Invariant: rows that requests hold count as left. They come back if their request is dropped or
+        // fails. A row that its shard just gave up may be counted twice, but is never missed.
+        let in_shards: u64 = self.slots.iter().map(|slot| slot.look(Buffer::not_handed_out)).sum();
+        let left = in_shards + self.collected().not_handed_out();
+        // If enough numbers are left, they are in a shard that fails at the moment.
+        if left < count { TakeError::Exhausted { left } } else { TakeError::Refilling }
     }
 }
