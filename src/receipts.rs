@@ -19,7 +19,7 @@ mod store;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
@@ -97,14 +97,7 @@ impl Receipts {
     ) -> (Self, impl FnOnce() + Send) {
         let (sender, questions) = mpsc::channel();
         let counts = Arc::new(Counts::default());
-        let desk = Desk {
-            store,
-            questions,
-            counts: Arc::clone(&counts),
-            events,
-            backoff,
-            tidy_at: Instant::now(),
-        };
+        let desk = Desk::new(store, questions, Arc::clone(&counts), events, backoff);
         let receipts = Self { questions: sender, flights: Arc::default(), counts, reader };
         (receipts, move || desk.run())
     }

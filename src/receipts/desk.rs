@@ -57,64 +57,59 @@ pub(super) enum Outcome {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Desk {
-    pub(super) store: Box<dyn ReceiptStore>,
-    pub(super) questions: Receiver<Question>,
-    pub(super) counts: Arc<Counts>,
-    pub(super) events: Arc<Events>,
-    pub(super) backoff: Backoff,
+    store: Box<dyn ReceiptStore>,
+    questions: Receiver<Question>,
+    counts: Arc<Counts>,
+    events: Arc<Events>,
+    backoff: Backoff,
+    /// Set while the store is closed, because the outcome of an operation is unknown.
+    closed: Option<Closed>,
     /// When to tidy the store.
-    pub(super) tidy_at: Instant,
+    tidy_at: Instant,
+    /// When to log the head of the chain.
+    head_at: Instant,
 }
 
-/// The requests of a save whose outcome is unknown. No caller gets their numbers until it is known. There may be
-/// none, if the store failed in another operation.
-type Undecided = Vec<Box<Save>>;
+/// A closed store, which the desk opens again.
+#[derive(Debug)]
+struct Closed {
+    /// The requests of the last save, if its outcome is unknown. No caller gets their numbers until it is known.
+    undecided: Saves,
+    retry_at: Instant,
+}
+
+type Saves = Vec<Box<Save>>;
 
 impl Desk {
+    pub(super) fn new(
+        store: Box<dyn ReceiptStore>,
+        questions: Receiver<Question>,
+        counts: Arc<Counts>,
+        events: Arc<Events>,
+        backoff: Backoff,
+    ) -> Self {
+        let (tidy_at, head_at) = (Instant::now(), Instant::now() + HEAD_INTERVAL);
+        Self { store, questions, counts, events, backoff, closed: None, tidy_at, head_at }
+    }
+
     /// Handles requests until all senders are gone, then closes the store.
     pub(super) fn run(mut self) {
         self.tell();
-        let mut undecided: Option<Undecided> = None;
-        // When to try again to find out the outcome of the undecided save.
-        let mut retry_at = Instant::now();
-        let mut head_at = Instant::now() + HEAD_INTERVAL;
         loop {
-            let pause = match undecided {
-                Some(_) => retry_at.saturating_duration_since(Instant::now()),
-                None => IDLE,
-            };
-            let group = match self.questions.recv_timeout(pause) {
+            let group = match self.questions.recv_timeout(self.pause()) {
                 Ok(first) => self.group(first),
                 Err(RecvTimeoutError::Timeout) => Group::default(),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let recovered = match undecided {
-                Some(saves) if Instant::now() < retry_at => Err(saves),
-                Some(saves) => self.recover(saves),
-                None => Ok(()),
-            };
-            undecided = match recovered {
-                Ok(()) => self.serve(group).err(),
-                Err(saves) => {
-                    group.refuse();
-                    Some(saves)
-                }
-            };
-            if undecided.is_some() && retry_at <= Instant::now() {
-                retry_at = Instant::now() + self.backoff.next();
-            }
-            if head_at <= Instant::now() {
-                head_at = Instant::now() + HEAD_INTERVAL;
-                self.log_head();
-            }
+            self.handle(group);
         }
-        if let Some(saves) = undecided {
-            let _ = self.recover(saves).map_err(burn);
-        }
-        self.log_head();
-        if let Err(error) = self.store.close() {
-            error!(%error, "the receipts were not closed cleanly; none is lost");
-        }
+        self.end();
+    }
+
+    /// Returns how long to wait for requests.
+    fn pause(&self) -> Duration {
+        let closed = self.closed.as_ref();
+        closed.map_or(IDLE, |closed| closed.retry_at.saturating_duration_since(Instant::now()))
     }
 
     /// Adds the requests that wait already to the first one.
@@ -137,8 +132,22 @@ impl Desk {
         group
     }
 
-    /// Serves a group. If the outcome of the save is unknown, its requests are returned.
-    fn serve(&mut self, group: Group) -> Result<(), Undecided> {
+    /// Opens the store again if it is closed, and serves a group.
+    fn handle(&mut self, group: Group) {
+        if let Some(closed) = self.closed.take_if(|closed| closed.retry_at <= Instant::now()) {
+            self.recover(closed.undecided);
+        }
+        if self.closed.is_some() {
+            return group.refuse();
+        }
+        self.serve(group);
+        if self.head_at <= Instant::now() {
+            self.head_at = Instant::now() + HEAD_INTERVAL;
+            self.log_head();
+        }
+    }
+
+    fn serve(&mut self, group: Group) {
         let Group { finds, saves } = group;
         if !finds.is_empty() {
             let keys: Vec<KeyDigest> = finds.iter().map(|(key, _)| *key).collect();
@@ -150,38 +159,36 @@ impl Desk {
                 }
                 Err(error) => {
                     Group { finds, saves }.refuse();
-                    return self.failed(error, Vec::new());
+                    return self.failed(&error, Vec::new());
                 }
             }
         }
         if !saves.is_empty() {
-            let drafts: Vec<&Draft> = saves.iter().map(|save| &save.draft).collect();
-            match self.store.save(&drafts) {
+            match self.store.save(&drafts(&saves)) {
                 Ok(saved) => self.finish(saves, saved),
-                Err(error) => return self.failed(error, saves),
+                Err(error) => return self.failed(&error, saves),
             }
         }
-        self.tidy()
+        self.tidy();
     }
 
     /// Does what is due besides saving. A failure is no reason to refuse requests, so it is tried again later.
-    fn tidy(&mut self) -> Result<(), Undecided> {
+    fn tidy(&mut self) {
         if Instant::now() < self.tidy_at {
-            return Ok(());
+            return;
         }
         match self.store.tidy() {
-            Ok(()) => Ok(()),
-            Err(error @ StoreError::Unknown(_)) => self.failed(error, Vec::new()),
+            Ok(()) => {}
+            Err(error @ StoreError::Unknown(_)) => self.failed(&error, Vec::new()),
             Err(StoreError::Passing(error)) => {
                 warn!(%error, "the receipts can't be tidied; this is tried again in a minute");
                 self.tidy_at = Instant::now() + IDLE;
-                Ok(())
             }
         }
     }
 
     /// Hands out the numbers of saved receipts.
-    fn finish(&self, saves: Undecided, saved: Vec<Saved>) {
+    fn finish(&self, saves: Saves, saved: Vec<Saved>) {
         self.counts.worked();
         for (save, saved) in saves.into_iter().zip(saved) {
             let Save { numbers, flight, reply, draft } = *save;
@@ -201,32 +208,34 @@ impl Desk {
         self.tell();
     }
 
-    /// Refuses the requests of a failed save. Their numbers go back if the save surely had no effect.
-    /// Otherwise they are returned, and no caller gets their numbers until the store is open again.
-    fn failed(&mut self, error: StoreError, saves: Undecided) -> Result<(), Undecided> {
-        if self.counts.failed(&error) {
+    /// Refuses the requests of a failed save, if there was one. Their numbers go back if the save surely had no
+    /// effect. Otherwise the requests wait until the store is open again.
+    fn failed(&mut self, error: &StoreError, saves: Saves) {
+        if self.counts.failed(error) {
             error!(%error, "receipts can't be saved, so requests that need one are refused");
             let message = format!("Receipts can't be saved: {error}");
             self.events.add(Kind::ReceiptsFailed, None, None, message);
         }
         match error {
-            StoreError::Passing(_) => {
-                saves.into_iter().for_each(|save| refuse(*save));
-                Ok(())
+            StoreError::Passing(_) => saves.into_iter().for_each(|save| refuse(*save)),
+            StoreError::Unknown(_) => {
+                self.closed = Some(Closed { undecided: saves, retry_at: Instant::now() });
             }
-            StoreError::Unknown(_) => Err(saves),
         }
     }
 
     /// Opens the store again, and finds out the outcome of its last save, which had these requests.
-    fn recover(&mut self, saves: Undecided) -> Result<(), Undecided> {
-        let drafts: Vec<&Draft> = saves.iter().map(|save| &save.draft).collect();
-        let outcomes = match self.store.recover(&drafts) {
+    fn recover(&mut self, mut saves: Saves) {
+        let outcomes = match self.store.recover(&drafts(&saves)) {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 self.counts.failed(&error);
                 warn!(%error, "the receipts can't be opened again yet");
-                return Err(saves);
+                // This may last, and other requests must not wait for these numbers.
+                saves.iter_mut().for_each(|save| save.numbers.withhold());
+                let retry_at = Instant::now() + self.backoff.next();
+                self.closed = Some(Closed { undecided: saves, retry_at });
+                return;
             }
         };
         let saved = outcomes.iter().filter(|outcome| outcome.is_some()).count();
@@ -240,7 +249,20 @@ impl Desk {
         self.counts.worked();
         self.backoff.reset();
         self.tell();
-        Ok(())
+    }
+
+    /// Closes the store.
+    fn end(mut self) {
+        if let Some(closed) = self.closed.take() {
+            self.recover(closed.undecided);
+        }
+        if let Some(closed) = self.closed.take() {
+            burn(closed.undecided);
+        }
+        self.log_head();
+        if let Err(error) = self.store.close() {
+            error!(%error, "the receipts were not closed cleanly; none is lost");
+        }
     }
 
     fn tell(&self) {
@@ -259,7 +281,7 @@ impl Desk {
 #[derive(Default)]
 struct Group {
     finds: Vec<(KeyDigest, oneshot::Sender<Result<Option<Receipt>, Unavailable>>)>,
-    saves: Vec<Box<Save>>,
+    saves: Saves,
 }
 
 impl Group {
@@ -279,7 +301,17 @@ fn refuse(save: Save) {
 }
 
 /// Gives up the numbers of requests whose receipts may be saved or not.
-fn burn(saves: Undecided) {
+fn burn(saves: Saves) {
     let burned: usize = saves.into_iter().map(|save| save.numbers.settle().len()).sum();
+    if burned == 0 {
+        return;
+    }
     warn!(burned, "the last receipts may be saved or not, so their numbers are burned");
 }
+
+fn drafts(saves: &[Box<Save>]) -> Vec<&Draft> {
+    saves.iter().map(|save| &save.draft).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -77,6 +77,7 @@ const INSERT_STATE: &str =
     "INSERT INTO state (known_since, clock_at, indexed_to) VALUES (?1, ?1, 0)";
 const SELECT_STATE: &str = "SELECT known_since, is_copy FROM state";
 const UPDATE_KNOWN_SINCE: &str = "UPDATE state SET known_since = ?1, is_copy = 0";
+const UPDATE_NOTHING: &str = "UPDATE state SET is_copy = is_copy";
 const MARK_COPY: &str = "UPDATE state SET is_copy = 1";
 const SELECT_POOLS: &str = "SELECT id, name, decimals, pattern, alphabet, code_check FROM pools";
 const INSERT_POOL: &str = "
@@ -130,7 +131,7 @@ pub(crate) struct ReceiptFile {
     has_index: bool,
     /// `None` until the first receipt creates the file, and after an error until it is opened again.
     open: Option<Open>,
-    /// The head that the last, failed save would have made.
+    /// The head that the last save would have made, if the file was closed because its commit failed.
     undecided: Option<Head>,
 }
 
@@ -143,6 +144,8 @@ struct Open {
     head: Head,
     keys: Keys,
     index: Option<Index>,
+    /// The head that a commit makes which has begun and not succeeded.
+    undecided: Option<Head>,
 }
 
 /// The pools and callers of the file, with their ids.
@@ -176,16 +179,29 @@ impl ReceiptFile {
         work: impl FnOnce(&mut Open) -> Result<R, rusqlite::Error>,
     ) -> Result<Option<R>, StoreError> {
         let Some(open) = &mut self.open else { return Ok(None) };
-        work(open).map(Some).map_err(|error| {
-            let problem = error.to_string();
-            match sqlite::fault(&error) {
-                Fault::Passing => StoreError::Passing(problem),
-                Fault::Io | Fault::Content => {
-                    self.open = None;
-                    StoreError::Unknown(problem)
-                }
-            }
-        })
+        let error = match work(open) {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) => error,
+        };
+        let undecided = open.undecided.take();
+        let changed_nothing = match undecided {
+            None => sqlite::fault(&error) == Fault::Passing,
+            // A commit that lacks space is incomplete. After any other error, the log may have all of it: this
+            // connection ignores it, but a crash would bring it back.
+            Some(_) => sqlite::is_full(&error),
+        };
+        if changed_nothing {
+            return Err(StoreError::Passing(error.to_string()));
+        }
+        (self.open, self.undecided) = (None, undecided);
+        Err(StoreError::Unknown(error.to_string()))
+    }
+
+    /// Opens the file again after an error. Its log then has no commit that the connection ignores.
+    fn reopen(&self) -> Result<Open, OpenError> {
+        let open = Open::new(&self.path, self.keep, self.has_index)?;
+        open.overwrite_log().map_err(|source| OpenError::new(&self.path, source))?;
+        Ok(open)
     }
 
     /// Creates the file for the first receipt.
@@ -216,22 +232,15 @@ impl ReceiptStore for ReceiptFile {
         if self.open.is_none() {
             self.create()?;
         }
-        let mut undecided = None;
-        let saved = self.work(|open| open.save(drafts, &mut undecided));
-        self.undecided = undecided;
-        saved?;
+        self.work(|open| open.save(drafts))?;
         Ok(drafts.iter().map(|_| Saved::New).collect())
     }
 
     fn recover(&mut self, drafts: &[&Draft]) -> Result<Vec<Option<Saved>>, StoreError> {
-        let failed = |error: OpenError| StoreError::Unknown(error.to_string());
-        if files::length_bytes(&self.path).map_err(|error| failed(error.into()))?.is_some() {
-            let open = Open::new(&self.path, self.keep, self.has_index).map_err(failed)?;
-            self.open = Some(open);
-        }
-        let head = self.open.as_ref().map(|open| open.head);
+        let open = self.reopen().map_err(|error| StoreError::Unknown(error.to_string()))?;
         // A save is one commit: all or none.
-        let is_saved = self.undecided.is_some() && self.undecided == head;
+        let is_saved = self.undecided.take() == Some(open.head);
+        self.open = Some(open);
         Ok(drafts.iter().map(|_| is_saved.then_some(Saved::New)).collect())
     }
 
@@ -294,18 +303,15 @@ impl Open {
         let keys = Keys::read(&connection, keep)?;
         let index = if has_index { Some(Index::read(&connection)?) } else { None };
         let known_since = from_millis(known_since);
-        let mut open = Self { connection, known, known_since, head, keys, index };
+        let undecided = None;
+        let mut open = Self { connection, known, known_since, head, keys, index, undecided };
         // The index may have been off, so that many numbers are not in it.
         open.extend_index()?;
         Ok(open)
     }
 
-    /// Saves the drafts with one commit. Sets `undecided` to the head that this commit makes, just before it.
-    fn save(
-        &mut self,
-        drafts: &[&Draft],
-        undecided: &mut Option<Head>,
-    ) -> Result<(), rusqlite::Error> {
+    /// Saves the drafts with one commit.
+    fn save(&mut self, drafts: &[&Draft]) -> Result<(), rusqlite::Error> {
         let transaction = self.connection.transaction()?;
         let now = SystemTime::now();
         let bucket = self.keys.current(&transaction, now)?;
@@ -328,9 +334,10 @@ impl Open {
                 bucket.insert(&transaction, key, head.seq)?;
             }
         }
-        *undecided = Some(head);
+        self.undecided = Some(head);
         // Invariant: saved, durably, before its numbers are handed out.
         transaction.commit()?;
+        self.undecided = None;
         self.head = head;
         self.keys.committed(bucket);
         self.known.add(known);
@@ -338,6 +345,12 @@ impl Open {
             index.waiting += drafts.iter().map(|draft| draft.count).sum::<usize>();
         }
         Ok(())
+    }
+
+    /// Commits something to a log that starts at its beginning. If a reader has kept the index of the log, SQLite
+    /// trusts it, and ignores a commit whose sync failed, although the log has it.
+    fn overwrite_log(&self) -> Result<(), rusqlite::Error> {
+        self.connection.execute(UPDATE_NOTHING, []).map(drop)
     }
 
     fn tidy(&mut self) -> Result<(), rusqlite::Error> {
