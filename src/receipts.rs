@@ -24,7 +24,7 @@ use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 pub(crate) use self::chain::Head;
-use self::desk::{Desk, Outcome, Question, Save};
+use self::desk::{Desk, Outcome, Question, Save, Waiter};
 pub(crate) use self::file::{FileReader, OpenError, ReceiptFile, erase_label, mark_copy};
 use self::flights::{Flight, Flights};
 pub(crate) use self::record::{
@@ -145,7 +145,8 @@ impl Receipts {
             count: given.values().count(),
         };
         let (reply, outcome) = oneshot::channel();
-        self.ask(Question::Save(Box::new(Save { draft, numbers, flight, reply })))?;
+        let waiter = Some(Waiter { flight, reply });
+        self.ask(Question::Save(Box::new(Save { draft, numbers, waiter })))?;
         let _waiting = self.counts.wait();
         match outcome.await.unwrap_or(Err(Unavailable))? {
             Outcome::Given(given) => Ok(Kept::Given(given)),

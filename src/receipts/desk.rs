@@ -40,9 +40,29 @@ pub(super) enum Question {
 pub(super) struct Save {
     pub(super) draft: Draft,
     pub(super) numbers: Reservation,
-    /// Ends when the draft is saved or refused, even if its request is gone.
+    /// `None` once the request got a response, although the outcome of its save is unknown.
+    pub(super) waiter: Option<Waiter>,
+}
+
+/// The request that waits for a save.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// Ends with the request, even if its client is gone.
     pub(super) flight: Option<Flight>,
     pub(super) reply: oneshot::Sender<Result<Outcome, Unavailable>>,
+}
+
+impl Waiter {
+    fn respond(self, outcome: Result<Outcome, Unavailable>) {
+        // A repetition that waits for this request may begin.
+        drop(self.flight);
+        // If the client has gone, the receipt stays, and a request with the same key gets it.
+        let _ = self.reply.send(outcome);
+    }
+
+    fn refuse(self) {
+        self.respond(Err(Unavailable));
+    }
 }
 
 /// The outcome of a request to save.
@@ -191,7 +211,7 @@ impl Desk {
     fn finish(&self, saves: Saves, saved: Vec<Saved>) {
         self.counts.worked();
         for (save, saved) in saves.into_iter().zip(saved) {
-            let Save { numbers, flight, reply, draft } = *save;
+            let Save { draft, numbers, waiter } = *save;
             let outcome = match saved {
                 Saved::New => {
                     self.counts.saved(&draft);
@@ -200,10 +220,9 @@ impl Desk {
                 }
                 Saved::Known(receipt) => Outcome::Known(receipt),
             };
-            // The request that waits for the same key finds the receipt.
-            drop(flight);
-            // If the client has gone, the receipt stays, and a request with the same key gets it.
-            let _ = reply.send(Ok(outcome));
+            if let Some(waiter) = waiter {
+                waiter.respond(Ok(outcome));
+            }
         }
         self.tell();
     }
@@ -231,8 +250,13 @@ impl Desk {
             Err(error) => {
                 self.counts.failed(&error);
                 warn!(%error, "the receipts can't be opened again yet");
-                // This may last, and other requests must not wait for these numbers.
-                saves.iter_mut().for_each(|save| save.numbers.withhold());
+                // This may last, and no request must wait for it.
+                for save in &mut saves {
+                    save.numbers.withhold();
+                    if let Some(waiter) = save.waiter.take() {
+                        waiter.refuse();
+                    }
+                }
                 let retry_at = Instant::now() + self.backoff.next();
                 self.closed = Some(Closed { undecided: saves, retry_at });
                 return;
@@ -295,9 +319,10 @@ impl Group {
 
 /// Refuses a request. Its numbers go back.
 fn refuse(save: Save) {
-    let Save { numbers, flight, reply, .. } = save;
-    drop((numbers, flight));
-    let _ = reply.send(Err(Unavailable));
+    drop(save.numbers);
+    if let Some(waiter) = save.waiter {
+        waiter.refuse();
+    }
 }
 
 /// Gives up the numbers of requests whose receipts may be saved or not.
