@@ -1,4 +1,5 @@
-//! Sends a request to a running server, for the commands that inspect one.
+//! Sends requests to a running server, for the commands that inspect one or draw from it. Knows nothing of
+//! paths or of what a response means.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::request::Builder;
 use axum::http::uri::{Scheme, Uri};
-use axum::http::{HeaderValue, Request};
+use axum::http::{HeaderMap, HeaderValue, Method, Request};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -22,11 +24,16 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::exit::{Ended, Exit};
-use crate::config::{Config, Location, Overrides};
-use crate::pem;
+use crate::config::{Config, Location, Overrides, TOKEN_VARIABLE};
+use crate::{auth, pem};
 
-/// The longest wait for a whole response, including the connection. A healthy server takes milliseconds.
+/// The longest wait for a whole response to [`Client::get`], including the connection. A healthy server takes
+/// milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest wait for a connection, or for the next bytes of a response. A server that is busy with a large
+/// response or waits for a slow disk takes a second.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// The longest body that is read: `/status` of a thousand shards has a third of a megabyte.
 const BODY_LIMIT_BYTES: usize = 16 << 20;
@@ -78,6 +85,28 @@ impl Target {
         };
         Ok(Client { address, tls })
     }
+}
+
+/// Returns the value of `Authorization`, if a token is given: in the file, or in the environment.
+pub(super) fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
+    let wrong = |from: &str, problem: &dyn fmt::Display| {
+        Ended::error(Exit::Settings, format!("{from}: {problem}"))
+    };
+    let (from, text) = match file {
+        Some(file) => {
+            let from = format!("--token-file {}", file.display());
+            let text = std::fs::read_to_string(&file);
+            (from.clone(), text.map_err(|error| wrong(&from, &format!("can't be read: {error}")))?)
+        }
+        None => match std::env::var(TOKEN_VARIABLE) {
+            Ok(text) if !text.is_empty() => (TOKEN_VARIABLE.to_owned(), text),
+            _ => return Ok(None),
+        },
+    };
+    let credentials = auth::credentials(&text).map_err(|problem| wrong(&from, &problem))?;
+    let mut credentials = HeaderValue::try_from(credentials).expect("printable ASCII was checked");
+    credentials.set_sensitive(true);
+    Ok(Some(credentials))
 }
 
 /// The address of a server.
@@ -169,6 +198,7 @@ impl fmt::Display for Client {
 #[derive(Debug)]
 pub(super) struct HttpResponse {
     pub(super) status: u16,
+    pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
 }
 
@@ -191,81 +221,124 @@ impl Client {
         path: &'static str,
         credentials: Option<&HeaderValue>,
     ) -> anyhow::Result<HttpResponse> {
-        let problem = match tokio::time::timeout(PATIENCE, self.exchange(path, credentials)).await {
+        let exchange = async {
+            let request = self.request(Method::GET, path, credentials).body(Empty::new());
+            let request = request.map_err(|error| error.to_string())?;
+            self.connect().await?.send(request, BODY_LIMIT_BYTES).await
+        };
+        let problem = match tokio::time::timeout(PATIENCE, exchange).await {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(problem)) => problem,
             Err(_) => format!("no response within {} s", PATIENCE.as_secs()),
         };
+        Err(self.unreachable(&problem))
+    }
+
+    /// Returns the error for a server from which no whole response arrives.
+    pub(super) fn unreachable(&self, problem: &str) -> anyhow::Error {
         let message = format!(
             "{self} does not respond: {problem}. Check that tombola is running there, or name another \
              server with --url"
         );
-        Err(Ended::error(Exit::Unreachable, message))
+        Ended::error(Exit::Unreachable, message)
     }
 
-    async fn exchange(
+    /// Returns the head of a request to this server, which may get more headers.
+    pub(super) fn request(
         &self,
-        path: &'static str,
+        method: Method,
+        target: &str,
         credentials: Option<&HeaderValue>,
-    ) -> Result<HttpResponse, String> {
-        let Address { host, port, .. } = &self.address;
-        let mut request = Request::get(path).header(HOST, self.address.authority());
-        if let Some(credentials) = credentials {
-            request = request.header(AUTHORIZATION, credentials);
+    ) -> Builder {
+        let request =
+            Request::builder().method(method).uri(target).header(HOST, self.address.authority());
+        match credentials {
+            Some(credentials) => request.header(AUTHORIZATION, credentials),
+            None => request,
         }
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
-        let socket = TcpStream::connect((&**host, *port)).await.map_err(|e| e.to_string())?;
-        let Some(tls) = &self.tls else {
-            return ask(socket, request).await.map_err(|error| match error {
-                Failure::NotHttp(problem) => {
-                    format!("{problem}; for a server with a certificate use https://")
-                }
-                Failure::Broken(problem) => problem,
-            });
-        };
-        let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-        let stream = tls.connect(name, socket).await.map_err(|error| {
-            format!(
-                "{error}. --url has to name the server as its certificate does, and --ca the root \
-                 that vouches for it; for a server without a certificate use http://"
-            )
-        })?;
-        ask(stream, request).await.map_err(|error| match error {
-            Failure::NotHttp(problem) | Failure::Broken(problem) => problem,
+    }
+
+    /// Opens a connection, which needs the runtime as long as it exists.
+    pub(super) async fn connect(&self) -> Result<Connection, String> {
+        in_time(async {
+            let Address { host, port, .. } = &self.address;
+            let socket = TcpStream::connect((&**host, *port)).await.map_err(|e| e.to_string())?;
+            let Some(tls) = &self.tls else {
+                return Connection::open(socket, "; for a server with a certificate use https://")
+                    .await;
+            };
+            let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
+            let stream = tls.connect(name, socket).await.map_err(|error| {
+                format!(
+                    "{error}. --url has to name the server as its certificate does, and --ca the root \
+                     that vouches for it; for a server without a certificate use http://"
+                )
+            })?;
+            Connection::open(stream, "").await
         })
+        .await
     }
 }
 
-/// Why there was no response on an open connection.
-enum Failure {
-    NotHttp(String),
-    Broken(String),
+/// An open connection, for one request after another.
+pub(super) struct Connection {
+    requests: http1::SendRequest<Empty<Bytes>>,
+    /// The end of the error for a server that does not speak HTTP.
+    advice: &'static str,
 }
 
-impl From<hyper::Error> for Failure {
-    fn from(error: hyper::Error) -> Self {
-        match error.is_parse() {
-            true => Self::NotHttp(format!("the response is not HTTP ({error})")),
-            false => Self::Broken(error.to_string()),
+impl Connection {
+    async fn open(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        advice: &'static str,
+    ) -> Result<Self, String> {
+        let opened = http1::handshake(TokioIo::new(stream)).await;
+        let (requests, connection) = opened.map_err(|error| error.to_string())?;
+        // The task ends when `requests` is dropped. Its own error reaches the request too.
+        tokio::spawn(connection);
+        Ok(Self { requests, advice })
+    }
+
+    /// Returns whether the server has not closed it, as far as is known.
+    pub(super) fn is_open(&self) -> bool {
+        !self.requests.is_closed()
+    }
+
+    /// Sends a request, and returns the response once all of it has arrived.
+    ///
+    /// # Errors
+    /// Returns what happened if no whole response arrives, or if its body is larger than the limit. The
+    /// connection can't be used after that.
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Empty<Bytes>>,
+        limit_bytes: usize,
+    ) -> Result<HttpResponse, String> {
+        let advice = self.advice;
+        let problem = |error: hyper::Error| match error.is_parse() {
+            true => format!("the response is not HTTP ({error}){advice}"),
+            false => error.to_string(),
+        };
+        in_time(async { self.requests.ready().await.map_err(problem) }).await?;
+        let response =
+            in_time(async { self.requests.send_request(request).await.map_err(problem) }).await?;
+        let (head, body) = response.into_parts();
+        let mut rest = Limited::new(body, limit_bytes);
+        let mut body = Vec::new();
+        while let Some(frame) = in_time(async { Ok(rest.frame().await) }).await? {
+            let frame = frame.map_err(|error| error.to_string())?;
+            body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         }
+        Ok(HttpResponse { status: head.status.as_u16(), headers: head.headers, body })
     }
 }
 
-async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    request: Request<Empty<Bytes>>,
-) -> Result<HttpResponse, Failure> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), BODY_LIMIT_BYTES).collect().await;
-        let body = body.map_err(|error| Failure::Broken(error.to_string()))?;
-        Ok(HttpResponse { status, body: body.to_bytes().to_vec() })
-    };
-    // The connection ends once the exchange drops its sender. Its own error reaches the exchange too.
-    let (response, _) = tokio::join!(exchange, connection);
-    response
+/// Waits for a step of an exchange, but no longer than [`SILENCE`].
+async fn in_time<T>(step: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(SILENCE, step).await {
+        Ok(done) => done,
+        Err(_) => Err(format!("nothing arrived within {} s", SILENCE.as_secs())),
+    }
 }
 
 fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {

@@ -7,7 +7,6 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
 use console::Term;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
@@ -16,7 +15,6 @@ use self::page::Page;
 use self::table::table;
 use super::client::{self, Client, HttpResponse};
 use super::exit::{Ended, Exit};
-use crate::auth;
 use crate::config::TOKEN_VARIABLE;
 
 /// The time between two requests of `--watch`.
@@ -47,7 +45,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
-    let credentials = credentials(flags.token_file)?;
+    let credentials = client::credentials(flags.token_file)?;
     let server = flags.target.server()?;
     let look = || async {
         let response = server.get("/status", credentials.as_ref()).await?;
@@ -64,28 +62,6 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
             shown => shown.map_err(|error| anyhow::anyhow!("can't print the status: {error}")),
         }
     })
-}
-
-/// Returns the value of `Authorization`, if a token is given.
-fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<HeaderValue>> {
-    let wrong = |from: &str, problem: &dyn std::fmt::Display| {
-        Ended::error(Exit::Settings, format!("{from}: {problem}"))
-    };
-    let (from, text) = match file {
-        Some(file) => {
-            let from = format!("--token-file {}", file.display());
-            let text = std::fs::read_to_string(&file);
-            (from.clone(), text.map_err(|error| wrong(&from, &format!("can't be read: {error}")))?)
-        }
-        None => match std::env::var(TOKEN_VARIABLE) {
-            Ok(text) if !text.is_empty() => (TOKEN_VARIABLE.to_owned(), text),
-            _ => return Ok(None),
-        },
-    };
-    let credentials = auth::credentials(&text).map_err(|problem| wrong(&from, &problem))?;
-    let mut credentials = HeaderValue::try_from(credentials).expect("printable ASCII was checked");
-    credentials.set_sensitive(true);
-    Ok(Some(credentials))
 }
 
 /// Returns the lines that show a response.
