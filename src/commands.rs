@@ -3,6 +3,7 @@
 mod backup;
 mod check_config;
 mod client;
+mod draw;
 mod exit;
 mod export;
 mod fleet;
@@ -51,6 +52,8 @@ enum Command {
     Serve(serve::Flags),
     /// Prints the settings in effect as a settings file, and where each comes from
     CheckConfig(serve::Settings),
+    /// Draws many numbers or codes of a pool from a running server into a file; a rerun continues
+    Draw(draw::Flags),
     /// Shows the pools, shards, rates and events of a running server
     Status(status::Flags),
     /// Checks whether a running server is ready for requests, and reports it as an exit code
@@ -82,6 +85,7 @@ impl Arguments {
         match self.command.unwrap_or(Command::Serve(self.serve)) {
             Command::Serve(flags) => serve::run(flags),
             Command::CheckConfig(settings) => check_config::run(settings),
+            Command::Draw(flags) => draw::run(flags),
             Command::Status(flags) => status::run(flags),
             Command::Health(flags) => health::run(flags),
             Command::Token(command) => token::run(&command),

@@ -31,7 +31,7 @@ pub enum Exit {
     Lost = 5,
     /// Another process uses the data folder, which may be free later.
     InUse = 6,
-    /// A second Ctrl-C or SIGTERM ended it at once, with nothing cleaned up.
+    /// A second Ctrl-C or SIGTERM ended it at once, with nothing cleaned up. A draw ends at the first one.
     Aborted = 130,
 }
 
@@ -44,7 +44,7 @@ impl Exit {
         (Self::Unreachable, "no server responded, or it is not a tombola server"),
         (Self::Lost, "in a fleet: the folder is an old copy, or the store is; see the message"),
         (Self::InUse, "another process uses the data folder; serve waits for it for 10 s"),
-        (Self::Aborted, "ended at once by a second Ctrl-C or SIGTERM"),
+        (Self::Aborted, "ended at once by a second Ctrl-C or SIGTERM; draw: by the first"),
     ];
 
     /// Returns the table as text for people.

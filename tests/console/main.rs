@@ -407,9 +407,10 @@ async fn a_server_with_a_certificate_is_asked_by_its_name() {
 }
 
 /// Each command, with its subcommands.
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "serve",
     "check-config",
+    "draw",
     "status",
     "health",
     "token",
