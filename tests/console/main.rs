@@ -202,6 +202,7 @@ async fn status_is_one_table_that_fits() {
         ": degraded, up 60 min, 1,200 connections",
         "1,201 requests/s, p50 100 µs, p99 400 µs, p99.9 -; 123,456 in all (200: 123,400, 503: 56)",
         "numbers/s over 15 s, up to 1,000: ▁▅█",
+        "receipts: 1,234, replayed 5, waiting 0\n",
         "float: degraded, 0.000000 to 9999.999900",
         "the last refill of float_shard_1.db failed: no space left",
         "5,000,000 issued, 12.3/s; 2,500,000 pooled, 9,992,499,901 free, 1,024 burned",
@@ -212,6 +213,7 @@ async fn status_is_one_table_that_fits() {
         "failed 8 s ago",
         "refill failed  float_shard_1.db  no space left\u{fffd}[31m on the disk",
         "tombola 0.1.0 started",
+        "receipts failed    Receipts can't be saved: disk full",
     ] {
         assert!(shown.stdout.contains(part), "no {part:?} in\n{}", shown.stdout);
     }
@@ -234,6 +236,13 @@ async fn status_is_one_table_that_fits() {
     });
     let shown = status_of(&site, (200, &ended), &[]).await.stdout;
     assert!(shown.contains("\n  used up; one guess in 2,000 hits"), "{shown}");
+
+    let away = STATUS.replace("\"trouble\": null", "\"trouble\": \"disk full\"");
+    let shown = status_of(&site, (200, &away), &[]).await.stdout;
+    assert!(shown.contains("waiting 0; can't be saved: disk full\n"), "{shown}");
+    let none = STATUS.replace("\"receipts\": {\"count\": 1234", "\"receipts\": {\"count\": 0");
+    let shown = status_of(&site, (200, &none), &[]).await.stdout;
+    assert!(!shown.contains("receipts:"), "{shown}");
 
     for columns in [20, 44, 60, 80, 200] {
         let server = Canned::new(&[(200, STATUS)]);

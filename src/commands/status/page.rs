@@ -16,6 +16,7 @@ pub(super) struct Page {
     pub(super) requests: Requests,
     pub(super) history: History,
     pub(super) pools: BTreeMap<Text, Pool>,
+    pub(super) receipts: Receipts,
     pub(super) events: Vec<Event>,
 }
 
@@ -90,6 +91,14 @@ pub(super) struct LastRefill {
     pub(super) at: Moment,
     pub(super) seconds: f64,
     pub(super) outcome: Text,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Receipts {
+    pub(super) count: u64,
+    pub(super) replayed: u64,
+    pub(super) waiting: u64,
+    pub(super) trouble: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use console::{measure_text_width, pad_str, style, truncate_str};
 
-use super::page::{Event, History, LastRefill, Moment, Page, Pool, Requests, Shard, Text};
+use super::page::{
+    Event, History, LastRefill, Moment, Page, Pool, Receipts, Requests, Shard, Text,
+};
 use crate::figures::{span, thousands, time};
 
 /// The most events to show, so that there is room for the shards.
@@ -29,6 +31,7 @@ pub(super) fn table(page: &Page, server: &str, width: usize) -> Vec<String> {
         requests(&page.requests),
     ];
     lines.extend(history(&page.history));
+    lines.extend(receipts(&page.receipts));
     for (name, pool) in &page.pools {
         lines.push(String::new());
         lines.extend(head(name, pool));
@@ -76,6 +79,24 @@ fn history(history: &History) -> Option<String> {
     let curve: String = rates.iter().map(level).collect();
     let covered = span(history.step_seconds * rates.len() as f64);
     Some(format!("numbers/s over {covered}, up to {}: {curve}", rate(highest)))
+}
+
+/// Returns a line about the receipts, if there are any or they can't be saved.
+fn receipts(receipts: &Receipts) -> Option<String> {
+    let Receipts { count, replayed, waiting, trouble } = receipts;
+    if *count == 0 && trouble.is_none() {
+        return None;
+    }
+    let mut line = format!(
+        "receipts: {}, replayed {}, waiting {}",
+        thousands(*count),
+        thousands(*replayed),
+        thousands(*waiting)
+    );
+    if let Some(trouble) = trouble {
+        line += &style(format!("; can't be saved: {}", trouble.as_str())).red().to_string();
+    }
+    Some(line)
 }
 
 fn head(name: &Text, pool: &Pool) -> Vec<String> {
@@ -196,7 +217,9 @@ fn coloured(word: &Text) -> String {
     match word.as_str() {
         "ok" | "in_rotation" | "refilled" => style(text).green().to_string(),
         "degraded" | "refilling" | "depleted" => style(text).yellow().to_string(),
-        "down" | "damaged" | "exhausted" | "refill_failed" => style(text).red().to_string(),
+        "down" | "damaged" | "exhausted" | "refill_failed" | "receipts_failed" => {
+            style(text).red().to_string()
+        }
         _ => text,
     }
 }

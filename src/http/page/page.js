@@ -7,7 +7,7 @@ const PATIENCE_MS = 5000;
 const UNKNOWN = "–";
 const MINUS = "−";
 // Events that screen readers announce. The others are too frequent.
-const GRAVE = ["damaged", "exhausted", "refill_failed"];
+const GRAVE = ["damaged", "exhausted", "refill_failed", "receipts_failed"];
 
 const STATES = {
   ok: "serves",
