@@ -115,10 +115,7 @@ impl Receipts {
         let (reply, found) = oneshot::channel();
         self.ask(Question::Find { key, reply })?;
         match found.await.unwrap_or(Err(Unavailable))? {
-            Some(receipt) => {
-                add(&self.counts.replayed);
-                Ok(Err(receipt))
-            }
+            Some(receipt) => Ok(Err(receipt)),
             None => Ok(Ok(First { key, flight })),
         }
     }
@@ -150,10 +147,7 @@ impl Receipts {
         let _waiting = self.counts.wait();
         match outcome.await.unwrap_or(Err(Unavailable))? {
             Outcome::Given(given) => Ok(Kept::Given(given)),
-            Outcome::Known(receipt) => {
-                add(&self.counts.replayed);
-                Ok(Kept::Known(receipt))
-            }
+            Outcome::Known(receipt) => Ok(Kept::Known(receipt)),
         }
     }
 
@@ -231,6 +225,11 @@ impl Counts {
             waiting: get(&self.waiting),
             state: self.state().clone(),
         }
+    }
+
+    /// Counts a request that gets the response of an earlier one.
+    pub(crate) fn replayed(&self) {
+        add(&self.replayed);
     }
 
     /// Counts a request that is refused.

@@ -165,6 +165,7 @@ impl Asked<'_> {
         if !is_same {
             return Err(ApiError::KeyReused { used_for: used_for(&receipt) });
         }
+        self.keeper.receipts.counts().replayed();
         let mut response = self.response(pool, receipt.given);
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
         Ok(response)
