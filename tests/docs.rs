@@ -6,14 +6,14 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::skipped;
+use support::{Config, Site, skipped};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -207,23 +207,34 @@ fn each_client_prints_a_code_as_it_is() {
     }
 }
 
+/// Story: a client got a 503, sent its request again with a new key, and the server took two numbers.
 #[test]
-fn each_client_waits_as_long_as_it_is_told() {
-    for (name, command) in clients() {
+fn each_client_waits_as_long_as_it_is_told_and_keeps_its_key() {
+    let mut keys = BTreeSet::new();
+    let clients = clients();
+    for (name, command) in &clients {
         let (url, served) = stub("{\"number\":5.100000,\"shard\":\"float_shard_0.db\"}", 2);
-        let output = run(&command, &url);
+        let output = run(command, &url);
         let said = String::from_utf8(output.stdout).unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said, "5.100000\n", "{name}: {complaint}");
         let seen = served.join().unwrap();
         let waited = seen[1].0 - seen[0].0;
         assert!(waited >= Duration::from_millis(990), "{name} retried after {waited:?}");
+        let mut sent = BTreeSet::new();
         for (_, head) in seen {
             assert!(head.starts_with("POST /random?type=float HTTP/1.1"), "{name}: {head}");
             let head = head.to_lowercase();
             assert!(head.contains("authorization: bearer tombola_test"), "{name}: {head}");
+            let key = head.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
+            let key = key.unwrap_or_else(|| panic!("{name} sent no key: {head}"));
+            assert!(key.len() >= 32, "{name} may choose the key {key} twice");
+            sent.insert(key.to_owned());
         }
+        assert_eq!(sent.len(), 1, "{name} changed its key: {sent:?}");
+        keys.append(&mut sent);
     }
+    assert_eq!(keys.len(), clients.len());
 }
 
 #[test]
@@ -236,4 +247,67 @@ fn no_client_asks_again_for_what_is_used_up() {
         assert!(complaint.contains("exhausted") && output.stdout.is_empty(), "{name}: {complaint}");
         served.join().unwrap();
     }
+}
+
+/// Forwards two requests to a server, each on a connection of its own, and drops the first response once it is
+/// complete. Returns its URL, and a thread that returns the second response.
+fn losing_one(server: &str) -> (String, thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = server.to_owned();
+    let forward = move || {
+        let pass = || {
+            let (client, _) = listener.accept().unwrap();
+            let mut server = TcpStream::connect(&server).unwrap();
+            server.write_all(read_message(&client).as_bytes()).unwrap();
+            let response = read_message(&server);
+            (client, response)
+        };
+        drop(pass());
+        let (mut client, response) = pass();
+        client.write_all(response.as_bytes()).unwrap();
+        response
+    };
+    (url, thread::spawn(forward))
+}
+
+/// Reads a request or a response, whose body is as long as `Content-Length` says.
+fn read_message(stream: &TcpStream) -> String {
+    let mut reader = BufReader::new(stream);
+    let (mut message, mut length) = (String::new(), 0);
+    while !message.ends_with("\r\n\r\n") {
+        let start = message.len();
+        assert!(
+            reader.read_line(&mut message).unwrap() > 0,
+            "the message is incomplete: {message}"
+        );
+        if let Some(text) = message[start..].to_lowercase().strip_prefix("content-length:") {
+            length = text.trim().parse().unwrap();
+        }
+    }
+    reader.take(length).read_to_string(&mut message).unwrap();
+    message
+}
+
+/// Story: the connection broke after the server had taken a number, and the retry got another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_response_is_lost_gets_the_same_number() {
+    let site = Site::new(&Config::new().int_and_float(9_999, 1, 1_000));
+    let server = site.start().await;
+    server.take("float", None).await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let receipts = format!("http://{}/receipts", server.address());
+    for (index, (name, command)) in clients().iter().enumerate() {
+        let (url, forwarded) = losing_one(server.address());
+        let output = run(command, &url);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {complaint}");
+        assert!(forwarded.join().unwrap().contains("idempotent-replayed: true"), "{name}");
+        let number = String::from_utf8(output.stdout).unwrap();
+        let receipts = http.get(&receipts).send().await.unwrap().text().await.unwrap();
+        let last = receipts.lines().next_back().unwrap_or_default();
+        assert!(last.contains(&format!("\"numbers\":[{}]", number.trim())), "{name}: {receipts}");
+        assert_eq!(receipts.lines().count(), index + 1, "{name} left several receipts: {receipts}");
+    }
+    server.stop().await;
 }

@@ -1,10 +1,14 @@
 // Prints one number. Usage: node random.mjs [URL] [POOL]. The token comes from TOMBOLA_TOKEN.
 
+import { randomUUID } from "node:crypto";
+
 const TRIES = 10;
 
 /** Returns one number or code as the text that the server sent: JSON.parse would turn 5.100000 into 5.1. */
 export async function draw(url, pool, token) {
-  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  // All attempts have the same key, so the server takes only one number.
+  const headers = { "idempotency-key": randomUUID() };
+  if (token) headers.authorization = `Bearer ${token}`;
   const address = `${url}/random?${new URLSearchParams({ type: pool })}`;
   for (let left = TRIES - 1; ; left -= 1) {
     let wait = 1;
@@ -17,7 +21,7 @@ export async function draw(url, pool, token) {
       if (left === 0) throw new Refused(`${response.status}: ${text}`);
       wait = Number(response.headers.get("retry-after") ?? 1);
     } catch (error) {
-      // No response arrived. If a number was already taken for it, that number is never issued again.
+      // No response arrived, or only a part of it. If a number was taken for it, the next attempt gets it.
       if (error instanceof Refused || left === 0) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, wait * 1000));

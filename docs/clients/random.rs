@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use reqwest::header::RETRY_AFTER;
-use reqwest::{Client, StatusCode};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 const TRIES: u32 = 10;
 
@@ -27,22 +28,24 @@ async fn draw(
     pool: &str,
     token: Option<&str>,
 ) -> anyhow::Result<String> {
+    // All attempts have the same key, so the server takes only one number.
+    let key = Uuid::new_v4().to_string();
     for left in (0..TRIES).rev() {
         let mut request = client.post(format!("{url}/random")).query(&[("type", pool)]);
+        request = request.header("Idempotency-Key", &key);
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }
-        let response = match request.send().await {
+        let (status, headers, text) = match send(request).await {
             Ok(response) => response,
-            // No response arrived. If a number was already taken for it, it is never issued again.
+            // No response arrived, or only a part of it. If a number was taken for it, the next attempt
+            // gets it.
             Err(_) if left > 0 => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
             Err(error) => return Err(error).context(format!("no response from {url}")),
         };
-        let (status, headers) = (response.status(), response.headers().clone());
-        let text = response.text().await?;
         match status {
             StatusCode::OK => {
                 return Ok(match serde_json::from_str(&text)? {
@@ -60,6 +63,12 @@ async fn draw(
         }
     }
     unreachable!("the last try returns")
+}
+
+async fn send(request: RequestBuilder) -> reqwest::Result<(StatusCode, HeaderMap, String)> {
+    let response = request.send().await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    Ok((status, headers, response.text().await?))
 }
 
 #[tokio::main(flavor = "current_thread")]

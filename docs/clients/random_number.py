@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Prints one number. Usage: random_number.py [URL] [POOL]. The token comes from TOMBOLA_TOKEN."""
 
+import http.client
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 
 TRIES = 10
 
@@ -16,6 +18,8 @@ def draw(url: str, pool: str, token: str | None = None) -> str:
     """Returns one number or code as the text that the server sent: 5.100000, not 5.1."""
     query = urllib.parse.urlencode({"type": pool})
     request = urllib.request.Request(f"{url}/random?{query}", method="POST")
+    # All attempts have the same key, so the server takes only one number.
+    request.add_header("Idempotency-Key", str(uuid.uuid4()))
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     for left in reversed(range(TRIES)):
@@ -27,8 +31,8 @@ def draw(url: str, pool: str, token: str | None = None) -> str:
             if refused.code not in (429, 503) or left == 0:
                 raise SystemExit(f"{refused.code}: {refused.read().decode()}") from refused
             time.sleep(int(refused.headers.get("Retry-After", 1)))
-        except OSError as lost:
-            # No response arrived. If a number was already taken for it, it is never issued again.
+        except (OSError, http.client.HTTPException) as lost:
+            # No response arrived, or only a part of it. If a number was taken for it, the next attempt gets it.
             if left == 0:
                 raise SystemExit(f"no response from {url}: {lost}") from lost
             time.sleep(1)
