@@ -3,7 +3,7 @@
 //!
 //! # From settings to response
 //! ```text
-//! config -> space -> ledger.draw -> shard.build -> rotation -> lease -> take -> JSON
+//! config -> space -> ledger.draw -> shard.build -> rotation -> lease -> take -> [receipt] -> response
 //!                      (refill, ahead of need)            (request path)
 //! ```
 //! 1. The settings name the pools. Each pool is a range of numbers, stored as integers: its [`space`].
@@ -13,7 +13,9 @@
 //! 4. The shards that requests may take from are the [`pool`]'s rotation. Each shard has a worker, which
 //!    leases rows: it marks them as used in the file, and then puts them into a buffer in memory.
 //! 5. A request takes numbers from the buffer of a random shard, and gets them as JSON.
-//! 6. When a shard runs low, the refiller builds its next generation, which replaces the file once it is used
+//! 6. If the request has a key or a label, or if its pool records all responses, its [receipt](receipts) is
+//!    saved before it gets the numbers.
+//! 7. When a shard runs low, the refiller builds its next generation, which replaces the file once it is used
 //!    up.
 //!
 //! Numbers move in this direction only. A request never touches the ledger, and the refiller never touches a
@@ -71,6 +73,7 @@
 //! 8. In a fleet, a lease is handed out only after a step of the instance's fence that covers it, and values
 //!    are drawn only in partitions that the instance holds.
 //! 9. In the modes below sharded, a number is durable in the store before its response is written.
+//! 10. A receipt is durable before its numbers are handed out.
 
 #![forbid(unsafe_code)]
 
