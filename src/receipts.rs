@@ -43,7 +43,7 @@ use crate::pool::Reservation;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unavailable;
 
-/// What requests use to read and save receipts.
+/// The handle by which requests read and save receipts.
 #[derive(Debug)]
 pub(crate) struct Receipts {
     questions: mpsc::Sender<Question>,

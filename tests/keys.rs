@@ -1,5 +1,5 @@
-//! Idempotency keys and receipts, through the front door (`docs/receipts.md`). What happens to them when something
-//! fails is in `keys_crash.rs`.
+//! Idempotency keys and receipts, through the front door (`docs/receipts.md`). The tests of what happens to them
+//! when something fails are in `keys_crash.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -48,7 +48,7 @@ pub enum ReceiptStoreConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 pub enum Recorded {
-    /// None, so requests can't have a key.
+    /// No response leaves one, so requests can't have a key.
     Off,
     /// Those to requests with a key or a label.
     #[default]

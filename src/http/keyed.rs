@@ -38,7 +38,7 @@ const OF_FLEET: ApiError = ApiError::KeysOff {
              to its other instances.",
 };
 
-/// What the pools need to leave receipts.
+/// Lets requests leave receipts, as the settings of their pools say.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     receipts: Arc<Receipts>,

@@ -1,4 +1,4 @@
-//! What the desk needs of a store of receipts. Knows nothing of requests.
+//! The interface between the desk and a store of receipts. Knows nothing of requests.
 
 use std::fmt::Debug;
 use std::time::SystemTime;

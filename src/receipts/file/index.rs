@@ -65,7 +65,7 @@ struct Entry {
     seq: u64,
 }
 
-/// What the writer remembers of the index.
+/// The state of the index in the memory of its writer.
 #[derive(Debug)]
 pub(super) struct Index {
     /// Numbers of receipts that are not in a run.
