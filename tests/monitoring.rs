@@ -69,7 +69,12 @@ async fn status_has_the_fields_that_pages_and_consoles_read() {
         status_when(&server, "a refill", |status| kinds(status).contains("refilled")).await;
     assert_fields(
         &status,
-        "version time started_at uptime_seconds status connections requests history pools events",
+        "version time started_at uptime_seconds status connections requests history pools receipts \
+         events",
+    );
+    assert_fields(
+        &status["receipts"],
+        "count head keys_known_since bytes keyed unkeyed replayed refused waiting trouble",
     );
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     for time in ["time", "started_at"] {
@@ -449,6 +454,42 @@ async fn metrics_count_what_happened() {
         ("process_open_fds", 5.0),
     ] {
         assert!(text.contains(&format!("\n{name} ")) && sample(&text, name, "") >= least, "{name}");
+    }
+    server.stop().await;
+}
+
+/// Story: a request that was refused because its key was used for another one was counted as replayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_are_counted_by_the_outcome_of_their_requests() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let client = server.client();
+    for (target, key, expected) in [
+        ("/random", "a", 200),
+        ("/random", "a", 200),
+        ("/random?count=2", "a", 422),
+        ("/random", "b", 200),
+    ] {
+        let sent = client.send_with(Method::POST, target, &[("idempotency-key", key)]).await;
+        sent.unwrap().assert_status(expected);
+    }
+    server.get("/random?label=x").await.assert_status(200);
+    server.get("/random").await.assert_status(200);
+    let shown = status_when(&server, "3 receipts", |status| status["receipts"]["count"] == 3).await;
+    let counts = ["keyed", "unkeyed", "replayed", "refused", "waiting"];
+    assert_eq!(counts.map(|name| count(&shown["receipts"][name])), [2, 1, 1, 1, 0], "{shown}");
+    let text = scrape(&server).await;
+    for (name, label, expected) in [
+        ("tombola_receipts", "", 3.0),
+        ("tombola_receipts_saved_total", "key=\"yes\"", 2.0),
+        ("tombola_receipts_saved_total", "key=\"no\"", 1.0),
+        ("tombola_requests_replayed_total", "", 1.0),
+        ("tombola_keyed_requests_refused_total", "", 1.0),
+        ("tombola_keyed_requests_waiting", "", 0.0),
+        ("tombola_receipts_can_be_saved", "", 1.0),
+    ] {
+        assert_eq!(sample(&text, name, label), expected, "{name} {label}: {text}");
     }
     server.stop().await;
 }
