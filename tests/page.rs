@@ -342,6 +342,31 @@ async fn a_depleted_pool_shows() {
     server.stop().await;
 }
 
+/// Story: receipts could not be saved, and screen readers did not announce it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_that_cannot_be_saved_is_listed_and_announced() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    browser.open(server.address()).await;
+    browser.reads("#events", "The server started").await;
+    // A folder takes the path where the first receipt creates its file.
+    fs::create_dir(site.file("receipts.db.tmp")).unwrap();
+    let answer = server.get("/random?label=order-17").await;
+    answer.assert_status(503);
+    assert_eq!(answer.parse::<Failure>().code, "receipt_not_saved");
+    browser.reads("#events .kind[data-is=receipts_failed]", "receipts failed").await;
+    browser.reads("#events", "Receipts can't be saved: ").await;
+    let announced = "document.querySelector('#announce').textContent.startsWith('Receipts can')";
+    browser.holds(announced).await;
+
+    fs::remove_dir(site.file("receipts.db.tmp")).unwrap();
+    server.get("/random?label=order-17").await.assert_status(200);
+    browser.finish(&[]).await;
+    server.stop().await;
+}
+
 /// Story: the page of a similar server broke as soon as a key was configured.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
