@@ -29,7 +29,7 @@
 //! - [`backoff`]: pauses between the tries of an operation that fails
 //! - [`histogram`], [`traffic`], [`events`]: durations, requests and recent events, for monitoring
 //! - [`files`]: file operations outside SQLite; [`sqlite`]: SQLite files and the meaning of their errors;
-//!   [`pem`]: certificates and keys
+//!   [`pem`]: certificates and keys; `remote`: stores on other machines
 //! - [`ledger`]: every value that ever entered a shard; decides whether a value is unique
 //! - [`shard`]: one file of values made ahead of need, from which blocks of rows are leased
 //! - [`folder`]: the data folder, and the recovery of its files at a start
@@ -98,6 +98,8 @@ mod pem;
 mod pool;
 mod receipts;
 mod refill;
+#[cfg(any(feature = "etcd", feature = "postgres"))]
+mod remote;
 mod server;
 mod shard;
 mod space;

@@ -9,10 +9,11 @@ use etcd_client::{
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
-use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use super::nodes::{Connect, Nodes, Unanswered, unusable};
 use super::{FleetStore, FleetStoreError, Reply};
 use crate::config::{StoreAddress, StoreConfig};
 use crate::pem::{self, PemError};
+use crate::remote;
 
 /// Keys created in one transaction. Each is an operation with another one inside, and etcd accepts at most
 /// 128 (`--max-txn-ops`).
@@ -32,7 +33,8 @@ pub(super) fn open(config: &StoreConfig) -> Result<Nodes<Etcd>, FleetStoreError>
     let StoreAddress::Etcd { user, endpoints } = &config.address else {
         unreachable!("another engine's address: {}", config.address);
     };
-    let credentials = match (user, nodes::password(config)?) {
+    let password = remote::password(config).map_err(|problem| unusable(config, problem))?;
+    let credentials = match (user, password) {
         (Some(user), Some(password)) => Some((user.clone(), password)),
         (Some(_), None) => {
             let problem = "a user of etcd needs a password: set fleet.password_file";
@@ -111,7 +113,7 @@ impl Connect for Etcd {
         let channel = match &self.tls {
             None => Endpoint::from_shared(format!("http://{endpoint}")).map_err(described)?,
             Some(tls) => {
-                let (host, _) = nodes::host_and_port(endpoint);
+                let (host, _) = remote::host_and_port(endpoint);
                 Endpoint::from_shared(format!("https://{endpoint}"))
                     .and_then(|endpoint| endpoint.tls_config(tls.clone().domain_name(host)))
                     .map_err(described)?
@@ -165,6 +167,10 @@ fn text(entry: KeyValue) -> Result<(String, String), String> {
         String::from_utf8(bytes).map_err(|error| format!("an entry in it is not text: {error}"))
     };
     Ok((text(key)?, text(value)?))
+}
+
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    remote::describe("fleet", error)
 }
 
 fn problem(error: Error) -> String {

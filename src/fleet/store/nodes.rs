@@ -2,7 +2,6 @@
 //! Knows nothing of any engine.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -159,66 +158,7 @@ fn silence<T>() -> Result<T, String> {
     Err(format!("no answer within {} s", ATTEMPT.as_secs()))
 }
 
-/// Splits `HOST:PORT` into the host, as certificates name it, and the port.
-pub(super) fn host_and_port(endpoint: &str) -> (&str, &str) {
-    let (host, port) = endpoint.rsplit_once(':').expect("the settings add the port");
-    (host.trim_start_matches('[').trim_end_matches(']'), port)
-}
-
-/// Reads the user's password, if one is set.
-pub(super) fn password(config: &StoreConfig) -> Result<Option<String>, FleetStoreError> {
-    let Some(path) = &config.password_file else { return Ok(None) };
-    let unfit = |problem: String| unusable(config, format!("{}: {problem}", path.display()));
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| unfit(format!("the password can't be read: {error}")))?;
-    match text.lines().next() {
-        Some(password) if !password.is_empty() => Ok(Some(password.to_owned())),
-        _ => Err(unfit("there is no password in its first line".to_owned())),
-    }
-}
-
 /// Returns the error for settings that can't be used.
 pub(super) fn unusable(config: &StoreConfig, problem: impl Into<String>) -> FleetStoreError {
     FleetStoreError { address: config.address.to_string(), problem: problem.into() }
-}
-
-/// Describes an error with all its causes, and the remedy if it is known.
-pub(super) fn describe(error: &(dyn Error + 'static)) -> String {
-    let mut texts = Vec::<String>::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if texts.last().is_none_or(|last| !last.contains(&text)) {
-            texts.push(text);
-        }
-        next = error.source();
-    }
-    let mut text = texts.join(": ");
-    const UNTRUSTED: &str = "fleet.tls.ca does not lead to its certificate";
-    const UNENCRYPTED: &str =
-        "it does not speak TLS there: enable TLS in the store, or remove [fleet.tls]";
-    let advice = [
-        ("invalid peer certificate: UnknownIssuer", UNTRUSTED),
-        // Another root with the same name.
-        ("invalid peer certificate: BadSignature", UNTRUSTED),
-        (
-            "invalid peer certificate",
-            "its certificate is not for this host, or is not valid at this time",
-        ),
-        (
-            "received fatal alert",
-            "it requires a certificate that it trusts: set fleet.tls.cert and .key",
-        ),
-        // The alert is lost if the request is written before it arrives.
-        (
-            "stream closed because of a broken pipe",
-            "it closed the connection: if it requires a certificate, set fleet.tls.cert and .key",
-        ),
-        ("InvalidContentType", UNENCRYPTED),
-        ("does not support TLS", UNENCRYPTED),
-    ];
-    if let Some((_, advice)) = advice.iter().find(|(sign, _)| text.contains(sign)) {
-        text = format!("{text}: {advice}");
-    }
-    text
 }

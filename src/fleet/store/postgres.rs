@@ -4,18 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, Error, NoTls, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_postgres::{Client, Error, Row};
 
-use super::nodes::{self, Connect, Nodes, Unanswered, describe, unusable};
+use super::nodes::{Connect, Nodes, Unanswered, unusable};
 use super::{FleetStore, FleetStoreError, Reply};
-use crate::config::{StoreAddress, StoreConfig};
-use crate::pem::{self, PemError};
+use crate::config::StoreConfig;
+use crate::remote::postgres::{self, Connector};
+
+/// The part of the settings that tells how to reach the database.
+const SECTION: &str = "fleet";
 
 /// Sent first, because creating a table that exists may be forbidden.
 const MISSING: &str = "SELECT to_regclass('tombola') IS NULL";
@@ -34,36 +33,15 @@ const INSERT: &str = "INSERT INTO tombola (key, value)
     ORDER BY entry.key ON CONFLICT (key) DO NOTHING";
 const UPDATE: &str = "UPDATE tombola SET value = $3 WHERE key = $1 AND value = $2";
 
-/// The access to any host.
-pub(super) struct Postgres {
-    /// Everything except the host.
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
-}
-
 /// Reads the password and the certificates. See the [module](self).
-pub(super) fn open(config: &StoreConfig) -> Result<Nodes<Postgres>, FleetStoreError> {
-    let StoreAddress::Postgres { user, endpoints, database } = &config.address else {
-        unreachable!("another engine's address: {}", config.address);
-    };
-    let tls = tls(config)?;
-    let mut session = Config::new();
-    session
-        .dbname(database)
-        .application_name("tombola")
-        .ssl_mode(if tls.is_some() { SslMode::Require } else { SslMode::Disable })
-        .target_session_attrs(TargetSessionAttrs::ReadWrite);
-    if let Some(user) = user {
-        session.user(user);
-    }
-    if let Some(password) = nodes::password(config)? {
-        session.password(password);
-    }
-    let engine = Postgres { config: session, tls };
-    Ok(Nodes::new(engine, config, endpoints))
+pub(super) fn open(config: &StoreConfig) -> Result<Nodes<Connector>, FleetStoreError> {
+    let connector =
+        Connector::open(config, SECTION).map_err(|problem| unusable(config, problem))?;
+    let endpoints = connector.endpoints().to_owned();
+    Ok(Nodes::new(connector, config, &endpoints))
 }
 
-impl FleetStore for Nodes<Postgres> {
+impl FleetStore for Nodes<Connector> {
     fn address(&self) -> String {
         self.address.clone()
     }
@@ -111,27 +89,11 @@ impl FleetStore for Nodes<Postgres> {
     }
 }
 
-impl Connect for Postgres {
+impl Connect for Connector {
     type Connection = Arc<Client>;
 
     async fn connect(&self, endpoint: &str) -> Result<Arc<Client>, String> {
-        let (host, port) = nodes::host_and_port(endpoint);
-        let mut config = self.config.clone();
-        config.host(host).port(port.parse().expect("the settings read it as a port"));
-        // The connection's task ends when the last clone of the client is dropped, or when the connection
-        // breaks, which the next request notices.
-        let client = match &self.tls {
-            None => {
-                let (client, connection) = config.connect(NoTls).await.map_err(problem)?;
-                tokio::spawn(connection);
-                client
-            }
-            Some(tls) => {
-                let (client, connection) = config.connect(tls.clone()).await.map_err(problem)?;
-                tokio::spawn(connection);
-                client
-            }
-        };
+        let client = self.connect(endpoint).await?;
         let is_missing = async || {
             let row = client.query_typed_one(MISSING, &[]).await.map_err(problem)?;
             row.try_get::<_, bool>(0).map_err(problem)
@@ -155,29 +117,6 @@ impl Connect for Postgres {
     }
 }
 
-fn tls(config: &StoreConfig) -> Result<Option<MakeRustlsConnect>, FleetStoreError> {
-    let Some(files) = &config.tls else { return Ok(None) };
-    let unfit = |error: PemError| unusable(config, error.to_string());
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(pem::certificates(&files.ca).map_err(unfit)?);
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring has the suites of both versions")
-        .with_root_certificates(roots);
-    let tls = match &files.identity {
-        None => builder.with_no_client_auth(),
-        Some((cert, key)) => builder
-            .with_client_auth_cert(
-                pem::certificates(cert).map_err(unfit)?,
-                pem::key(key).map_err(unfit)?,
-            )
-            .map_err(|error| {
-                unusable(config, format!("{} and {}: {error}", cert.display(), key.display()))
-            })?,
-    };
-    Ok(Some(MakeRustlsConnect::new(tls)))
-}
-
 fn columns(entries: &[(String, String)]) -> (Vec<&str>, Vec<&str>) {
     entries.iter().map(|(key, value)| (key.as_str(), value.as_str())).unzip()
 }
@@ -188,25 +127,11 @@ fn entry(row: &Row) -> Result<(String, String), String> {
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what errors are mapped with")]
 fn problem(error: Error) -> String {
-    let Some(said) = error.as_db_error() else {
-        let text = describe(&error);
-        return match text.contains("does not allow writes") {
-            true => format!("{text}: give the host that can be written to as well"),
-            false => text,
-        };
-    };
-    let code = said.code();
-    let advice = if [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION]
-        .contains(code)
-    {
-        "check the user in fleet.store, the password in fleet.password_file, the certificate in \
-         fleet.tls, and its pg_hba.conf"
-    } else if *code == SqlState::INVALID_CATALOG_NAME {
-        "create the database, or correct its name in fleet.store"
-    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
-        "the user of fleet.store needs SELECT, INSERT and UPDATE on the table tombola"
-    } else {
-        return said.message().to_owned();
-    };
-    format!("{}: {advice}", said.message())
+    let problem = postgres::problem(SECTION, &error);
+    match error.code() {
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => format!(
+            "{problem}: the user of fleet.store needs SELECT, INSERT and UPDATE on the table tombola"
+        ),
+        _ => problem,
+    }
 }
