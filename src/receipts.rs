@@ -10,6 +10,7 @@
 //! the [store](store), a [file](file) or a PostgreSQL database.
 
 mod chain;
+mod clock;
 mod desk;
 mod file;
 mod flights;
