@@ -412,14 +412,15 @@ fn is_mixed(folder: &Folder, record: &Record) -> Result<bool, FleetError> {
     Ok(false)
 }
 
-/// Sets all files of the folder aside. Returns a notice for people.
+/// Sets all files of the folder aside, except the receipts. Returns a notice for people.
 fn start_over(folder: &Folder) -> Result<String, FleetError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let ending = format!(".stale-{}", now.as_millis());
     folder.set_all_aside(&ending)?;
     let notice = format!(
-        "the data folder was an old copy, a restored backup or a clone: its files are kept with the ending \
-         {ending} and not served, and a new instance has started here. Find out where the copy came from"
+        "the data folder was an old copy, a restored backup or a clone: its files, except the receipts, are kept \
+         with the ending {ending} and not served, and a new instance has started here. Find out where the copy came \
+         from"
     );
     error!(folder = %folder.path().display(), "{notice}");
     Ok(notice)

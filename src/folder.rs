@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 pub use self::names::PoolPaths;
 pub(crate) use self::names::{
-    FLEET_RECORD, JSON_STORE, RECEIPTS, TABLE_STORE, parse_shard_file, shard_name, survey,
+    FLEET_RECORD, JSON_STORE, RECEIPTS, RECEIPTS_COPIED, TABLE_STORE, parse_shard_file, shard_name,
+    survey,
 };
 use self::names::{README, owners_of_file, shard_of_file};
 pub(crate) use self::start::{Known, adopt};
@@ -217,13 +218,19 @@ impl Folder {
         Ok(PoolFiles { paths, ledger, shards })
     }
 
-    /// Renames all data of the folder, which is then kept for inspection but never served. `fleet.json`, which
-    /// records that this is in progress, is renamed last, so that a start after a crash can complete it.
+    /// Renames all data of the folder except its receipts, which are marked as a copy. The data is then kept for
+    /// inspection but never served. `fleet.json`, which records that this is in progress, is renamed last, so
+    /// that a start after a crash can complete it.
     pub fn set_all_aside(&self, ending: &str) -> Result<(), FileError> {
         let is_data = |name: &String| {
             let file = name.trim_end_matches("-wal").trim_end_matches("-shm");
-            !owners_of_file(file).is_empty() || file.ends_with(".db.tmp")
+            let is_ours = !owners_of_file(file).is_empty() || file.ends_with(".db.tmp");
+            is_ours && !file.starts_with(RECEIPTS)
         };
+        if files::length_bytes(&self.path.join(RECEIPTS))?.is_some() {
+            // Its name is synced before `fleet.json` is renamed.
+            files::create(&self.path.join(RECEIPTS_COPIED))?;
+        }
         let mut names: Vec<String> = files::list(&self.path)?.into_iter().filter(is_data).collect();
         names.sort_unstable_by_key(|name| name == FLEET_RECORD);
         for name in names {

@@ -24,6 +24,9 @@ pub(crate) const FLEET_RECORD: &str = "fleet.json";
 /// The receipts of all pools.
 pub(crate) const RECEIPTS: &str = "receipts.db";
 
+/// An empty file that marks the receipts as those of an old copy, until they are opened.
+pub(crate) const RECEIPTS_COPIED: &str = "receipts.db.copied";
+
 /// Part of the folder in a clone of the repository. It contains no numbers.
 pub(super) const README: &str = "README.md";
 
@@ -41,6 +44,8 @@ pub(crate) struct Survey {
     pub pools: BTreeMap<PoolName, BTreeSet<ShardIndex>>,
     /// The store of a mode below sharded.
     pub store: Option<String>,
+    /// Whether it has receipts.
+    pub receipts: bool,
     /// Files that were set aside as damaged or as an old copy.
     pub set_aside: Vec<String>,
     /// Files that do not belong to this program.
@@ -59,7 +64,7 @@ pub(crate) fn survey(folder: &Path) -> Result<Survey, FileError> {
         // beside it.
         let file = name.strip_suffix(".tmp").unwrap_or(&name);
         let is_log = file.ends_with("-wal") || file.ends_with("-shm");
-        if is_log || [files::LOCK, FLEET_RECORD, README].contains(&file) {
+        if is_log || [files::LOCK, FLEET_RECORD, RECEIPTS_COPIED, README].contains(&file) {
             continue;
         }
         if name.contains(".damaged-") || name.contains(".stale-") {
@@ -68,6 +73,8 @@ pub(crate) fn survey(folder: &Path) -> Result<Survey, FileError> {
             if file == name {
                 survey.store = Some(name);
             }
+        } else if file == RECEIPTS {
+            survey.receipts |= file == name;
         } else if let Some(pool) = parse_ledger_file(file) {
             if file == name {
                 survey.pools.entry(pool).or_default();
@@ -169,7 +176,7 @@ pub(super) fn owners_of_file(name: &str) -> &'static [Mode] {
     let is_ledger = name.starts_with("used_numbers_") && name.ends_with(".db");
     let is_shard = name.contains("_shard_") && (name.ends_with(".db") || name.ends_with(".next"));
     match name {
-        FLEET_RECORD => &[Mode::Sharded],
+        FLEET_RECORD | RECEIPTS => &[Mode::Sharded],
         JSON_STORE => &[Mode::Json, Mode::Simple],
         TABLE_STORE => &[Mode::Sqlite],
         _ if is_ledger || is_shard => &[Mode::Sharded],

@@ -71,6 +71,9 @@ fn what_is_no_file_of_a_pool_is_no_data() {
         "int_shard_7.db-wal",
         "int_shard_7.db-wal.tmp",
         "random_numbers.db.tmp",
+        "receipts.db-wal",
+        "receipts.db.copied",
+        "receipts.db.tmp",
         "used_numbers.json.tmp",
         "used_numbers_int.db.tmp",
     ];
@@ -79,5 +82,5 @@ fn what_is_no_file_of_a_pool_is_no_data() {
     let survey = survey(folder.path()).unwrap();
     assert_eq!(survey.others, others);
     assert_eq!(survey.set_aside, ["int_shard_3.db.damaged-1"]);
-    assert_eq!((survey.pools.len(), survey.store), (0, None));
+    assert_eq!((survey.pools.len(), survey.store, survey.receipts), (0, None, false));
 }
