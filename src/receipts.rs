@@ -26,18 +26,18 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::chain::Head;
 use self::desk::{Desk, Outcome, Question, Save, Waiter};
-pub(crate) use self::file::{FileReader, OpenError, ReceiptFile, erase_label, mark_copy};
+pub(crate) use self::file::{Checked, FileReader, OpenError, ReceiptFile, erase_label, mark_copy};
 use self::flights::{Flight, Flights};
 pub(crate) use self::record::{
     Caller, Given, KEY_BYTES_MAX, KeyDigest, LABEL_BYTES_MAX, Label, Origin, Receipt,
 };
 use self::record::{Draft, Labelled};
-use self::store::ReceiptStore;
-pub(crate) use self::store::{Filter, ReceiptReader, StoreError, Summary};
+pub(crate) use self::store::{Filter, ReceiptReader, ReceiptStore, StoreError, Summary};
 use crate::backoff::Backoff;
 use crate::config::{ReceiptStoreConfig, ReceiptsConfig};
 use crate::events::Events;
-use crate::folder::RECEIPTS;
+use crate::files;
+use crate::folder::{RECEIPTS, RECEIPTS_COPIED};
 use crate::pool::Reservation;
 
 /// The receipt can't be read or saved at the moment.
@@ -80,6 +80,11 @@ pub(crate) fn open(
     match &config.store {
         ReceiptStoreConfig::Folder => {
             let path = folder.join(RECEIPTS);
+            let copied = folder.join(RECEIPTS_COPIED);
+            if files::length_bytes(&copied)?.is_some() {
+                mark_copy(&path)?;
+                files::remove(&copied)?;
+            }
             let file = ReceiptFile::open(&path, config.keep, config.lookups.is_some())?;
             Ok((Box::new(file), Arc::new(FileReader::new(&path, true))))
         }

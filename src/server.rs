@@ -28,7 +28,7 @@ use crate::http::{Guard, Keeper, Routes};
 use crate::monitor::Monitor;
 use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
 use crate::pool::Pool;
-use crate::receipts::{self, Receipts};
+use crate::receipts::{self, ReceiptReader, ReceiptStore, Receipts};
 use crate::refill::Refiller;
 use crate::sqlite;
 use crate::traffic::Traffic;
@@ -267,6 +267,8 @@ async fn open_pools(
     lanes: &mut Lanes,
 ) -> Result<(Folder, Routes, Tasks), ServerError> {
     let Opened { folder, pools: found, gate } = open_folder(config).await?;
+    // Before the pools lease rows, which would be lost if the receipts can't be opened.
+    let (store, reader) = open_receipts(config).await?;
     let stop = CancellationToken::new();
     let stop_guard = stop.clone().drop_guard();
     let gate = gate.map(|(gate, keeper)| (gate, tokio::spawn(keeper.run(stop.clone()))));
@@ -282,8 +284,10 @@ async fn open_pools(
         workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
         pools.push(pool);
     }
-    let (receipts, desk) = open_receipts(config, &events).await?;
-    let receipts = Arc::new(receipts);
+    let RefillConfig { retry, retry_limit, .. } = config.pools[0].refill;
+    let backoff = Backoff::new(retry, retry_limit);
+    let (receipts, desk) = Receipts::new(store, reader, Arc::clone(&events), backoff);
+    let (receipts, desk) = (Arc::new(receipts), tokio::task::spawn_blocking(desk));
     let monitor = Monitor::new(traffic, pools.clone(), receipts.counts(), events);
     let monitor = Arc::new(monitor);
     let keeper = Keeper::new(receipts, config.receipts.keys, &config.pools);
@@ -293,18 +297,12 @@ async fn open_pools(
     Ok((folder, routes, tasks))
 }
 
-/// Opens the receipts, and starts the thread that owns them.
 async fn open_receipts(
     config: &Config,
-    events: &Arc<Events>,
-) -> Result<(Receipts, JoinHandle<()>), ServerError> {
+) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), ServerError> {
     let (settings, dir) = (config.receipts.clone(), config.dir.clone());
     let open = move || receipts::open(&settings, &dir);
-    let (store, reader) = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
-    let RefillConfig { retry, retry_limit, .. } = config.pools[0].refill;
-    let backoff = Backoff::new(retry, retry_limit);
-    let (receipts, desk) = Receipts::new(store, reader, Arc::clone(events), backoff);
-    Ok((receipts, tokio::task::spawn_blocking(desk)))
+    Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
 }
 
 async fn open_generator<S: Store>(

@@ -67,6 +67,8 @@ impl Exit {
             Self::Lost
         } else if let Some(error) = error.downcast_ref::<FolderError>() {
             of_folder(error)
+        } else if let Some(error) = error.downcast_ref::<receipts::OpenError>() {
+            of_receipts(error)
         } else if let Some(LockError::Held { .. }) = error.downcast_ref() {
             Self::InUse
         } else {
@@ -91,12 +93,20 @@ fn of_server(error: &ServerError) -> Exit {
         ServerError::Store(OpenError::Damaged { .. } | OpenError::OtherRange { .. }) => {
             Exit::Folder
         }
-        ServerError::Receipts(receipts::OpenError::Damaged { .. }) => Exit::Folder,
-        ServerError::Receipts(_)
-        | ServerError::Store(OpenError::File(_) | OpenError::Sqlite { .. })
+        ServerError::Receipts(error) => of_receipts(error),
+        ServerError::Store(OpenError::File(_) | OpenError::Sqlite { .. })
         | ServerError::Sqlite(_)
         | ServerError::Listen { .. }
         | ServerError::Threads(_) => Exit::Failed,
+    }
+}
+
+fn of_receipts(error: &receipts::OpenError) -> Exit {
+    match error {
+        receipts::OpenError::Damaged { .. } | receipts::OpenError::OtherVersion { .. } => {
+            Exit::Folder
+        }
+        receipts::OpenError::File(_) | receipts::OpenError::Sqlite { .. } => Exit::Failed,
     }
 }
 

@@ -7,8 +7,9 @@ use tracing::warn;
 /// Buckets in the time for which keys are kept.
 pub(super) const BUCKETS: u32 = 4;
 
-/// The longest pause between two looks at the clock.
-const LOOK_MAX: Duration = Duration::from_secs(3_600);
+/// The longest pause between two looks at the clock. A bucket may end at one look and be dropped at another, so
+/// these two make keys expire up to an hour later.
+const LOOK_MAX: Duration = Duration::from_secs(1_800);
 
 /// Decides whether the system's clock can be trusted: a clock that jumped ahead would make all keys expire at
 /// once. Pure.

@@ -4,6 +4,7 @@
 //! The receipts are the truth, and everything else can be derived from them: the keys, in a table for each
 //! [bucket](keys) of time, and the [index](index) of numbers.
 
+mod check;
 mod index;
 mod keys;
 mod read;
@@ -16,9 +17,10 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 use tracing::info;
 
+pub(crate) use self::check::Checked;
 use self::index::Index;
 use self::keys::Keys;
-pub(crate) use self::read::{FileReader, Report};
+pub(crate) use self::read::FileReader;
 use super::chain::{Head, Link};
 use super::record::{
     Caller, Draft, Given, KeyDigest, Label, Labelled, Origin, Receipt, from_millis, to_millis,
@@ -98,7 +100,7 @@ const ERASE_LABEL: &str = "
 
 /// Why the file can't be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub enum OpenError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -111,6 +113,9 @@ pub(crate) enum OpenError {
          from a backup; or move it away, and repetitions of old requests will get new numbers"
     )]
     Damaged { path: PathBuf, problem: String },
+    /// Another version of this program wrote the file.
+    #[error("{path} can't be used: {problem}")]
+    OtherVersion { path: PathBuf, problem: String },
 }
 
 impl OpenError {
@@ -119,6 +124,16 @@ impl OpenError {
         match sqlite::fault(&source) {
             Fault::Content => Self::Damaged { path, problem: source.to_string() },
             Fault::Passing | Fault::Io => Self::Sqlite { path, source },
+        }
+    }
+
+    fn of_content(path: &Path, error: ContentError) -> Self {
+        let (path, problem) = (path.to_owned(), error.to_string());
+        match error {
+            ContentError::Sqlite(source) => Self::new(&path, source),
+            ContentError::File(error) => error.into(),
+            ContentError::OtherVersion { .. } => Self::OtherVersion { path, problem },
+            ContentError::Damaged(_) => Self::Damaged { path, problem },
         }
     }
 }
@@ -273,11 +288,8 @@ impl Open {
         let failed = |source| OpenError::new(path, source);
         let log = Found::new(path).secure()?;
         let reader = sqlite::open_to_read(path).map_err(failed)?;
-        sqlite::check_format(path, &reader, &RECEIPTS_FILE).map_err(|error| match error {
-            ContentError::Sqlite(source) => failed(source),
-            ContentError::File(error) => error.into(),
-            problem => OpenError::Damaged { path: path.to_owned(), problem: problem.to_string() },
-        })?;
+        sqlite::check_format(path, &reader, &RECEIPTS_FILE)
+            .map_err(|error| OpenError::of_content(path, error))?;
         drop(reader);
         let mut connection = log.open().map_err(failed)?.into_connection();
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
@@ -314,7 +326,7 @@ impl Open {
     fn save(&mut self, drafts: &[&Draft]) -> Result<(), rusqlite::Error> {
         let transaction = self.connection.transaction()?;
         let now = SystemTime::now();
-        let bucket = self.keys.current(&transaction, now)?;
+        let bucket = self.keys.current(&transaction, now, self.head.seq + 1)?;
         let mut head = self.head;
         let mut known = Additions::default();
         for draft in drafts {
@@ -420,14 +432,8 @@ impl Known {
         origin: &Arc<Origin>,
         added: &mut Additions,
     ) -> Result<i64, rusqlite::Error> {
-        let is_same = |known: &Origin| {
-            known.pool == origin.pool
-                && known.space.decimals() == origin.space.decimals()
-                && known.space.codes() == origin.space.codes()
-        };
-        if let Some((id, _)) =
-            self.pools.iter().chain(&added.pools).find(|(_, known)| is_same(known))
-        {
+        let mut all = self.pools.iter().chain(&added.pools);
+        if let Some((id, _)) = all.find(|(_, known)| known.is(&origin.pool, &origin.space)) {
             return Ok(*id);
         }
         let codes = origin.space.codes();
@@ -461,6 +467,10 @@ impl Known {
         let id = transaction.last_insert_rowid();
         added.callers.push((caller.clone(), id));
         Ok(id)
+    }
+
+    fn origin(&self, id: i64) -> Option<&Arc<Origin>> {
+        self.pools.iter().find(|(known, _)| *known == id).map(|(_, origin)| origin)
     }
 
     fn add(&mut self, added: Additions) {
@@ -516,32 +526,55 @@ fn create(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Marks a copy of the file, so that its first user knows that later keys are missing.
+/// Marks a copy of the file, if there is one, so that its first user knows that later keys are missing.
 pub(crate) fn mark_copy(path: &Path) -> Result<(), OpenError> {
+    if files::length_bytes(path)?.is_none() {
+        return Ok(());
+    }
     let failed = |source| OpenError::new(path, source);
-    let connection = Found::new(path).secure()?.open().map_err(failed)?.into_connection();
+    let connection = open_to_change(path)?;
     connection.execute(MARK_COPY, []).map_err(failed)?;
     sqlite::close(connection).map_err(failed)
 }
 
-/// Removes a label from all of its receipts, and its text from the file. No other process may use the file.
-/// Returns the number of the receipts.
+/// Removes a label from all of its receipts, and its text from the file, which is replaced by a new one. No other
+/// process may use the file. Returns the number of the receipts.
 pub(crate) fn erase_label(path: &Path, label: &str) -> Result<usize, OpenError> {
+    if files::length_bytes(path)?.is_none() {
+        return Ok(0);
+    }
     let failed = |source| OpenError::new(path, source);
-    let connection = Found::new(path).secure()?.open().map_err(failed)?.into_connection();
-    // Deleted content is overwritten with zeros, and the log, which has the old pages, is truncated.
-    connection.pragma_update(None, "secure_delete", true).map_err(failed)?;
+    let connection = open_to_change(path)?;
     let erased = connection.execute(ERASE_LABEL, [label]).map_err(failed)?;
-    sqlite::checkpoint(&connection, Checkpoint::Truncate).map_err(failed)?;
+    // The free space of a page may contain rows that SQLite moved to another page, and secure_delete does not
+    // overwrite these. So all rows are written to a new file, even if none had the label: an earlier attempt may
+    // have failed after the update.
+    let unfinished = files::unfinished(path);
+    files::create(&unfinished)?;
+    let name = unfinished.to_str().ok_or_else(|| OpenError::Sqlite {
+        path: path.to_owned(),
+        source: rusqlite::Error::InvalidPath(unfinished.clone()),
+    })?;
+    connection.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
+    // This removes the log, which belongs to the old file.
     sqlite::close(connection).map_err(failed)?;
+    files::sync_file(&unfinished)?;
+    files::rename_durably(&unfinished, path)?;
     Ok(erased)
+}
+
+fn open_to_change(path: &Path) -> Result<Connection, OpenError> {
+    let log = Found::new(path).secure()?;
+    let connection = log.open().map_err(|source| OpenError::new(path, source))?.into_connection();
+    let marks = sqlite::check_marks(&connection, &RECEIPTS_FILE);
+    marks.map_err(|error| OpenError::of_content(path, error))?;
+    Ok(connection)
 }
 
 /// Reads a row of `receipts` in the order of [`SELECT_RECEIPT`].
 fn read_receipt(row: &Row<'_>, known: &Known) -> Result<(Receipt, Vec<u8>), rusqlite::Error> {
-    let (pool, caller_id): (i64, i64) = (row.get(2)?, row.get(3)?);
-    let origin = known.pools.iter().find(|(id, _)| *id == pool).map(|(_, origin)| origin);
-    let origin = origin.ok_or(wrong("the pool of a receipt"))?;
+    let caller_id: i64 = row.get(3)?;
+    let origin = known.origin(row.get(2)?).ok_or(wrong("the pool of a receipt"))?;
     let caller = known.callers.iter().find(|(_, id)| **id == caller_id).map(|(caller, _)| caller);
     let caller = caller.ok_or(wrong("the caller of a receipt"))?;
     let (label, salt): (Option<String>, Option<[u8; 16]>) = (row.get(4)?, row.get(5)?);

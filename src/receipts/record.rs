@@ -35,6 +35,15 @@ pub(crate) struct Origin {
     pub(crate) space: Space,
 }
 
+impl Origin {
+    /// Returns whether this is the pool of this name, and its values are written in the same way.
+    pub(crate) fn is(&self, pool: &PoolName, space: &Space) -> bool {
+        self.pool == *pool
+            && self.space.decimals() == space.decimals()
+            && self.space.codes() == space.codes()
+    }
+}
+
 /// The caller that numbers are given to. Both texts are empty if the server asks for no tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Caller {

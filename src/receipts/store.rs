@@ -72,6 +72,9 @@ pub(crate) struct Filter {
 
 /// Reads the receipts of a store while it is used.
 pub(crate) trait ReceiptReader: Debug + Send + Sync {
+    /// Returns the head of the chain.
+    fn head(&self) -> Result<Head, StoreError>;
+
     /// Returns the next receipts in the order of their sequence numbers: up to `limit`, or fewer if they are
     /// large. There are no more only if the list is empty.
     fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError>;

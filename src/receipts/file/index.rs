@@ -6,10 +6,14 @@
 //! look-up searches each run, and the few receipts that are not in a run yet. Runs are short at first, and
 //! are merged once they have [`RUN_NUMBERS`] numbers together. A run of that length is never written again.
 
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::super::record::Given;
 use super::wrong;
+use crate::batch::Tally;
 use crate::space::Value;
 use crate::sqlite::rusqlite;
 
@@ -53,16 +57,20 @@ const DELETE_RUN: &str = "DELETE FROM runs WHERE id = ?1";
 const SELECT_BLOCKS: &str = "SELECT pool, entries FROM blocks WHERE run = ?1";
 const DELETE_BLOCKS: &str = "DELETE FROM blocks WHERE run = ?1";
 const INSERT_BLOCK: &str = "INSERT INTO blocks (run, pool, first, entries) VALUES (?1, ?2, ?3, ?4)";
+const SELECT_SORTED: &str = "
+    SELECT blocks.rowid, first_seq, pool, first FROM blocks JOIN runs ON runs.id = run
+    ORDER BY pool, first";
+const SELECT_ENTRIES: &str = "SELECT entries FROM blocks WHERE rowid = ?1";
 const SELECT_BLOCK: &str = "
     SELECT entries FROM blocks WHERE run = ?1 AND pool = ?2 AND first <= ?3
     ORDER BY first DESC LIMIT 1";
 
 /// A number and its receipt.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    pool: i64,
-    value: i64,
-    seq: u64,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Entry {
+    pub(super) pool: i64,
+    pub(super) value: i64,
+    pub(super) seq: u64,
 }
 
 /// The state of the index in the memory of its writer.
@@ -75,7 +83,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn read(connection: &Connection) -> Result<Self, rusqlite::Error> {
-        let indexed_to = connection.query_row(SELECT_INDEXED, [], |row| row.get(0))?;
+        let indexed_to = indexed_to(connection)?;
         let (entries, _) = tail(connection, indexed_to, TAIL_NUMBERS)?;
         Ok(Self { waiting: entries.len(), indexed_to })
     }
@@ -98,6 +106,11 @@ impl Index {
     }
 }
 
+/// Returns the last receipt that is in a run.
+pub(super) fn indexed_to(connection: &Connection) -> Result<u64, rusqlite::Error> {
+    connection.query_row(SELECT_INDEXED, [], |row| row.get(0))
+}
+
 /// Returns the entries of the receipts after `after`, until there are `limit`, and the last of these receipts.
 fn tail(
     connection: &Connection,
@@ -110,13 +123,18 @@ fn tail(
     while entries.len() < limit
         && let Some(row) = rows.next()?
     {
-        let (seq, pool) = (row.get(0)?, row.get(1)?);
-        let numbers = row.get_ref(2)?.as_blob().map_err(|_| wrong("the numbers of a receipt"))?;
-        let values = Given::values_in(numbers).ok_or(wrong("the numbers of a receipt"))?;
-        entries.extend(values.map(|Value(value)| Entry { pool, value, seq }));
-        last = seq;
+        entries.extend(entries_of(row)?);
+        last = row.get(0)?;
     }
     Ok((entries, last))
+}
+
+/// Returns the entries of a receipt, a row of [`SELECT_TAIL`].
+fn entries_of<'r>(row: &'r Row<'_>) -> Result<impl Iterator<Item = Entry> + 'r, rusqlite::Error> {
+    let (seq, pool) = (row.get(0)?, row.get(1)?);
+    let numbers = row.get_ref(2)?.as_blob().map_err(|_| wrong("the numbers of a receipt"))?;
+    let values = Given::values_in(numbers).ok_or(wrong("the numbers of a receipt"))?;
+    Ok(values.map(move |Value(value)| Entry { pool, value, seq }))
 }
 
 /// Writes a run of the receipts from `first_seq` on.
@@ -168,11 +186,7 @@ fn merge(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         while let Some(row) = rows.next()? {
             let pool = row.get(0)?;
             let block = row.get_ref(1)?.as_blob().map_err(|_| wrong("a block of the index"))?;
-            entries.extend(parse(block).map(|(value, distance)| Entry {
-                pool,
-                value,
-                seq: first_seq + u64::from(distance),
-            }));
+            entries.extend(parse(block, first_seq, pool));
         }
     }
     for (run, _, _) in runs {
@@ -182,12 +196,13 @@ fn merge(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
     write(transaction, first_seq, entries)
 }
 
-/// Returns the entries of a block: each value, and the distance of its receipt from the run's first.
-fn parse(block: &[u8]) -> impl Iterator<Item = (i64, u32)> {
-    block.chunks_exact(ENTRY_BYTES).map(|entry| {
+/// Returns the entries of a block of a run, whose first receipt is `first_seq`.
+fn parse(block: &[u8], first_seq: u64, pool: i64) -> impl Iterator<Item = Entry> {
+    block.chunks_exact(ENTRY_BYTES).map(move |entry| {
         let (value, distance) = entry.split_at(8);
         let value = i64::from_be_bytes(value.try_into().expect("8 bytes"));
-        (value, u32::from_be_bytes(distance.try_into().expect("4 bytes")))
+        let distance = u32::from_be_bytes(distance.try_into().expect("4 bytes"));
+        Entry { pool, value, seq: first_seq.saturating_add(distance.into()) }
     })
 }
 
@@ -205,16 +220,60 @@ pub(super) fn find(
         .collect::<Result<Vec<(i64, u64)>, _>>()?;
     let mut select = connection.prepare_cached(SELECT_BLOCK)?;
     for (run, first_seq) in runs {
-        for pool in pools {
+        for &pool in pools {
             let block: Option<Vec<u8>> =
                 select.query_row((run, pool, value.0), |row| row.get(0)).optional()?;
-            let entries = block.iter().flat_map(|block| parse(block));
-            let hits = entries.filter(|(other, _)| *other == value.0);
-            found = found.max(hits.map(|(_, distance)| first_seq + u64::from(distance)).max());
+            let entries = block.iter().flat_map(|block| parse(block, first_seq, pool));
+            let hits = entries.filter(|entry| entry.value == value.0);
+            found = found.max(hits.map(|entry| entry.seq).max());
         }
     }
-    let indexed_to = connection.query_row(SELECT_INDEXED, [], |row| row.get(0))?;
-    let (tail, _) = tail(connection, indexed_to, usize::MAX)?;
-    let hits = tail.iter().filter(|entry| pools.contains(&entry.pool) && entry.value == value.0);
-    Ok(found.max(hits.map(|entry| entry.seq).max()))
+    let mut select = connection.prepare_cached(SELECT_TAIL)?;
+    let mut rows = select.query([indexed_to(connection)?])?;
+    while let Some(row) = rows.next()? {
+        let is_hit = |entry: &Entry| pools.contains(&entry.pool) && entry.value == value.0;
+        found = found.max(entries_of(row)?.filter(is_hit).map(|entry| entry.seq).max());
+    }
+    Ok(found)
+}
+
+/// Calls `each` with the entries of all runs and those of `tail`, in the order of pools and values. Returns the
+/// tally of the entries of the runs, by `hash`, and the number of blocks in which a look-up may not find a value.
+pub(super) fn each(
+    connection: &Connection,
+    tail: Vec<Entry>,
+    hash: &dyn Fn(Entry) -> u64,
+    each: &mut dyn FnMut(Entry),
+) -> Result<(Tally, u64), rusqlite::Error> {
+    let (mut tally, mut unsorted) = (Tally::default(), 0);
+    // The entries of a block wait here until the next block begins above them. At most one block of each run waits.
+    let mut waiting: BinaryHeap<_> = tail.into_iter().map(Reverse).collect();
+    let mut sorted = connection.prepare(SELECT_SORTED)?;
+    let mut blocks = sorted.query([])?;
+    let mut select = connection.prepare(SELECT_ENTRIES)?;
+    loop {
+        let block: Option<(i64, u64, i64, i64)> = match blocks.next()? {
+            Some(row) => Some(row.try_into()?),
+            None => None,
+        };
+        let is_below = |entry: &Entry| {
+            block.is_none_or(|(_, _, pool, first)| (entry.pool, entry.value) < (pool, first))
+        };
+        while let Some(&Reverse(entry)) = waiting.peek()
+            && is_below(&entry)
+        {
+            waiting.pop();
+            each(entry);
+        }
+        let Some((id, first_seq, pool, first)) = block else { return Ok((tally, unsorted)) };
+        let bytes: Vec<u8> = select.query_row([id], |row| row.get(0))?;
+        let entries = || parse(&bytes, first_seq, pool);
+        let is_sorted =
+            entries().is_sorted() && entries().next().is_some_and(|entry| entry.value == first);
+        unsorted += u64::from(!is_sorted);
+        for entry in entries() {
+            tally.add(hash(entry));
+            waiting.push(Reverse(entry));
+        }
+    }
 }

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::super::chain::{Head, continues};
+use super::super::chain::Head;
 use super::super::record::Receipt;
 use super::super::store::{Filter, ReceiptReader, StoreError};
+use super::check::{self, Checked, Unused};
 use super::{Known, OpenError, RECEIPTS_FILE, SELECT_HEAD, SELECT_RECEIPT, index, read_receipt};
+use crate::batch::Report;
 use crate::config::PoolName;
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
@@ -15,7 +17,7 @@ use crate::sqlite::{self, rusqlite};
 /// The most bytes of numbers in a page of receipts. A page has at least one receipt.
 const PAGE_BYTES: usize = 1 << 20;
 
-const SELECT_AFTER: &str = "
+pub(super) const SELECT_AFTER: &str = "
     SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
     FROM receipts WHERE seq > ?1 ORDER BY seq LIMIT ?2";
 const SELECT_LABELLED: &str = "
@@ -30,28 +32,18 @@ pub(crate) struct FileReader {
     in_use: bool,
 }
 
-/// The result of checking a file.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) head: Head,
-    /// The first problem of each kind.
-    pub(crate) problems: Vec<String>,
-}
-
 impl FileReader {
     pub(crate) fn new(path: &Path, in_use: bool) -> Self {
         Self { path: path.to_owned(), in_use }
     }
 
-    /// Returns the head of the chain.
-    pub(crate) fn head(&self) -> Result<Head, OpenError> {
-        let read = |connection: &Connection| head(connection);
-        Ok(self.read(read)?.unwrap_or(Head::START))
-    }
-
-    /// Reads all receipts, and checks the chain, the keys and the index.
-    pub(crate) fn check(&self) -> Result<Option<Report>, OpenError> {
-        self.read(check)
+    /// Reads the whole file and reports each violation. Returns `None` if there is no file.
+    pub(crate) fn check(
+        &self,
+        unused: Unused<'_>,
+        report: Report<'_>,
+    ) -> Result<Option<Checked>, OpenError> {
+        self.read(|connection| check::check(connection, unused, report))
     }
 
     fn read<R>(
@@ -67,10 +59,8 @@ impl FileReader {
         };
         let failed = |source| OpenError::new(&self.path, source);
         let connection = connection.map_err(failed)?;
-        sqlite::check_marks(&connection, &RECEIPTS_FILE).map_err(|error| OpenError::Damaged {
-            path: self.path.clone(),
-            problem: error.to_string(),
-        })?;
+        let marks = sqlite::check_marks(&connection, &RECEIPTS_FILE);
+        marks.map_err(|error| OpenError::of_content(&self.path, error))?;
         // One view of the file for all that is read.
         sqlite::begin_snapshot(&connection).map_err(failed)?;
         read(&connection).map(Some).map_err(failed)
@@ -84,6 +74,10 @@ impl From<OpenError> for StoreError {
 }
 
 impl ReceiptReader for FileReader {
+    fn head(&self) -> Result<Head, StoreError> {
+        Ok(self.read(head)?.unwrap_or(Head::START))
+    }
+
     fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError> {
         let page = self.read(|connection| page(connection, filter, limit))?;
         Ok(page.unwrap_or_default())
@@ -149,25 +143,4 @@ fn page(
         page.push(receipt);
     }
     Ok(page)
-}
-
-fn check(connection: &Connection) -> Result<Report, rusqlite::Error> {
-    let mut problems = sqlite::problems(connection, 1)?;
-    let known = Known::read(connection)?;
-    let mut select = connection.prepare(SELECT_AFTER)?;
-    let mut rows = select.query((0, -1))?;
-    let mut head = Head::START;
-    while let Some(row) = rows.next()? {
-        let (receipt, numbers) = read_receipt(row, &known)?;
-        if !continues(head, &receipt, &numbers) {
-            problems.push(format!(
-                "receipt {} does not continue the chain after receipt {}: one of them was changed, or \
-                 receipts between them were removed",
-                receipt.seq, head.seq
-            ));
-            break;
-        }
-        head = Head { seq: receipt.seq, digest: receipt.digest };
-    }
-    Ok(Report { head, problems })
 }
