@@ -21,7 +21,9 @@ use crate::files::{self, FileError};
 use crate::space::{Space, Value};
 use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, Fresh, rusqlite};
 
-pub(crate) use self::audit::{Audit, audit, each_used, each_value, twice};
+pub(crate) use self::audit::{
+    Audit, UnusedValues, audit, each_used, each_value, select_unused, twice,
+};
 
 /// The format of the tables below.
 const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442_5348, version: 3 };

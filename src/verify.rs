@@ -1,7 +1,7 @@
 //! Checks a whole folder: that every file is intact, that every number of a shard is in the ledger exactly
-//! once and for that shard, and that all counts are right. Changes nothing. Reads each row once and keeps
-//! only sums. Numbers are looked up one by one only if the sums of a shard and of its batch in the ledger
-//! differ.
+//! once and for that shard, that all counts are right, and that no number of a receipt can be handed out again.
+//! Changes nothing. Reads each row once and keeps only sums. Numbers are looked up one by one only if the sums of
+//! a shard and of its batch in the ledger differ.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,20 +10,26 @@ use std::path::{Path, PathBuf};
 use crate::batch::{BatchId, Generation, ShardIndex};
 use crate::config::PoolName;
 use crate::files::{self, FileError};
-use crate::folder::{self, Known, PoolPaths};
+use crate::folder::{self, Known, PoolPaths, RECEIPTS};
 use crate::ledger::{Drawn, Ledger, LedgerError};
-use crate::shard::{self, Audit, Label, ShardError};
+use crate::receipts::{self, Checked, FileReader, Origin};
+use crate::shard::{self, Audit, Label, ShardError, UnusedValues};
 use crate::space::{Space, Value};
 use crate::sqlite;
 
 /// The number of violations of one kind in one file that are listed. The rest are counted.
 const LINES_MAX: u64 = 10;
 
+/// The file descriptors of a check besides those of the shards.
+const OWN_FILES: u64 = 64;
+
 /// The result of checking a folder.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// The pools that could be read.
     pub pools: Vec<PoolSum>,
+    /// The receipts, if they could be read.
+    pub receipts: Option<ReceiptsSum>,
     /// Remarks that are not violations.
     pub notes: Vec<String>,
     /// Violations by file and kind.
@@ -67,6 +73,17 @@ impl fmt::Display for PoolSum {
     }
 }
 
+/// The sums of the receipts.
+#[derive(Clone, Copy, Debug)]
+pub struct ReceiptsSum(Checked);
+
+impl fmt::Display for ReceiptsSum {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Checked { receipts, numbers, head, .. } = self.0;
+        write!(formatter, "receipts: {receipts} receipts, {numbers} numbers, head {head}")
+    }
+}
+
 impl Findings {
     fn violation(&mut self, file: &str, kind: &'static str, what: &str) {
         let violations = self.violations.entry((file.to_owned(), kind)).or_default();
@@ -101,8 +118,15 @@ impl Findings {
 pub(crate) fn check(path: &Path) -> Result<Findings, FileError> {
     let survey = folder::survey(path)?;
     let mut findings = Findings::default();
+    let mut files = Vec::new();
     for (pool, shards) in &survey.pools {
-        check_pool(&PoolPaths::new(path, pool), shards.iter().copied(), &mut findings);
+        let paths = PoolPaths::new(path, pool);
+        files.extend(check_pool(&paths, shards.iter().copied(), &mut findings));
+    }
+    if survey.receipts
+        && let Err(error) = check_receipts(&path.join(RECEIPTS), &files, &mut findings)
+    {
+        findings.violation(RECEIPTS, "not readable", &error.to_string());
     }
     for file in survey.set_aside {
         findings.notes.push(format!(
@@ -120,11 +144,19 @@ pub(crate) fn check(path: &Path) -> Result<Findings, FileError> {
     Ok(findings)
 }
 
+/// A shard's file that could be read.
+struct ShardFile {
+    pool: PoolName,
+    space: Space,
+    path: PathBuf,
+}
+
+/// Checks a pool. Returns the files of its shards that could be read.
 fn check_pool(
     paths: &PoolPaths,
     shards: impl Iterator<Item = ShardIndex>,
     findings: &mut Findings,
-) {
+) -> Vec<ShardFile> {
     let name = file_name(&paths.ledger());
     let opened = Ledger::open_to_look(&paths.ledger()).and_then(|ledger| {
         let batches = ledger.audit(&mut |kind, what| findings.violation(&name, kind, &what))?;
@@ -134,14 +166,61 @@ fn check_pool(
         Ok(opened) => opened,
         Err(error) => {
             findings.violation(&name, "not readable", &error.to_string());
-            return;
+            return Vec::new();
         }
     };
-    let mut pool = PoolCheck { paths, ledger: &ledger, batches, files: Vec::new(), findings };
+    let (files, readable) = (Vec::new(), Vec::new());
+    let mut pool = PoolCheck { paths, ledger: &ledger, batches, files, readable, findings };
     for index in shards {
         pool.check_shard(index);
     }
+    let file = |path| ShardFile { pool: paths.pool().clone(), space: ledger.space().clone(), path };
+    let readable = pool.readable.drain(..).map(file).collect();
     pool.sum_up();
+    readable
+}
+
+/// Checks the receipts, and that their numbers are not unused in these files. Whether the ledgers have these numbers
+/// is not checked: in a fleet, an instance that began again keeps receipts of numbers that its ledgers never had.
+fn check_receipts(
+    path: &Path,
+    files: &[ShardFile],
+    findings: &mut Findings,
+) -> Result<(), VerifyError> {
+    // Each file of a shard is open, and another one in which SQLite sorts its values. If this fails, opening fails.
+    let _ = rlimit::increase_nofile_limit(OWN_FILES + 2 * files.len() as u64);
+    let connections = files.iter().map(|file| sqlite::open_to_look(&file.path));
+    let connections = connections.collect::<Result<Vec<_>, _>>().map_err(ShardError::from)?;
+    let selects = connections.iter().map(shard::select_unused);
+    let mut selects = selects.collect::<Result<Vec<_>, _>>()?;
+    let unused = selects.iter_mut().map(UnusedValues::new).collect::<Result<Vec<_>, _>>()?;
+    let mut shards: Vec<_> = files.iter().zip(unused).collect();
+    let mut failed = None;
+    let mut unused = |origin: &Origin, value| {
+        for (file, values) in &mut shards {
+            if origin.is(&file.pool, &file.space) {
+                match values.has(value) {
+                    Ok(false) => {}
+                    Ok(true) => return Some(file_name(&file.path)),
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        None
+    };
+    let checked = FileReader::new(path, false)
+        .check(&mut unused, &mut |kind, what| findings.violation(RECEIPTS, kind, &what))?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if let Some(Checked { not_compared: count @ 1.., .. }) = checked {
+        findings.notes.push(format!(
+            "{count} numbers of receipts were not compared with each other and with the shards, because they are \
+             not in the index: set receipts.lookups = true and start the server once"
+        ));
+    }
+    findings.receipts = checked.map(ReceiptsSum);
+    Ok(())
 }
 
 /// The check of one pool in progress.
@@ -151,6 +230,8 @@ struct PoolCheck<'p> {
     batches: Vec<Drawn>,
     /// The results for the files that can be served.
     files: Vec<Audit>,
+    /// All files that could be read.
+    readable: Vec<PathBuf>,
     findings: &'p mut Findings,
 }
 
@@ -201,6 +282,7 @@ impl PoolCheck<'_> {
         let name = file_name(path);
         match self.audit(&name, path) {
             Ok(audit) => {
+                self.readable.push(path.to_owned());
                 let label = &audit.label;
                 let expected = self.known(index, label).and_then(|known| known.expects(label));
                 if let Err(problem) = expected {
@@ -280,7 +362,7 @@ impl PoolCheck<'_> {
     }
 
     fn sum_up(self) {
-        let Self { paths, ledger, batches, files, findings } = self;
+        let Self { paths, ledger, batches, files, findings, .. } = self;
         let pooled = total(files.iter().map(|file| file.unused));
         let used = total(files.iter().map(|file| file.tally.count - file.unused));
         let here = |id: BatchId| files.iter().any(|file| file.label.batch == id);
@@ -325,6 +407,8 @@ enum VerifyError {
     Ledger(#[from] LedgerError),
     #[error("it can't be read: {0}")]
     Shard(#[from] ShardError),
+    #[error(transparent)]
+    Receipts(#[from] receipts::OpenError),
 }
 
 /// Returns the sum of the counts, or `u64::MAX` if it overflows: a damaged file may contain any count.

@@ -35,6 +35,9 @@ fn print(findings: &Findings) -> io::Result<()> {
     for sum in &findings.pools {
         writeln!(out, "{sum}")?;
     }
+    if let Some(sum) = &findings.receipts {
+        writeln!(out, "{sum}")?;
+    }
     for note in &findings.notes {
         writeln!(out, "note: {note}")?;
     }

@@ -1,6 +1,6 @@
 //! Reads a whole shard file and checks it. Changes nothing.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Rows, Statement};
 
 use super::{Header, Label, ShardError, checksum, read_header};
 use crate::batch::{Report, Tally, Token};
@@ -9,6 +9,7 @@ use crate::sqlite::{self, rusqlite};
 
 const SELECT_ALL: &str = "SELECT id, value, used FROM numbers ORDER BY id";
 const SELECT_USED: &str = "SELECT value FROM numbers WHERE used = 1";
+const SELECT_UNUSED: &str = "SELECT value FROM numbers WHERE used = 0 ORDER BY value";
 const SELECT_BLOCKS: &str = "SELECT block, unused, checksum FROM blocks ORDER BY block";
 const SELECT_TWICE: &str =
     "SELECT value FROM numbers GROUP BY value HAVING count(*) > 1 ORDER BY value LIMIT ?1";
@@ -147,4 +148,34 @@ pub(crate) fn twice(connection: &Connection, limit: usize) -> Result<Vec<Value>,
     let mut select = connection.prepare(SELECT_TWICE)?;
     let values = select.query_map([limit], |row| row.get(0).map(Value))?;
     Ok(values.collect::<Result<_, _>>()?)
+}
+
+/// Prepares to read the [unused values](UnusedValues) of a file.
+pub(crate) fn select_unused(connection: &Connection) -> Result<Statement<'_>, ShardError> {
+    Ok(connection.prepare(SELECT_UNUSED)?)
+}
+
+/// The unused values of a file. SQLite sorts them when the first one is needed.
+pub(crate) struct UnusedValues<'s> {
+    rows: Rows<'s>,
+    /// The value that was read last.
+    last: Option<Value>,
+}
+
+impl<'s> UnusedValues<'s> {
+    /// `select` is the statement of [`select_unused`].
+    pub(crate) fn new(select: &'s mut Statement<'_>) -> Result<Self, ShardError> {
+        Ok(Self { rows: select.query([])?, last: None })
+    }
+
+    /// Returns whether a value is unused. It must not be smaller than that of an earlier call.
+    pub(crate) fn has(&mut self, value: Value) -> Result<bool, ShardError> {
+        while self.last.is_none_or(|last| last < value) {
+            match self.rows.next()? {
+                Some(row) => self.last = Some(Value(row.get(0)?)),
+                None => return Ok(false),
+            }
+        }
+        Ok(self.last == Some(value))
+    }
 }
