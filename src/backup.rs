@@ -5,6 +5,9 @@
 //! The shards of each pool are copied first, and its ledger last. A value enters the ledger before its shard
 //! is served, so a ledger copied later has every value of the shards copied before. In the other order, a
 //! shard filled in between would have values that the copied ledger lacks and could draw again.
+//!
+//! The receipts are copied before all shards, because a number is marked as used in its shard before its receipt
+//! is saved. In the other order, a server on the copy would hand out numbers of copied receipts again.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,8 +18,9 @@ use rand::RngExt;
 use crate::batch::{Generation, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError, LockError};
-use crate::folder::{self, FLEET_RECORD, JSON_STORE, PoolPaths};
+use crate::folder::{self, FLEET_RECORD, JSON_STORE, PoolPaths, RECEIPTS};
 use crate::ledger::{Ledger, LedgerError};
+use crate::receipts;
 use crate::shard::{self, Label, Left, ShardError};
 use crate::sqlite;
 use crate::sqlite::rusqlite::{self, Connection};
@@ -69,6 +73,9 @@ pub enum BackupError {
     /// A copied ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The copied receipts can't be used.
+    #[error("the copy of the receipts can't be used: {0}")]
+    Receipts(receipts::OpenError),
     /// The copy has violations, so the folder probably has them too.
     #[error("the copy has violations, so {folder} probably has them too:\n{lines}")]
     NotWhole { folder: PathBuf, lines: String },
@@ -159,8 +166,11 @@ struct Copied {
 impl Copying<'_> {
     fn all(&self) -> Result<Copied, BackupError> {
         let survey = folder::survey(self.from)?;
-        if survey.pools.is_empty() && survey.store.is_none() {
+        if survey.pools.is_empty() && survey.store.is_none() && !survey.receipts {
             return Err(BackupError::Nothing(self.from.to_owned()));
+        }
+        if survey.receipts {
+            self.receipts()?;
         }
         // Invariant: copied before the shards. A step of the fence after this makes the copy a stale one.
         if let Some(record) = files::read(&self.from.join(FLEET_RECORD))? {
@@ -185,6 +195,14 @@ impl Copying<'_> {
         }
         let left_out = [survey.others, survey.set_aside].concat();
         Ok(Copied { burned, left_out, findings })
+    }
+
+    /// Copies the receipts.
+    fn receipts(&self) -> Result<(), BackupError> {
+        let copy = self.to.join(RECEIPTS);
+        // Invariant: copied before the shards, in which the numbers of all copied receipts are then marked as used.
+        self.database(&self.from.join(RECEIPTS), &copy)?;
+        receipts::mark_copy(&copy).map_err(BackupError::Receipts)
     }
 
     /// Copies a pool. Returns how many of its numbers are burned in the copy.

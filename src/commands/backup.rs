@@ -13,7 +13,7 @@ use crate::config::Location;
 
 /// The warning about a restored copy.
 const WARNING: &str = "A server on this copy does not know the numbers that are issued from now on, \
-    and can hand them out again.";
+    and can hand them out again. Nor does it know the idempotency keys that are used from now on.";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
@@ -41,6 +41,9 @@ fn print(summary: &Summary, to: &Path) -> io::Result<()> {
         writeln!(out, "{name:<32} {:>10.2} MB", *bytes as f64 / 1e6)?;
     }
     for sum in &summary.findings.pools {
+        writeln!(out, "{sum}")?;
+    }
+    if let Some(sum) = &summary.findings.receipts {
         writeln!(out, "{sum}")?;
     }
     for note in &summary.findings.notes {
