@@ -8,12 +8,14 @@ mod exit;
 mod export;
 mod fleet;
 mod health;
+mod receipts;
 mod serve;
 mod shell;
 mod status;
 mod token;
 mod verify;
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,6 +72,8 @@ enum Command {
     Verify(verify::Flags),
     /// Writes the numbers or codes of a pool, one a line; its server must not be running
     Export(export::Flags),
+    /// Prints which numbers were given to which caller, even while the server is running
+    Receipts(receipts::Flags),
     /// Prints a script that makes a shell complete the commands and flags of tombola
     Completions(shell::CompletionFlags),
     /// Prints the manual page, or writes one for each command
@@ -93,6 +97,7 @@ impl Arguments {
             Command::Backup(flags) => backup::run(flags),
             Command::Verify(flags) => verify::run(flags),
             Command::Export(flags) => export::run(flags),
+            Command::Receipts(flags) => receipts::run(flags),
             Command::Completions(flags) => shell::completions(&flags),
             Command::Man(flags) => shell::man(&flags),
         }
@@ -102,7 +107,11 @@ impl Arguments {
 /// Returns the data folder for a command that needs an existing one.
 fn existing_folder(location: Location) -> anyhow::Result<PathBuf> {
     sqlite::check_version().map_err(anyhow::Error::msg)?;
-    let dir = Config::load(&Overrides { location, ..Overrides::default() })?.dir;
+    existing(Config::load(&Overrides { location, ..Overrides::default() })?.dir)
+}
+
+/// Returns the folder if it exists.
+fn existing(dir: PathBuf) -> anyhow::Result<PathBuf> {
     if files::length_bytes(&dir)?.is_none() {
         bail!("there is no folder {}: name another with --data-dir", dir.display());
     }
@@ -118,6 +127,20 @@ fn lock(dir: &Path, advice: &str) -> anyhow::Result<Lock> {
         }
         other @ LockError::File(_) => other.into(),
     })
+}
+
+/// Returns the result of printing. If the reader has closed the pipe, that is no error.
+fn unless_pipe_is_closed(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error)
+            if error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) =>
+        {
+            Ok(())
+        }
+        printed => printed,
+    }
 }
 
 /// Runs a future to its end on a runtime of one thread.

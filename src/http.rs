@@ -40,6 +40,7 @@ use self::guard::Admitted;
 pub(crate) use self::guard::Guard;
 pub(crate) use self::keyed::Keeper;
 use self::lines::Format;
+pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
 use self::query::{Parameters, Wanted};
 use self::ready::Readiness;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -50,15 +50,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
             write(&paths, flags.issued, &file).and_then(|()| Ok(file.sync_all()?))
         }
     };
-    match written {
-        // The reader has closed the pipe, which is no error.
-        Err(error) if is_closed_pipe(&error) => Ok(()),
-        written => written,
-    }
-}
-
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    super::unless_pipe_is_closed(written)
 }
 
 fn write(paths: &PoolPaths, issued: bool, to: impl Write) -> anyhow::Result<()> {

@@ -77,10 +77,9 @@ impl Format {
     }
 }
 
-/// Appends a field of CSV, in quotes if it needs them (RFC 4180, section 2). The texts of numbers contain no
-/// line breaks.
-fn push_field(text: &str, lines: &mut String) {
-    if text.contains(['"', ',']) {
+/// Appends a field of CSV, in quotes if it needs them (RFC 4180, section 2).
+pub(crate) fn push_field(text: &str, lines: &mut String) {
+    if text.contains(['"', ',', '\n', '\r']) {
         lines.extend(["\"", &text.replace('"', "\"\""), "\""]);
     } else {
         lines.push_str(text);
