@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use anyhow::anyhow;
 
 use super::serve;
-use crate::config::{AuthConfig, Config, Origin, Setting};
+use crate::config::{AuthConfig, Config, Origin, ReceiptStoreConfig, Recorded, Setting};
 use crate::figures::thousands;
 use crate::server;
 use crate::space::{CodeFormat, Space, Value};
@@ -63,6 +63,9 @@ fn print(config: &Config, settings: &[Setting]) -> io::Result<()> {
             }
         }
     }
+    for remark in receipts(config) {
+        writeln!(out, "\n# {remark}")?;
+    }
     if let AuthConfig::Unsaid = config.auth {
         writeln!(out, "\n# No authentication: any process on this machine may send requests.")?;
     }
@@ -84,6 +87,35 @@ fn codes(space: &Space, format: &CodeFormat) -> String {
         }
     }
     text
+}
+
+/// Returns remarks about receipts and idempotency keys.
+fn receipts(config: &Config) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let all = config.pools.iter().filter(|pool| pool.receipts == Recorded::All);
+    let all: Vec<_> = all.map(|pool| pool.name.as_str()).collect();
+    if !all.is_empty() {
+        remarks.push(format!(
+            "Each response of {} is sent only after its receipt is saved. Receipts are never removed.",
+            all.join(", ")
+        ));
+    }
+    if config.fleet.is_some() {
+        match &config.receipts.store {
+            _ if !config.receipts.keys => remarks.push(
+                "Requests with an Idempotency-Key are refused: other instances of the fleet would not know it. Set \
+                 receipts.store."
+                    .to_owned(),
+            ),
+            ReceiptStoreConfig::Folder => remarks.push(
+                "Warning: receipts.store = \"folder\" is right only if the fleet has no other instance, because that \
+                 would not know the idempotency keys used here."
+                    .to_owned(),
+            ),
+            ReceiptStoreConfig::Postgres(_) => {}
+        }
+    }
+    remarks
 }
 
 /// Returns the probability that at least one of `guesses` guesses hits one of 1,000 issued codes, or of all codes
