@@ -1,6 +1,5 @@
 //! One instance of the fleet, which is stopped and started, and its clients, which stay.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::seen::Seen;
 use crate::store::copy_folder;
-use crate::support::{Answer, Client, Config, Finished, Server, Site, eventually, random};
+use crate::support::{Answer, Client, Clock, Config, Finished, Server, Site, eventually, random};
 
 /// The count of clients of each instance.
 pub(crate) const CLIENTS: usize = 64;
@@ -61,19 +60,6 @@ pub(crate) struct Instance {
     clock: Option<Clock>,
 }
 
-/// A wall clock of its own, by libfaketime. The file sets its offset; the monotonic clock is not changed.
-struct Clock {
-    library: PathBuf,
-    file: PathBuf,
-}
-
-/// Returns the path where Debian installs libfaketime, in the folder of the machine's architecture.
-fn faketime() -> Option<PathBuf> {
-    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
-    paths.find(|path| path.exists())
-}
-
 impl Instance {
     /// Returns an instance whose clients run and wait until it starts.
     pub(crate) fn new(
@@ -94,9 +80,8 @@ impl Instance {
             };
             clients.spawn(caller.ask(index, at.subscribe(), stop.clone()));
         }
-        let file = site.folder().join("clock");
-        let clock = faketime().map(|library| Clock { library, file });
-        let instance = Self {
+        let clock = Clock::new(&site);
+        Self {
             name,
             tally,
             tried_again: 0,
@@ -107,9 +92,7 @@ impl Instance {
             at,
             clients,
             clock,
-        };
-        instance.shift_clock(0);
-        instance
+        }
     }
 
     pub(crate) fn has_clock(&self) -> bool {
@@ -119,18 +102,14 @@ impl Instance {
     /// Sets the offset of its wall clock, even while it runs.
     pub(crate) fn shift_clock(&self, seconds: i64) {
         if let Some(clock) = &self.clock {
-            // The file is replaced as a whole, because half a file would be another time.
-            let next = clock.file.with_extension("next");
-            std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
-            std::fs::rename(next, &clock.file).unwrap();
+            clock.shift(seconds);
         }
     }
 
     fn command(&self) -> Command {
         let mut command = self.site.tombola();
         if let Some(clock) = &self.clock {
-            command.env("LD_PRELOAD", &clock.library);
-            command.env("FAKETIME_TIMESTAMP_FILE", &clock.file);
+            clock.set(&mut command);
             command.env("FAKETIME_CACHE_DURATION", "1");
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }

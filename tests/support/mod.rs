@@ -233,6 +233,38 @@ impl Site {
     }
 }
 
+/// The clocks of a server, by libfaketime. A file sets their offset, even while the server runs.
+pub(crate) struct Clock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Clock {
+    /// Returns a clock without an offset for the servers of a site, or `None` if libfaketime is not installed.
+    pub(crate) fn new(site: &Site) -> Option<Self> {
+        // Debian installs it in the folder of the machine's architecture.
+        let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+        let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+        let library = paths.find(|path| path.exists())?;
+        let clock = Self { library, file: site.folder().join("clock") };
+        clock.shift(0);
+        Some(clock)
+    }
+
+    pub(crate) fn shift(&self, seconds: i64) {
+        // The file is replaced as a whole, because half a file would be another time.
+        let next = self.file.with_extension("next");
+        std::fs::write(&next, format!("{seconds:+}\n")).unwrap();
+        std::fs::rename(next, &self.file).unwrap();
+    }
+
+    /// Gives a server this clock. Unless another variable says so, its monotonic clock is shifted too.
+    pub(crate) fn set(&self, command: &mut Command) {
+        command.env("LD_PRELOAD", &self.library);
+        command.env("FAKETIME_TIMESTAMP_FILE", &self.file);
+    }
+}
+
 /// A child process that ends with its test, and whose output is kept.
 pub(crate) struct Process {
     child: Child,
