@@ -17,8 +17,8 @@ use deadpool_sqlite::rusqlite::Connection;
 use reqwest::Method;
 use serde_json::Value;
 use support::{
-    Answer, Client, Clock, Config, Finished, Server, Site, Token, column, eventually, integers,
-    run, skipped, with_tokens,
+    Answer, Client, Clock, Config, Finished, Server, Site, Token, column, eventually, run, skipped,
+    with_tokens,
 };
 use tokio::task::JoinSet;
 

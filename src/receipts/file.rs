@@ -46,6 +46,7 @@ const CREATE: &str = "
         known_since INTEGER NOT NULL,  -- ms since 1970: all keys used since then are known
         is_copy     INTEGER NOT NULL DEFAULT 0, -- keys used after the copy was made are not known
         clock_at    INTEGER NOT NULL,  -- ms since 1970: the clock when it was last trusted
+        keyed_to    INTEGER NOT NULL,  -- the last receipt whose key is in a bucket, if it has one
         indexed_to  INTEGER NOT NULL   -- the last receipt whose numbers are in the index
     ) STRICT;
     CREATE TABLE pools (
@@ -76,7 +77,7 @@ const CREATE: &str = "
     CREATE INDEX receipts_by_label ON receipts (label) WHERE label IS NOT NULL;";
 
 const INSERT_STATE: &str =
-    "INSERT INTO state (known_since, clock_at, indexed_to) VALUES (?1, ?1, 0)";
+    "INSERT INTO state (known_since, clock_at, keyed_to, indexed_to) VALUES (?1, ?1, 0, 0)";
 const SELECT_STATE: &str = "SELECT known_since, is_copy FROM state";
 const UPDATE_KNOWN_SINCE: &str = "UPDATE state SET known_since = ?1, is_copy = 0";
 const UPDATE_NOTHING: &str = "UPDATE state SET is_copy = is_copy";
@@ -234,8 +235,10 @@ impl ReceiptFile {
 impl ReceiptStore for ReceiptFile {
     fn find(&mut self, keys: &[KeyDigest]) -> Result<Vec<Option<Receipt>>, StoreError> {
         let found = self.work(|open| {
-            let find = |&key: &KeyDigest| match open.keys.find(&open.connection, key)? {
-                Some(seq) => read::receipt(&open.connection, &open.known, seq),
+            // One transaction, because each one locks the file.
+            let transaction = open.connection.unchecked_transaction()?;
+            let find = |&key: &KeyDigest| match open.keys.find(&transaction, key)? {
+                Some(seq) => read::receipt(&transaction, &open.known, seq),
                 None => Ok(None),
             };
             keys.iter().map(find).collect()
@@ -276,8 +279,12 @@ impl ReceiptStore for ReceiptFile {
     fn close(mut self: Box<Self>) -> Result<(), StoreError> {
         match self.open.take() {
             None => Ok(()),
-            Some(Open { connection, .. }) => {
-                sqlite::close(connection).map_err(|error| StoreError::Unknown(error.to_string()))
+            Some(mut open) => {
+                let flushed =
+                    open.keys.flush(&mut open.connection, SystemTime::now(), open.head.seq);
+                flushed
+                    .and_then(|()| sqlite::close(open.connection))
+                    .map_err(|error| StoreError::Unknown(error.to_string()))
             }
         }
     }
@@ -325,8 +332,6 @@ impl Open {
     /// Saves the drafts with one commit.
     fn save(&mut self, drafts: &[&Draft]) -> Result<(), rusqlite::Error> {
         let transaction = self.connection.transaction()?;
-        let now = SystemTime::now();
-        let bucket = self.keys.current(&transaction, now, self.head.seq + 1)?;
         let mut head = self.head;
         let mut known = Additions::default();
         for draft in drafts {
@@ -342,16 +347,17 @@ impl Open {
             };
             head = link.append(head);
             insert(&transaction, head, draft, (pool, caller))?;
-            if let Some(key) = draft.key {
-                bucket.insert(&transaction, key, head.seq)?;
-            }
         }
         self.undecided = Some(head);
         // Invariant: saved, durably, before its numbers are handed out.
         transaction.commit()?;
         self.undecided = None;
+        for (draft, seq) in drafts.iter().zip(self.head.seq + 1..) {
+            if let Some(key) = draft.key {
+                self.keys.add(key, seq);
+            }
+        }
         self.head = head;
-        self.keys.committed(bucket);
         self.known.add(known);
         if let Some(index) = &mut self.index {
             index.waiting += drafts.iter().map(|draft| draft.count).sum::<usize>();
@@ -367,7 +373,9 @@ impl Open {
 
     fn tidy(&mut self) -> Result<(), rusqlite::Error> {
         self.extend_index()?;
-        self.keys.expire(&mut self.connection, SystemTime::now())?;
+        let now = SystemTime::now();
+        self.keys.extend(&mut self.connection, now, self.head.seq)?;
+        self.keys.expire(&mut self.connection, now)?;
         if sqlite::log_backlog(&self.connection)? >= LOG_PAGES {
             sqlite::checkpoint(&self.connection, Checkpoint::Passive)?;
         }

@@ -139,6 +139,10 @@ impl ReceiptReader for NoReader {
         unreachable!()
     }
 
+    fn head(&self) -> Result<Head, StoreError> {
+        unreachable!()
+    }
+
     fn of_number(&self, _: &PoolName, _: Value) -> Result<Option<Receipt>, StoreError> {
         unreachable!()
     }

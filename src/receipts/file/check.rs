@@ -42,6 +42,7 @@ struct Check<'c> {
     known: Known,
     /// Newest first.
     buckets: Vec<Bucket>,
+    keyed_to: u64,
     /// The last receipt that is in the index.
     indexed_to: u64,
     hash: RandomState,
@@ -71,11 +72,12 @@ pub(super) fn check(
         connection,
         known: Known::read(connection)?,
         buckets: keys::buckets(connection)?,
+        keyed_to: keys::keyed_to(connection)?,
         indexed_to: index::indexed_to(connection)?,
         hash: RandomState::new(),
     };
     let Sums { checked, keys, indexed, tail } = check.receipts(report)?;
-    check.keys(&keys, checked.head, report)?;
+    check.keys(&keys, report)?;
     check.numbers(indexed, tail, unused, report)?;
     Ok(checked)
 }
@@ -121,6 +123,7 @@ impl Check<'_> {
     fn add(&self, pool: i64, receipt: &Receipt, sums: &mut Sums) {
         let seq = receipt.seq;
         if let Some(key) = receipt.key
+            && seq <= self.keyed_to
             && let Some(at) = self.buckets.iter().position(|bucket| bucket.first_seq <= seq)
         {
             sums.keys[at].add(self.hash.hash_one((key, seq)));
@@ -139,12 +142,7 @@ impl Check<'_> {
     }
 
     /// Compares the keys with those of the receipts.
-    fn keys(
-        &self,
-        expected: &[Tally],
-        head: Head,
-        report: Report<'_>,
-    ) -> Result<(), rusqlite::Error> {
+    fn keys(&self, expected: &[Tally], report: Report<'_>) -> Result<(), rusqlite::Error> {
         let mut found = vec![Tally::default(); self.buckets.len()];
         let mut last = None;
         keys::each(self.connection, &self.buckets, &mut |bucket, key, seq| {
@@ -156,7 +154,7 @@ impl Check<'_> {
                 report("a key twice", what);
             }
         })?;
-        let mut end = head.seq + 1;
+        let mut end = self.keyed_to + 1;
         for ((bucket, found), expected) in self.buckets.iter().zip(found).zip(expected) {
             if found != *expected {
                 let what = format!(

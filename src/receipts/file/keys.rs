@@ -1,6 +1,11 @@
 //! The idempotency keys of a file of receipts, in a table for each bucket of time, so that expired keys are
-//! removed by dropping a table. Knows nothing of receipts but their sequence numbers.
+//! removed by dropping a table. Knows nothing of receipts but their keys and sequence numbers.
+//!
+//! Keys are random, so each of them would change a page of its own. Therefore the keys of the latest receipts
+//! are only in memory, and are added to a table together, in the order of the table. A start reads them from
+//! their receipts.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
@@ -27,6 +32,15 @@ const DELETE_BUCKET: &str = "DELETE FROM buckets WHERE id = ?1";
 const SELECT_CLOCK: &str = "SELECT clock_at FROM state";
 const UPDATE_CLOCK: &str = "UPDATE state SET clock_at = ?1";
 
+const SELECT_KEYED: &str = "SELECT keyed_to FROM state";
+const UPDATE_KEYED: &str = "UPDATE state SET keyed_to = ?1";
+const SELECT_RECENT: &str =
+    "SELECT key_digest, seq FROM receipts WHERE seq > ?1 AND key_digest IS NOT NULL";
+
+/// The keys in memory after which they are added to a table. With more, this would take longer than requests
+/// should wait: 4096 pages of a large table are read and written.
+const RECENT_MAX: usize = 4096;
+
 /// A bucket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
@@ -37,24 +51,15 @@ pub(super) struct Bucket {
     ended_at: Option<SystemTime>,
 }
 
-impl Bucket {
-    pub(super) fn insert(
-        self,
-        transaction: &Transaction<'_>,
-        key: KeyDigest,
-        seq: u64,
-    ) -> Result<(), rusqlite::Error> {
-        let sql = format!("INSERT INTO keys_{} (key_digest, seq) VALUES (?1, ?2)", self.id);
-        transaction.prepare_cached(&sql)?.execute((key.0, seq)).map(drop)
-    }
-}
-
 /// The buckets, newest first, and the clock that decides when they expire.
 #[derive(Debug)]
 pub(super) struct Keys {
     keep: Duration,
     buckets: Vec<Bucket>,
     clock: Clock,
+    /// The keys of the receipts after `keyed_to`, which are in no bucket yet.
+    recent: HashMap<KeyDigest, u64>,
+    keyed_to: u64,
 }
 
 impl Keys {
@@ -62,7 +67,12 @@ impl Keys {
         let buckets = buckets(connection)?;
         let trusted = from_millis(connection.query_row(SELECT_CLOCK, [], |row| row.get(0))?);
         let clock = Clock::new(keep / BUCKETS, trusted, SystemTime::now(), Instant::now());
-        Ok(Self { keep, buckets, clock })
+        let keyed_to = keyed_to(connection)?;
+        let mut select = connection.prepare(SELECT_RECENT)?;
+        let recent = select
+            .query_map([keyed_to], |row| Ok((KeyDigest(row.get(0)?), row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        Ok(Self { keep, buckets, clock, recent, keyed_to })
     }
 
     /// Returns the sequence number of a key's receipt.
@@ -71,6 +81,9 @@ impl Keys {
         connection: &Connection,
         key: KeyDigest,
     ) -> Result<Option<u64>, rusqlite::Error> {
+        if let Some(&seq) = self.recent.get(&key) {
+            return Ok(Some(seq));
+        }
         for bucket in &self.buckets {
             let sql = format!("SELECT seq FROM keys_{} WHERE key_digest = ?1", bucket.id);
             let mut select = connection.prepare_cached(&sql)?;
@@ -82,29 +95,86 @@ impl Keys {
         Ok(None)
     }
 
-    /// Returns the bucket for new keys, and creates it if a new one is due. `next_seq` is the next receipt. Once
-    /// the transaction is committed, pass the bucket to [`committed`](Self::committed).
-    pub(super) fn current(
+    /// Notes the key of a receipt that was saved.
+    pub(super) fn add(&mut self, key: KeyDigest, seq: u64) {
+        self.recent.insert(key, seq);
+    }
+
+    /// Adds the keys in memory to a bucket if there are many or the newest bucket is due. `last` is the last
+    /// receipt.
+    pub(super) fn extend(
+        &mut self,
+        connection: &mut Connection,
+        now: SystemTime,
+        last: u64,
+    ) -> Result<(), rusqlite::Error> {
+        let is_due = self.newest().is_some_and(|newest| self.is_due(newest, now));
+        if self.recent.len() >= RECENT_MAX || is_due {
+            self.flush(connection, now, last)?;
+        }
+        Ok(())
+    }
+
+    /// Adds all keys in memory to the newest bucket, and ends it if it is due.
+    pub(super) fn flush(
+        &mut self,
+        connection: &mut Connection,
+        now: SystemTime,
+        last: u64,
+    ) -> Result<(), rusqlite::Error> {
+        let newest = self.newest();
+        let is_due = newest.is_some_and(|newest| self.is_due(newest, now));
+        if self.recent.is_empty() && !is_due {
+            return Ok(());
+        }
+        let transaction = connection.transaction()?;
+        let mut bucket = match newest {
+            Some(newest) => newest,
+            None => self.begin(&transaction, now)?,
+        };
+        let mut keys: Vec<_> = self.recent.iter().map(|(key, seq)| (key.0, *seq)).collect();
+        keys.sort_unstable();
+        let sql = format!("INSERT INTO keys_{} (key_digest, seq) VALUES (?1, ?2)", bucket.id);
+        {
+            let mut insert = transaction.prepare_cached(&sql)?;
+            for key in keys {
+                insert.execute(key)?;
+            }
+        }
+        transaction.execute(UPDATE_KEYED, [last])?;
+        if is_due {
+            transaction.execute(END_BUCKET, [bucket.id, to_millis(now)])?;
+            bucket.ended_at = Some(now);
+        }
+        transaction.commit()?;
+        match newest {
+            Some(_) => self.buckets[0] = bucket,
+            None => self.buckets.insert(0, bucket),
+        }
+        self.recent.clear();
+        self.keyed_to = last;
+        Ok(())
+    }
+
+    /// Returns the bucket for new keys, unless it has ended.
+    fn newest(&self) -> Option<Bucket> {
+        self.buckets.first().copied().filter(|bucket| bucket.ended_at.is_none())
+    }
+
+    /// Creates a bucket for the keys that are in none.
+    fn begin(
         &self,
         transaction: &Transaction<'_>,
         now: SystemTime,
-        next_seq: u64,
     ) -> Result<Bucket, rusqlite::Error> {
-        let newest = self.buckets.first();
-        if let Some(&open) = newest.filter(|bucket| bucket.ended_at.is_none()) {
-            if !self.is_due(open, now) {
-                return Ok(open);
-            }
-            transaction.execute(END_BUCKET, [open.id, to_millis(now)])?;
-        }
-        let id = newest.map_or(1, |newest| newest.id + 1);
-        transaction.execute(INSERT_BUCKET, (id, next_seq, to_millis(now)))?;
+        let (id, first_seq) =
+            (self.buckets.first().map_or(1, |newest| newest.id + 1), self.keyed_to + 1);
+        transaction.execute(INSERT_BUCKET, (id, first_seq, to_millis(now)))?;
         transaction.execute_batch(&format!(
             "CREATE TABLE keys_{id} (key_digest BLOB PRIMARY KEY, seq INTEGER NOT NULL)
              STRICT, WITHOUT ROWID"
         ))?;
-        let began_at = from_millis(to_millis(now));
-        Ok(Bucket { id, first_seq: next_seq, began_at, ended_at: None })
+        Ok(Bucket { id, first_seq, began_at: from_millis(to_millis(now)), ended_at: None })
     }
 
     /// Returns whether later keys belong to another bucket.
@@ -112,21 +182,8 @@ impl Keys {
         now.duration_since(bucket.began_at).is_ok_and(|age| age >= self.keep / BUCKETS)
     }
 
-    /// Notes the bucket of a transaction that was committed.
-    pub(super) fn committed(&mut self, bucket: Bucket) {
-        match self.buckets.first_mut() {
-            Some(newest) if newest.id == bucket.id => {}
-            newest => {
-                if let Some(newest) = newest {
-                    newest.ended_at.get_or_insert(bucket.began_at);
-                }
-                self.buckets.insert(0, bucket);
-            }
-        }
-    }
-
-    /// Drops the buckets whose keys have all expired, and ends the newest one when it is due. Looks at the clock
-    /// at most a few times in the time of a bucket.
+    /// Drops the buckets whose keys have all expired, after the newest one was [extended](Self::extend) and ended if
+    /// it is due. Looks at the clock at most a few times in the time of a bucket.
     pub(super) fn expire(
         &mut self,
         connection: &mut Connection,
@@ -139,14 +196,6 @@ impl Keys {
             return Ok(());
         }
         connection.execute(UPDATE_CLOCK, [to_millis(now)])?;
-        // A key must expire even if no later one follows it.
-        if let Some(&newest) = self.buckets.first()
-            && newest.ended_at.is_none()
-            && self.is_due(newest, now)
-        {
-            connection.execute(END_BUCKET, [newest.id, to_millis(now)])?;
-            self.buckets[0].ended_at = Some(now);
-        }
         let expired = |bucket: &Bucket| {
             let age = bucket.ended_at.and_then(|ended_at| now.duration_since(ended_at).ok());
             age.is_some_and(|age| age > self.keep)
@@ -166,6 +215,11 @@ impl Keys {
         }
         Ok(())
     }
+}
+
+/// Returns the last receipt whose key is in a bucket, if it has one.
+pub(super) fn keyed_to(connection: &Connection) -> Result<u64, rusqlite::Error> {
+    connection.query_row(SELECT_KEYED, [], |row| row.get(0))
 }
 
 /// Returns the buckets, newest first.
