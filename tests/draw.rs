@@ -90,8 +90,8 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 fn chunk_of(head: &str) -> usize {
     let key = header(head, "idempotency-key").unwrap();
-    let chunk = key.strip_prefix("\"spring26/").and_then(|rest| rest.strip_suffix('"'));
-    chunk.unwrap_or_else(|| panic!("{key}")).parse().unwrap()
+    let (_, chunk) = key.strip_suffix('"').unwrap().rsplit_once('/').unwrap();
+    chunk.parse().unwrap()
 }
 
 fn serve(
@@ -252,7 +252,8 @@ async fn each_chunk_is_a_request_with_a_key_of_its_own() {
     let mut heads = stub.heads();
     heads.sort_by_key(|head| chunk_of(head));
     assert_eq!(heads.len(), 3);
-    for (head, count) in heads.iter().zip([10, 10, 5]) {
+    for (head, (chunk, count)) in heads.iter().zip([(1, 10), (2, 10), (3, 5)]) {
+        assert_eq!(header(head, "idempotency-key"), Some(&*format!("\"spring26/{chunk}\"")));
         let target = format!("/random?type=int&count={count}&label=spring+%26+co");
         assert!(head.starts_with(&format!("POST {target} HTTP/1.1\r\n")), "{head}");
         assert_eq!(header(head, "accept"), Some("text/csv"));
@@ -570,6 +571,13 @@ async fn the_chunks_of_a_draw_keep_their_size() {
         .filter(|head| head.contains("count=4&") || head.contains("count=4 "))
         .count();
     assert_eq!(counts, 5);
+    // Also after the file was moved away. The record says nothing about another key.
+    for (key, chunks) in [("spring26", 7), ("summer26", 3)] {
+        std::fs::remove_file(site.folder().join("codes.csv")).unwrap();
+        let before = stub.heads().len();
+        ends(draw_of(&site, &stub.url, ("int", key), 25, "codes.csv", &[]), 0).await;
+        assert_eq!(stub.heads().len() - before, chunks, "{key}");
+    }
     ends(draw(&site, &stub.url, 25, "-", &["--chunk", "30"]), 0).await;
     assert!(stub.heads().last().unwrap().contains("count=25"));
 }

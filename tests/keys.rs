@@ -14,7 +14,7 @@ use support::{Config, Server, Site};
 
 /// Returns a config with two pools.
 fn config() -> Config {
-    Config::new().int_and_float(99_999, 2, 1_000)
+    Config::new().int_and_float(99_999, 2, 5_000)
 }
 
 /// The status, the body and whether the response is a replay.

@@ -21,9 +21,7 @@ use self::output::{Output, Paths};
 use super::client;
 use super::exit::{Ended, Exit};
 use crate::figures::thousands;
-
-/// The longest `Idempotency-Key` that the server accepts.
-const KEY_LENGTH_MAX: usize = 255;
+use crate::receipts::KEY_BYTES_MAX;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
@@ -169,7 +167,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let credentials = client::credentials(flags.token_file)?;
     let server = flags.target.server()?;
     let paths = (flags.out != Path::new("-")).then(|| Paths::new(&flags.out));
-    let record = paths.as_ref().map(Paths::record).transpose()?.flatten();
+    let record = paths.as_ref().map(|paths| paths.record(&flags.key)).transpose()?.flatten();
     let patience = Duration::from_secs(flags.patience.into());
     super::block_on(async {
         let requests = Requests::new(server, credentials, patience);
@@ -185,9 +183,9 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
             format: flags.format.unwrap_or_else(|| Format::of(&flags.out)),
             chunk,
         };
-        if draw.key_of(draw.chunks()).len() > KEY_LENGTH_MAX {
+        if draw.key_of(draw.chunks()).len() > KEY_BYTES_MAX {
             let problem = format!(
-                "--key is too long: the key of the last chunk, KEY/{}, may have {KEY_LENGTH_MAX} characters",
+                "--key is too long: the key of the last chunk, KEY/{}, may have {KEY_BYTES_MAX} characters",
                 draw.chunks()
             );
             return Err(Ended::error(Exit::Settings, problem));

@@ -356,7 +356,8 @@ mod tests {
         check(0, 1);
         check(127, 1);
         check(128, 2);
-        check(-128, 2);
+        check(-128, 1);
+        check(-129, 2);
         check((1 << 53) - 1, 7);
         check(10_i64.pow(10) - 1, 5);
         check(i64::MAX, 8);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::Draw;
+use super::{Draw, Key};
 use crate::commands::exit::{Ended, Exit};
 use crate::files;
 
@@ -60,21 +60,22 @@ impl Paths {
         Self { out: out.to_owned(), partial, record }
     }
 
-    /// Returns the record of an earlier run.
+    /// Returns the record of the existing file, or of an earlier run with this key whose file is gone.
     ///
     /// # Errors
     /// [`Exit::Settings`] if there is a file without a record.
-    pub(super) fn record(&self) -> anyhow::Result<Option<Record>> {
-        if let Some(content) = files::read(&self.record)? {
-            let record = serde_json::from_slice(&content);
-            return record.map(Some).map_err(|error| {
-                self.refusal(&format!("it is not the record of a draw ({error})"), &self.record)
-            });
-        }
-        match self.existing()? {
-            Some(path) => Err(self.refusal("no draw is recorded for it", path)),
-            None => Ok(None),
-        }
+    pub(super) fn record(&self, key: &Key) -> anyhow::Result<Option<Record>> {
+        let existing = self.existing()?;
+        let Some(content) = files::read(&self.record)? else {
+            return match existing {
+                Some(path) => Err(self.refusal("no draw is recorded for it", path)),
+                None => Ok(None),
+            };
+        };
+        let record: Record = serde_json::from_slice(&content).map_err(|error| {
+            self.refusal(&format!("it is not the record of a draw ({error})"), &self.record)
+        })?;
+        Ok(Some(record).filter(|record| existing.is_some() || record.draw.key == *key))
     }
 
     /// Opens the file for the chunks that it lacks. Returns `None` if an earlier run of this draw completed it.

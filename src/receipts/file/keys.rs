@@ -108,7 +108,11 @@ impl Keys {
         now: SystemTime,
         last: u64,
     ) -> Result<(), rusqlite::Error> {
-        let is_due = self.newest().is_some_and(|newest| self.is_due(newest, now));
+        // A bucket begins with its first key.
+        let is_due = match self.newest() {
+            Some(newest) => self.is_due(newest, now),
+            None => !self.recent.is_empty(),
+        };
         if self.recent.len() >= RECENT_MAX || is_due {
             self.flush(connection, now, last)?;
         }
