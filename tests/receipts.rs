@@ -745,11 +745,15 @@ impl Shifted {
     }
 
     /// Sends a request with a key when the server's clocks have this offset. After the response, the server may look
-    /// at the clock. It has done so once it responds to the repetition.
+    /// at the clock. It has done so once it looked for another key, of a request that gets no numbers.
     async fn at(&self, seconds: i64, key: &str) -> Answer {
         self.clock.shift(seconds);
-        let answer = keyed(&self.server.client().at("127.0.0.1"), key, "").await;
-        keyed(&self.server.client().at("127.0.0.1"), key, "").await;
+        let client = self.server.client().at("127.0.0.1");
+        let answer = keyed(&client, key, "").await;
+        let header = [("idempotency-key", "other")];
+        let target = "/random?type=tiny&count=2";
+        let none = client.send_with(Method::POST, target, &header).await.unwrap();
+        assert!([410, 503].contains(&none.status), "{}", none.body);
         answer
     }
 
@@ -759,7 +763,7 @@ impl Shifted {
 }
 
 fn config_of_an_hour() -> Config {
-    config().set("receipts.keep", "'1h'")
+    config().set("receipts.keep", "'1h'").pool("tiny", 0, 0, 1, 1)
 }
 
 /// A key is honoured for `keep` at least, and for a quarter and two looks more at most.
