@@ -2,12 +2,12 @@
 //! of HTTP or of how numbers are made.
 //!
 //! A request that leaves a receipt [reserves](crate::pool::Reservation) its numbers, which are durably marked as
-//! used already. The [desk](desk) saves the receipt, and only then hands out the numbers:
+//! used already. The [desk] saves the receipt, and only then hands out the numbers:
 //! ```text
 //! wait for those under way with the same key -> look for its receipt -> reserve -> save -> respond
 //! ```
 //! So a repetition of a request gets the numbers of the receipt, whatever failed in between. The desk owns
-//! the [store](store), a [file](file) or a PostgreSQL database.
+//! the [store], a [file](mod@file) or a PostgreSQL database.
 
 mod chain;
 mod clock;

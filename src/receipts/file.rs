@@ -2,7 +2,7 @@
 //! requests.
 //!
 //! The receipts are the truth, and everything else can be derived from them: the keys, in a table for each
-//! [bucket](keys) of time, and the [index](index) of numbers.
+//! [bucket](keys) of time, and the [index] of numbers.
 
 mod check;
 mod index;
