@@ -14,6 +14,8 @@ mod clock;
 mod desk;
 mod file;
 mod flights;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod record;
 mod store;
 

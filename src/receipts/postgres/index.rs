@@ -1,0 +1,97 @@
+//! The index of numbers, which finds the receipt of a number without a scan. It is extended after receipts are saved,
+//! so that saving does not wait for it.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use super::super::record::Receipt;
+use super::super::store::Filter;
+use super::heads::{SpaceState, seq_to_sql};
+use super::rows;
+use super::session::Failure;
+use crate::config::PoolName;
+use crate::space::Value;
+
+/// The most receipts that are read at once.
+const STEP_RECEIPTS: usize = 1_000;
+
+/// The numbers that are inserted with one commit. Each one is on another page, so this takes a tenth of a second.
+const STEP_NUMBERS: usize = 8_192;
+
+pub(super) const CREATE: &str = "
+    CREATE TABLE IF NOT EXISTS tombola_numbers (
+        space text NOT NULL,
+        pool  text NOT NULL,
+        value bigint NOT NULL,
+        seq   bigint NOT NULL,
+        PRIMARY KEY (space, pool, value, seq)
+    );";
+
+/// Another instance may insert the same numbers.
+const INSERT: &str = "
+    INSERT INTO tombola_numbers (space, pool, value, seq)
+    SELECT $1, pool, value, seq FROM unnest($2, $3, $4) AS number (pool, value, seq)
+    ON CONFLICT DO NOTHING";
+const UPDATE_INDEXED: &str =
+    "UPDATE tombola_heads SET indexed_to = greatest(indexed_to, $2) WHERE space = $1";
+const SELECT_INDEXED: &str = "SELECT indexed_to FROM tombola_heads WHERE space = $1";
+const SELECT: &str = "
+    SELECT max(seq) FROM tombola_numbers WHERE space = $1 AND pool = $2 AND value = $3";
+
+/// Adds the numbers of the next receipts to the index. Returns whether there may be more of them.
+pub(super) async fn extend(client: &Client, space: &str) -> Result<bool, Failure> {
+    let row = client.query_typed_one(SELECT_INDEXED, &[(&space, Type::TEXT)]).await?;
+    let after = super::heads::seq_of_sql(row.try_get(0)?)?;
+    let filter = Filter { after, label: None };
+    let receipts = rows::after(client, space, &filter, STEP_RECEIPTS).await?;
+    let Some(last) = receipts.last() else { return Ok(false) };
+    let numbers: Vec<_> = receipts.iter().flat_map(numbers).collect();
+    for numbers in numbers.chunks(STEP_NUMBERS) {
+        let pools: Vec<_> = numbers.iter().map(|(pool, _, _)| *pool).collect();
+        let values: Vec<_> = numbers.iter().map(|(_, value, _)| value.0).collect();
+        let seqs: Vec<_> = numbers.iter().map(|(_, _, seq)| seq_to_sql(*seq)).collect();
+        let columns = [
+            (&space as _, Type::TEXT),
+            (&pools as _, Type::TEXT_ARRAY),
+            (&values as _, Type::INT8_ARRAY),
+            (&seqs as _, Type::INT8_ARRAY),
+        ];
+        client.execute_typed(INSERT, &columns).await?;
+    }
+    let values = [(&space as _, Type::TEXT), (&seq_to_sql(last.seq) as _, Type::INT8)];
+    client.execute_typed(UPDATE_INDEXED, &values).await?;
+    Ok(true)
+}
+
+fn numbers(receipt: &Receipt) -> impl Iterator<Item = (&str, Value, u64)> {
+    let pool = receipt.origin.pool.as_str();
+    receipt.given.values().map(move |value| (pool, value, receipt.seq))
+}
+
+/// Returns the latest receipt with a number. Searches the index and all receipts that are not in it, whether one is
+/// found or not.
+pub(super) async fn find(
+    client: &Client,
+    space: &str,
+    state: SpaceState,
+    (pool, value): (&PoolName, Value),
+) -> Result<Option<Receipt>, Failure> {
+    let mut newest = None;
+    let mut filter = Filter { after: state.indexed_to, label: None };
+    loop {
+        let receipts = rows::after(client, space, &filter, STEP_RECEIPTS).await?;
+        let Some(last) = receipts.last() else { break };
+        filter.after = last.seq;
+        let has_it = |receipt: &Receipt| {
+            receipt.origin.pool == *pool && receipt.given.values().any(|other| other == value)
+        };
+        newest = receipts.into_iter().filter(has_it).last().or(newest);
+    }
+    let number =
+        [(&space as _, Type::TEXT), (&pool.as_str() as _, Type::TEXT), (&value.0 as _, Type::INT8)];
+    let seq: Option<i64> = client.query_typed_one(SELECT, &number).await?.try_get(0)?;
+    let seq = seq.map_or(Ok(0), super::heads::seq_of_sql)?;
+    // There is no receipt 0, so this takes the same time.
+    let indexed = rows::receipt(client, space, seq).await?;
+    Ok(newest.or(indexed))
+}
