@@ -30,17 +30,23 @@ pub(crate) use self::chain::Head;
 use self::desk::{Desk, Outcome, Question, Save, Waiter};
 pub(crate) use self::file::{Checked, FileReader, OpenError, ReceiptFile, erase_label, mark_copy};
 use self::flights::{Flight, Flights};
+#[cfg(feature = "postgres")]
+use self::postgres::PostgresReceipts;
 pub(crate) use self::record::{
     Caller, Given, KEY_BYTES_MAX, KeyDigest, LABEL_BYTES_MAX, Label, Origin, Receipt,
 };
 use self::record::{Draft, Labelled};
 pub(crate) use self::store::{Filter, ReceiptReader, ReceiptStore, StoreError, Summary};
 use crate::backoff::Backoff;
-use crate::config::{ReceiptStoreConfig, ReceiptsConfig};
+use crate::config::{ReceiptStoreConfig, ReceiptsConfig, SpaceName};
 use crate::events::Events;
 use crate::files;
 use crate::folder::{RECEIPTS, RECEIPTS_COPIED};
 use crate::pool::Reservation;
+
+/// The name of the space of a server that is in no fleet, but keeps its receipts in a database.
+#[cfg(feature = "postgres")]
+const ALONE: &str = "default";
 
 /// The receipt can't be read or saved at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +77,15 @@ pub(crate) enum Kept {
     Known(Box<Receipt>),
 }
 
-/// Opens the store of the settings. `folder` is the data folder, which this process has locked.
+/// Opens the store of the settings. `folder` is the data folder, which this process has locked, and `space` is that
+/// of its fleet. Has to be called on a thread of a runtime, to which it blocks.
 ///
 /// # Errors
 /// [`OpenError`], with what to do about it.
 pub(crate) fn open(
     config: &ReceiptsConfig,
     folder: &Path,
+    space: Option<&SpaceName>,
 ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), OpenError> {
     match &config.store {
         ReceiptStoreConfig::Folder => {
@@ -90,7 +98,16 @@ pub(crate) fn open(
             let file = ReceiptFile::open(&path, config.keep, config.lookups.is_some())?;
             Ok((Box::new(file), Arc::new(FileReader::new(&path, true))))
         }
-        ReceiptStoreConfig::Postgres(_) => todo!(),
+        #[cfg(feature = "postgres")]
+        ReceiptStoreConfig::Postgres(store) => {
+            let space = space.map_or(ALONE, SpaceName::as_str);
+            let handle = tokio::runtime::Handle::current();
+            PostgresReceipts::open(store, space, config.keep, config.lookups.is_some(), handle)
+        }
+        #[cfg(not(feature = "postgres"))]
+        ReceiptStoreConfig::Postgres(store) => {
+            unreachable!("refused by the settings: {}, {space:?}", store.address)
+        }
     }
 }
 

@@ -301,7 +301,8 @@ async fn open_receipts(
     config: &Config,
 ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), ServerError> {
     let (settings, dir) = (config.receipts.clone(), config.dir.clone());
-    let open = move || receipts::open(&settings, &dir);
+    let space = config.fleet.as_ref().map(|fleet| fleet.space.clone());
+    let open = move || receipts::open(&settings, &dir, space.as_ref());
     Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
 }
 

@@ -99,7 +99,7 @@ const SELECT_RECEIPT: &str = "
 const ERASE_LABEL: &str = "
     UPDATE receipts SET label = NULL, label_salt = NULL WHERE label = ?1";
 
-/// Why the file can't be used.
+/// Why the store can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file operation failed.
@@ -117,6 +117,10 @@ pub enum OpenError {
     /// Another version of this program wrote the file.
     #[error("{path} can't be used: {problem}")]
     OtherVersion { path: PathBuf, problem: String },
+    /// The password or a certificate for the database can't be used.
+    #[cfg(feature = "postgres")]
+    #[error("the database {address} can't be used: {problem}")]
+    Database { address: String, problem: String },
 }
 
 impl OpenError {

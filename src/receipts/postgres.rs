@@ -19,12 +19,13 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::join;
 use tokio::runtime::Handle;
 use tokio_postgres::Client;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub(crate) use self::read::PostgresReader;
-use self::session::{BEGIN, COMMIT, Failure, LIMIT, Session};
+use self::session::{BEGIN, COMMIT, Failure, Session, transact};
 use super::chain::{Head, Link};
 use super::clock::Clock;
+use super::file::OpenError;
 use super::record::{Draft, KeyDigest, Receipt, to_millis};
 use super::store::{ReceiptReader, ReceiptStore, Saved, StoreError, Summary};
 use crate::config::StoreConfig;
@@ -32,11 +33,8 @@ use crate::config::StoreConfig;
 /// The pause between two looks at the clock and the size of the tables.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The time limit for a step of the index, which may have all numbers of the largest response.
-const INDEX_LIMIT: Duration = Duration::from_secs(60);
-
-/// How long the index is extended before requests are served again, if many receipts are not in it.
-const INDEX_TURN: Duration = Duration::from_secs(1);
+/// How long the index is extended before requests are served again, if many numbers are not in it.
+const INDEX_TURN: Duration = Duration::from_millis(200);
 
 /// The numbers after which the index is extended. A look-up reads all receipts that are not in it.
 const INDEX_NUMBERS: usize = 1_024;
@@ -63,7 +61,7 @@ pub(crate) struct PostgresReceipts {
     bytes: u64,
     clock: Option<Clock>,
     tidied: Option<Instant>,
-    /// Numbers of this instance since the index was last extended.
+    /// The numbers of this instance since the index had all numbers.
     unindexed: usize,
     /// The last save, if it is unknown whether it is committed.
     undecided: Option<Undecided>,
@@ -90,16 +88,22 @@ impl PostgresReceipts {
     /// certificates. `handle` is of a runtime that runs on other threads than those that use the store.
     ///
     /// # Errors
-    /// [`StoreError::Passing`] if the password or a certificate can't be read or used.
+    /// [`OpenError`] if the password or a certificate can't be read or used.
     pub(crate) fn open(
         config: &StoreConfig,
         space: &str,
         keep: Duration,
         has_index: bool,
         handle: Handle,
-    ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), StoreError> {
+    ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), OpenError> {
+        if config.shows_password() {
+            warn!(
+                store = %config.address,
+                "the password for the receipts crosses the network in plain text: set receipts.tls"
+            );
+        }
         let reader = PostgresReader::new(config, space, handle.clone())?;
-        let session = Session::new(config, handle).map_err(StoreError::Passing)?;
+        let session = Session::new(config, handle)?;
         let store = Self {
             database: Database { session, space: space.to_owned(), keep },
             has_index,
@@ -114,13 +118,15 @@ impl PostgresReceipts {
         Ok((Box::new(store), Arc::new(reader)))
     }
 
-    /// Extends the index, if it is due.
-    fn index(&mut self, is_tidying: bool) -> Result<(), String> {
-        if !self.has_index || (self.unindexed < INDEX_NUMBERS && !is_tidying) {
-            return Ok(());
-        }
+    /// Extends the index.
+    fn index(&mut self) -> Result<(), String> {
+        let Self { database, .. } = self;
         let began = Instant::now();
-        while self.database.work(INDEX_LIMIT, index::extend)? {
+        while let Some(batch) = database.work(index::next)? {
+            for numbers in batch.numbers.chunks(index::INSERT_NUMBERS) {
+                database.work(async |client, space| index::insert(client, space, numbers).await)?;
+            }
+            database.work(async |client, space| index::finish(client, space, &batch).await)?;
             if began.elapsed() >= INDEX_TURN {
                 // Goes on after the next requests.
                 self.unindexed = INDEX_NUMBERS;
@@ -133,14 +139,13 @@ impl PostgresReceipts {
 }
 
 impl Database {
-    /// Does `work` on a connection, within `limit`. All tables exist, and the space has a bucket for keys.
+    /// Does `work` on a connection, in bounded time. All tables exist, and the space has a bucket for keys.
     fn work<T>(
         &mut self,
-        limit: Duration,
         work: impl AsyncFnOnce(&Client, &str) -> Result<T, Failure>,
     ) -> Result<T, String> {
         let Self { session, space, keep } = self;
-        session.work(limit, async |client, is_new| {
+        session.work(async |client, is_new| {
             if is_new {
                 create_tables(client).await?;
                 heads::create(client, space).await?;
@@ -163,27 +168,18 @@ async fn create_tables(client: &Client) -> Result<(), Failure> {
 
 impl ReceiptStore for PostgresReceipts {
     fn find(&mut self, keys: &[KeyDigest]) -> Result<Vec<Option<Receipt>>, StoreError> {
-        let found = self.database.work(LIMIT, async |client, space| {
-            let (begun, found, committed) = join!(
-                biased;
-                client.batch_execute(BEGIN),
-                keys::find(client, space, keys),
-                client.batch_execute(COMMIT),
-            );
-            begun?;
-            let found = found?;
-            committed?;
-            Ok(found)
-        });
+        let found = self
+            .database
+            .work(async |client, space| transact(client, keys::find(client, space, keys)).await);
         let mut found = found.map_err(StoreError::Passing)?;
         Ok(keys.iter().map(|key| found.remove(key)).collect())
     }
 
     fn save(&mut self, drafts: &[&Draft]) -> Result<Vec<Saved>, StoreError> {
-        let Self { database, undecided, head: last, .. } = self;
+        let Self { database, undecided, head: last, known_since, .. } = self;
         *undecided = None;
         let keys: Vec<_> = drafts.iter().filter_map(|draft| draft.key).collect();
-        let done = database.work(LIMIT, async |client, space| {
+        let done = database.work(async |client, space| {
             let (begun, state, has_last, known) = join!(
                 biased;
                 client.batch_execute(BEGIN),
@@ -193,6 +189,7 @@ impl ReceiptStore for PostgresReceipts {
             );
             begun?;
             let (state, has_last, known) = (state?, has_last?, known?);
+            *known_since = state.known_since;
             if !has_last {
                 heads::forget_earlier_keys(client, space).await?;
                 error!(
@@ -209,21 +206,10 @@ impl ReceiptStore for PostgresReceipts {
                 heads::update(client, space, plan.head),
             );
             receipts.and(keys).and(head)?;
-            let Plan { head, saved, .. } = plan;
-            let is_change = head != state.head;
-            let outcome = Undecided { head, saved };
+            *undecided = Some(Undecided { head: plan.head, saved: plan.saved });
             // Invariant: saved, durably, before its numbers are handed out.
-            match is_change {
-                true => {
-                    *undecided = Some(outcome);
-                    client.batch_execute(COMMIT).await?;
-                    Ok(undecided.take().expect("it was set above"))
-                }
-                false => {
-                    client.batch_execute(COMMIT).await?;
-                    Ok(outcome)
-                }
-            }
+            client.batch_execute(COMMIT).await?;
+            Ok(undecided.take().expect("it was set above"))
         });
         let Undecided { head, saved } = done.map_err(|problem| match self.undecided {
             None => StoreError::Passing(problem),
@@ -237,20 +223,17 @@ impl ReceiptStore for PostgresReceipts {
     fn recover(&mut self, drafts: &[&Draft]) -> Result<Vec<Option<Saved>>, StoreError> {
         let none = || drafts.iter().map(|_| None).collect();
         let Some(Undecided { head, .. }) = self.undecided else { return Ok(none()) };
-        let is_saved = self.database.work(LIMIT, async |client, space| {
-            let (begun, locked, is_saved, committed) = join!(
-                biased;
-                client.batch_execute(BEGIN),
-                // Waits for the transaction of the save, if it is not over yet.
-                heads::lock(client, space),
-                rows::exists(client, space, head),
-                client.batch_execute(COMMIT),
-            );
-            begun?;
-            locked?;
-            let is_saved = is_saved?;
-            committed?;
-            Ok(is_saved)
+        let is_saved = self.database.work(async |client, space| {
+            let statements = async {
+                // The lock waits for the transaction of the save, if it is not over yet.
+                let (locked, is_saved) = join!(
+                    biased;
+                    heads::lock(client, space),
+                    rows::exists(client, space, head),
+                );
+                locked.and(is_saved)
+            };
+            transact(client, statements).await
         });
         // A save is one commit: all or none.
         match (is_saved.map_err(StoreError::Unknown)?, self.undecided.take()) {
@@ -264,27 +247,20 @@ impl ReceiptStore for PostgresReceipts {
 
     fn tidy(&mut self) -> Result<(), StoreError> {
         let is_due = self.tidied.is_none_or(|tidied| tidied.elapsed() >= TIDY_INTERVAL);
-        self.index(is_due).map_err(StoreError::Passing)?;
+        if self.has_index && (is_due || self.unindexed >= INDEX_NUMBERS) {
+            self.index().map_err(StoreError::Passing)?;
+        }
         if !is_due {
             return Ok(());
         }
         self.tidied = Some(Instant::now());
         let Self { database, clock, .. } = self;
         let keep = database.keep;
-        let tidied = database.work(LIMIT, async |client, space| {
+        let tidied = database.work(async |client, space| {
             keys::begin_bucket(client, space, keep).await?;
             keys::expire(client, space, keep, clock).await?;
             let bytes: i64 = client.query_typed_one(SELECT_BYTES, &[]).await?.try_get(0)?;
-            let (begun, state, committed) = join!(
-                biased;
-                client.batch_execute(BEGIN),
-                heads::confirm(client, space),
-                client.batch_execute(COMMIT),
-            );
-            begun?;
-            let state = state?;
-            committed?;
-            Ok((bytes, state))
+            Ok((bytes, transact(client, heads::confirm(client, space)).await?))
         });
         let (bytes, state) = tidied.map_err(StoreError::Passing)?;
         self.bytes = bytes.try_into().unwrap_or(0);

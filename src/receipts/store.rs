@@ -25,6 +25,7 @@ pub(crate) enum Saved {
     /// It is a receipt now.
     New,
     /// Another instance saved a receipt with its key first.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "a file has one instance"))]
     Known(Box<Receipt>),
 }
 

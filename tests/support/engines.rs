@@ -367,6 +367,16 @@ impl Postgres {
         assert!(finished.status.success(), "{statement}: {}", finished.stderr);
     }
 
+    /// Runs a query with `psql`, and returns the one value that it selects.
+    pub(crate) async fn query(&self, query: &str) -> String {
+        let mut command = self.client("psql");
+        command.args(["--no-psqlrc", "--tuples-only", "--no-align", "--dbname=postgres"]);
+        command.args(["--command", query]);
+        let finished = super::run(command).await;
+        assert!(finished.status.success(), "{query}: {}", finished.stderr);
+        finished.stdout.trim().to_owned()
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

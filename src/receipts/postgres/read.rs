@@ -8,11 +8,12 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::super::chain::{Head, continues};
-use super::super::file::Report;
+use super::super::file::{OpenError, Report};
 use super::super::record::Receipt;
 use super::super::store::{Filter, ReceiptReader, StoreError};
 use super::heads::{self, SpaceState};
-use super::session::{BEGIN, COMMIT, Failure, LIMIT, Session};
+use super::rows::PAGE_BYTES;
+use super::session::{BEGIN, COMMIT, Failure, Session};
 use super::{index, rows};
 use crate::config::{PoolName, StoreConfig};
 use crate::space::Value;
@@ -35,8 +36,8 @@ impl PostgresReader {
         config: &StoreConfig,
         space: &str,
         handle: Handle,
-    ) -> Result<Self, StoreError> {
-        let session = Session::new(config, handle).map_err(StoreError::Passing)?;
+    ) -> Result<Self, OpenError> {
+        let session = Session::new(config, handle)?;
         Ok(Self { session: Mutex::new(session), space: space.to_owned() })
     }
 
@@ -99,7 +100,7 @@ impl PostgresReader {
         work: impl AsyncFnOnce(&Client, SpaceState) -> Result<T, Failure>,
     ) -> Result<Option<T>, StoreError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = session.work(LIMIT, async |client, _| {
+        let read = session.work(async |client, _| {
             client.batch_execute(BEGIN).await?;
             let state = match heads::confirm(client, &self.space).await {
                 Err(Failure::Database(error))
@@ -123,8 +124,9 @@ impl PostgresReader {
 
 impl ReceiptReader for PostgresReader {
     fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError> {
-        let page =
-            self.read(async |client, _| rows::after(client, &self.space, filter, limit).await)?;
+        let page = self.read(async |client, _| {
+            rows::after(client, &self.space, filter, limit, PAGE_BYTES).await
+        })?;
         Ok(page.unwrap_or_default())
     }
 

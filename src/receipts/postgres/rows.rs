@@ -16,8 +16,8 @@ use super::session::Failure;
 use crate::config::PoolName;
 use crate::space::{CodeFormat, Space};
 
-/// The most bytes of numbers that are read at once, besides those of the last receipt.
-const PAGE_BYTES: i64 = 1 << 20;
+/// The most bytes of numbers in a page of receipts, besides those of its last one.
+pub(super) const PAGE_BYTES: usize = 1 << 20;
 
 pub(super) const CREATE: &str = "
     CREATE TABLE IF NOT EXISTS tombola_receipts (
@@ -137,19 +137,21 @@ pub(super) async fn receipt(
     client.query_typed_opt(SELECT, &values).await?.as_ref().map(read).transpose()
 }
 
-/// Returns the next receipts: up to `limit`, or fewer if they are large. There are no more only if the list is empty.
+/// Returns the next receipts: up to `limit`, or fewer if their numbers have more than `bytes`. There are no more only if
+/// the list is empty.
 pub(super) async fn after(
     client: &Client,
     space: &str,
     filter: &Filter,
     limit: usize,
+    bytes: usize,
 ) -> Result<Vec<Receipt>, Failure> {
-    let (after, limit) = (seq_to_sql(filter.after), i64::try_from(limit).unwrap_or(i64::MAX));
+    let (after, limit, bytes) = (seq_to_sql(filter.after), limit as i64, bytes as i64);
     let mut values: Vec<(&(dyn ToSql + Sync), Type)> = vec![
         (&space, Type::TEXT),
         (&after, Type::INT8),
         (&limit, Type::INT8),
-        (&PAGE_BYTES, Type::INT8),
+        (&bytes, Type::INT8),
     ];
     let sql = match &filter.label {
         None => SELECT_AFTER,
@@ -183,7 +185,7 @@ pub(super) fn read(row: &Row) -> Result<Receipt, Failure> {
         caller: Caller { owner: text("owner")?, token: text("token")? },
         label: bytes(row, "label_digest")?.map(labelled).transpose()?,
         key: bytes(row, "key_digest")?.map(KeyDigest),
-        given: Arc::new(given.ok_or(Failure::Damaged("the numbers of a receipt"))?),
+        given: given.ok_or(Failure::Damaged("the numbers of a receipt"))?,
         digest: bytes(row, "digest")?.ok_or(Failure::Damaged("the digest of a receipt"))?,
     })
 }

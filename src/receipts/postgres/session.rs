@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::join;
 use tokio::runtime::Handle;
 use tokio::time::{error::Elapsed, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
+use super::super::file::OpenError;
 use crate::config::StoreConfig;
 use crate::remote::postgres::{self, Connector};
 
@@ -16,20 +18,19 @@ const SECTION: &str = "receipts";
 
 /// The time limit for work. A healthy database takes milliseconds, or some hundreds if its standby is far away. A
 /// request with a key waits as long for a database that does not respond.
-pub(super) const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// The time limit for connecting to a host. If two hosts don't respond, the third one is still reached in time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Begins a transaction in which each statement sees all commits before it, also those that it waited for. Its
-/// commit waits until it is on the disk, and on the synchronous standby if there is one. If this process dies or
-/// is cut off, the server ends the transaction, so that others don't wait for its locks for longer than for a
-/// database that does not respond.
+/// commit waits until it is on the disk, and on the synchronous standby if there is one. The server ends the
+/// transaction of a client that is cut off, and a wait for its locks, before [`LIMIT`] has passed.
 pub(super) const BEGIN: &str = "
     BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
     SET LOCAL synchronous_commit = on;
-    SET LOCAL statement_timeout = '5s';
-    SET LOCAL idle_in_transaction_session_timeout = '5s'";
+    SET LOCAL statement_timeout = '4s';
+    SET LOCAL idle_in_transaction_session_timeout = '4s'";
 pub(super) const COMMIT: &str = "COMMIT";
 
 /// Why work failed. The connection is closed then, which ends an open transaction.
@@ -64,6 +65,20 @@ impl Failure {
     }
 }
 
+/// Runs statements as a transaction, all of which is sent at once. `statements` has to send all of its own when it is
+/// first polled, as one statement or a `join!` of several does: the commit follows them.
+pub(super) async fn transact<T>(
+    client: &Client,
+    statements: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let (begun, done, committed) =
+        join!(biased; client.batch_execute(BEGIN), statements, client.batch_execute(COMMIT));
+    begun?;
+    let done = done?;
+    committed?;
+    Ok(done)
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Session {
@@ -80,16 +95,16 @@ pub(super) struct Session {
 
 impl Session {
     /// Reads the password and the certificates.
-    pub(super) fn new(config: &StoreConfig, handle: Handle) -> Result<Self, String> {
-        let connector = Connector::open(config, SECTION)?;
+    pub(super) fn new(config: &StoreConfig, handle: Handle) -> Result<Self, OpenError> {
         let address = config.address.to_string();
+        let connector = Connector::open(config, SECTION)
+            .map_err(|problem| OpenError::Database { address: address.clone(), problem })?;
         Ok(Self { connector, address, host: 0, client: None, away: None, handle })
     }
 
-    /// Does `work`, which is told whether the connection is new, within `limit`. Blocks the thread.
+    /// Does `work`, which is told whether the connection is new, within [`LIMIT`]. Blocks the thread.
     pub(super) fn work<T>(
         &mut self,
-        limit: Duration,
         work: impl AsyncFnOnce(&Client, bool) -> Result<T, Failure>,
     ) -> Result<T, String> {
         let began = Instant::now();
@@ -99,7 +114,7 @@ impl Session {
             return Err(problem.clone());
         }
         let handle = self.handle.clone();
-        let done = handle.block_on(async { timeout(limit, self.attempt(work)).await });
+        let done = handle.block_on(async { timeout(LIMIT, self.attempt(work)).await });
         let (problem, is_away) = match done {
             Ok(Ok(done)) => {
                 self.away = None;
@@ -107,7 +122,7 @@ impl Session {
             }
             Ok(Err(Trouble::Unreachable(problem))) => (problem, true),
             Ok(Err(Trouble::Failed(failure))) => (failure.describe(), false),
-            Err(Elapsed { .. }) => (format!("no answer within {} s", limit.as_secs()), true),
+            Err(Elapsed { .. }) => (format!("no answer within {} s", LIMIT.as_secs()), true),
         };
         self.client = None;
         self.host = (self.host + 1) % self.connector.endpoints().len();
