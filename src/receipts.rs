@@ -31,6 +31,8 @@ use self::desk::{Desk, Outcome, Question, Save, Waiter};
 pub(crate) use self::file::{Checked, FileReader, OpenError, ReceiptFile, erase_label, mark_copy};
 use self::flights::{Flight, Flights};
 #[cfg(feature = "postgres")]
+pub(crate) use self::postgres::PostgresReader;
+#[cfg(feature = "postgres")]
 use self::postgres::PostgresReceipts;
 pub(crate) use self::record::{
     Caller, Given, KEY_BYTES_MAX, KeyDigest, LABEL_BYTES_MAX, Label, Origin, Receipt,
@@ -43,10 +45,6 @@ use crate::events::Events;
 use crate::files;
 use crate::folder::{RECEIPTS, RECEIPTS_COPIED};
 use crate::pool::Reservation;
-
-/// The name of the space of a server that is in no fleet, but keeps its receipts in a database.
-#[cfg(feature = "postgres")]
-const ALONE: &str = "default";
 
 /// The receipt can't be read or saved at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +98,6 @@ pub(crate) fn open(
         }
         #[cfg(feature = "postgres")]
         ReceiptStoreConfig::Postgres(store) => {
-            let space = space.map_or(ALONE, SpaceName::as_str);
             let handle = tokio::runtime::Handle::current();
             PostgresReceipts::open(store, space, config.keep, config.lookups.is_some(), handle)
         }

@@ -79,8 +79,7 @@ pub struct ReceiptsSum(Checked);
 
 impl fmt::Display for ReceiptsSum {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Checked { receipts, numbers, head, .. } = self.0;
-        write!(formatter, "receipts: {receipts} receipts, {numbers} numbers, head {head}")
+        self.0.fmt(formatter)
     }
 }
 

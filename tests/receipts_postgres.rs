@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use support::engines::Postgres;
-use support::{Answer, Client, Config, Failure, PATIENCE, Server, Site, eventually, random};
+use support::{Answer, Client, Config, Failure, PATIENCE, Server, Site, eventually, random, run};
 
 /// The pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -98,8 +98,8 @@ impl Fleet {
         eventually("the receipts", async || receipts(&address, after).await).await
     }
 
-    /// Checks that the receipts are numbered without gaps, that no number is in two of them, that no key has two,
-    /// and that the responses to these keys are what they say.
+    /// Checks that the receipts are numbered without gaps and their chain is whole, that no number is in two of them,
+    /// that no key has two, and that the responses to these keys are what they say.
     async fn assert_books(&self, responses: &BTreeMap<String, Vec<String>>) {
         let receipts = self.receipts(0, 0).await;
         assert_eq!(receipts, self.receipts(1, 0).await, "both instances list the same");
@@ -111,6 +111,8 @@ impl Fleet {
         let numbers = receipts.iter().flat_map(|receipt| receipt.texts());
         let distinct: BTreeSet<_> = numbers.clone().collect();
         assert_eq!(distinct.len(), numbers.count(), "a number is in two receipts");
+        let verified = run(self.sites[0].console(&["receipts", "--verify"])).await;
+        assert!(verified.status.success(), "{}{}", verified.stdout, verified.stderr);
         let given: BTreeSet<_> = receipts.iter().map(Receipt::texts).collect();
         for (key, numbers) in responses {
             assert!(given.contains(numbers), "the response to {key} has no receipt: {numbers:?}");
@@ -633,6 +635,55 @@ async fn a_database_that_lost_receipts_is_noticed() {
     let third = fleet.draw_at_last(0, "third", 1).await;
     fleet.servers[0].process.says("the database has lost the last receipt").await;
     fleet.assert_books(&[("third".to_owned(), third)].into()).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_reads_a_database_and_finds_a_receipt_that_was_changed() {
+    let Some(postgres) = Postgres::start(&[NO_SYNC], None).await else { return };
+    let mut fleet = Fleet::start(&postgres, |config| config).await;
+    let console = async |words: &[&str]| run(fleet.sites[1].console(words)).await;
+    let empty = console(&["receipts", "--verify"]).await;
+    assert!(
+        empty.stdout.starts_with("receipts: 0 receipts, 0 numbers, head 0 "),
+        "{}",
+        empty.stderr
+    );
+    for (key, label) in [("one", "first"), ("other", "second")] {
+        let target = format!("/random?count=3&label={label}");
+        let headers = [("idempotency-key", key)];
+        let answer = fleet.client(0).send_with(Method::POST, &target, &headers).await.unwrap();
+        answer.assert_status(200);
+    }
+    let receipts = fleet.receipts(0, 0).await;
+    let printed = console(&["receipts", "--format", "ndjson"]).await.stdout;
+    let printed: Vec<Receipt> =
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(printed, receipts);
+    let head = console(&["receipts", "--head"]).await.stdout;
+    assert_eq!(head.trim(), format!("2 {}", receipts[1].digest));
+    let number = receipts[0].texts()[0].clone();
+    let found = console(&["receipts", "--pool", "int", "--number", &number]).await.stdout;
+    assert_eq!(serde_json::from_str::<Receipt>(&found).unwrap(), receipts[0]);
+
+    let erased = console(&["receipts", "--erase-label", "first"]).await.stdout;
+    assert!(erased.starts_with("receipts that had the label: 1\n"), "{erased}");
+    assert_eq!(console(&["receipts", "--label", "first"]).await.stdout, "");
+    fleet.assert_books(&BTreeMap::new()).await;
+
+    let change = |column: &str| format!("UPDATE tombola_receipts SET {column} WHERE seq = 2");
+    for (damage, repair) in [
+        ("owner = 'another'", "owner = ''"),
+        ("label = 'third'", "label = 'second'"),
+        ("at = at - interval '1 ms'", "at = at + interval '1 ms'"),
+        ("seq = 3", "owner = ''"),
+    ] {
+        postgres.sql(&change(damage)).await;
+        let found = console(&["receipts", "--verify"]).await;
+        assert_eq!(found.status.code(), Some(1), "{damage}: {}", found.stdout);
+        assert!(found.stdout.contains("violation: receipt"), "{damage}: {}", found.stdout);
+        postgres.sql(&change(repair)).await;
+    }
     fleet.stop().await;
 }
 

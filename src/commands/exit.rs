@@ -107,6 +107,8 @@ fn of_receipts(error: &receipts::OpenError) -> Exit {
             Exit::Folder
         }
         receipts::OpenError::File(_) | receipts::OpenError::Sqlite { .. } => Exit::Failed,
+        #[cfg(feature = "postgres")]
+        receipts::OpenError::Database { .. } => Exit::Failed,
     }
 }
 

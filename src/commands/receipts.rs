@@ -5,14 +5,17 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::{ValueEnum, value_parser};
 use console::{Alignment, Term, measure_text_width, pad_str, truncate_str};
 
+use super::exit::{Ended, Exit};
 use crate::config::{Config, Location, Overrides, PoolName, ReceiptStoreConfig};
 use crate::files::{self, LockError};
 use crate::folder::RECEIPTS;
 use crate::http::push_csv_field;
+#[cfg(feature = "postgres")]
+use crate::receipts::PostgresReader;
 use crate::receipts::{self, FileReader, Filter, Head, Receipt, ReceiptReader, StoreError};
 use crate::space::Value;
 use crate::sqlite;
@@ -54,9 +57,14 @@ pub(super) struct Flags {
     /// Print the number of the last receipt, and the digest that covers all receipts up to it
     #[arg(long, conflicts_with_all = SELECTING)]
     head: bool,
-    /// Remove this label from all receipts for good; the server must not be running
+    /// Remove this label from all receipts for good; unless they are in a database, the server must not be running
     #[arg(long, value_name = "LABEL", conflicts_with_all = SELECTING, conflicts_with = "head")]
     erase_label: Option<String>,
+    /// Compute the digests of all receipts in the database again; for a data folder, use tombola verify
+    #[arg(
+        long, conflicts_with_all = SELECTING, conflicts_with = "head", conflicts_with = "erase_label"
+    )]
+    verify: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -71,12 +79,17 @@ enum Format {
 
 pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     sqlite::check_version().map_err(anyhow::Error::msg)?;
-    let Flags { location, format, after, limit, label, pool, number, head, erase_label } = flags;
+    let Flags { location, format, after, limit, label, pool, number, head, erase_label, verify } =
+        flags;
     let config = Config::load(&Overrides { location, ..Overrides::default() })?;
+    let source = Source::of(&config)?;
     if let Some(label) = erase_label {
-        return erase(&config, &label);
+        return erase(&source, &label);
     }
-    let reader = reader(&config)?;
+    if verify {
+        return check(&source);
+    }
+    let reader = source.reader();
     let mut out = BufWriter::new(io::stdout().lock());
     let printed = match pool.zip(number) {
         _ if head => {
@@ -94,37 +107,82 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     super::unless_pipe_is_closed(printed.and_then(|()| Ok(out.flush()?)))
 }
 
-/// Returns a reader of the store that the settings name.
-fn reader(config: &Config) -> anyhow::Result<Box<dyn ReceiptReader>> {
-    match &config.receipts.store {
-        ReceiptStoreConfig::Folder => {
-            Ok(Box::new(FolderReader(super::existing(config.dir.clone())?)))
+/// The place of the receipts.
+enum Source {
+    Folder(PathBuf),
+    #[cfg(feature = "postgres")]
+    Database(PostgresReader),
+}
+
+impl Source {
+    fn of(config: &Config) -> anyhow::Result<Self> {
+        match &config.receipts.store {
+            ReceiptStoreConfig::Folder => Ok(Self::Folder(super::existing(config.dir.clone())?)),
+            #[cfg(feature = "postgres")]
+            ReceiptStoreConfig::Postgres(store) => {
+                let space = config.fleet.as_ref().map(|fleet| &fleet.space);
+                Ok(Self::Database(PostgresReader::alone(store, space)?))
+            }
+            #[cfg(not(feature = "postgres"))]
+            ReceiptStoreConfig::Postgres(store) => {
+                unreachable!("refused by the settings: {}", store.address)
+            }
         }
-        ReceiptStoreConfig::Postgres(_) => Err(no_database()),
+    }
+
+    fn reader(self) -> Box<dyn ReceiptReader> {
+        match self {
+            Self::Folder(dir) => Box::new(FolderReader(dir)),
+            #[cfg(feature = "postgres")]
+            Self::Database(reader) => Box::new(reader),
+        }
     }
 }
 
-fn erase(config: &Config, label: &str) -> anyhow::Result<()> {
-    match &config.receipts.store {
-        ReceiptStoreConfig::Folder => {
-            let dir = super::existing(config.dir.clone())?;
+fn erase(source: &Source, label: &str) -> anyhow::Result<()> {
+    let (count, rest) = match source {
+        Source::Folder(dir) => {
             let advice = "has its receipts open: stop the server, then erase the label";
-            let _lock = super::lock(&dir, advice)?;
+            let _lock = super::lock(dir, advice)?;
             let count = receipts::erase_label(&dir.join(RECEIPTS), label)?;
-            let mut out = io::stdout().lock();
-            writeln!(
-                out,
-                "receipts that had the label: {count}\n{RECEIPTS} no longer contains it. Backups and other copies of \
-                 the file, and of its log, still do."
-            )?;
-            Ok(out.flush()?)
+            let rest = format!(
+                "{RECEIPTS} no longer contains it. Backups and other copies of the file, and of its log, still do."
+            );
+            (count, rest)
         }
-        ReceiptStoreConfig::Postgres(_) => Err(no_database()),
-    }
+        #[cfg(feature = "postgres")]
+        Source::Database(reader) => {
+            let rest = "The database no longer shows it. Its files, its log and its backups may still contain it.";
+            (reader.erase_label(label)?, rest.to_owned())
+        }
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "receipts that had the label: {count}\n{rest}")?;
+    Ok(out.flush()?)
 }
 
-fn no_database() -> anyhow::Error {
-    anyhow!("receipts.store is a database, but this tombola was built without --features postgres")
+fn check(source: &Source) -> anyhow::Result<()> {
+    match source {
+        Source::Folder(_) => Err(Ended::error(
+            Exit::Settings,
+            "the receipts are in the data folder: check it with tombola verify",
+        )),
+        #[cfg(feature = "postgres")]
+        Source::Database(reader) => {
+            let mut violations = Vec::new();
+            let checked = reader.check(&mut |_, what| violations.push(what))?;
+            let mut out = io::stdout().lock();
+            writeln!(out, "{checked}")?;
+            for violation in &violations {
+                writeln!(out, "violation: {violation}")?;
+            }
+            out.flush()?;
+            match violations.len() {
+                0 => Ok(()),
+                count => bail!("the receipts failed the verification; violations: {count}"),
+            }
+        }
+    }
 }
 
 /// Reads the receipts of a folder, whether or not a server uses it.

@@ -88,3 +88,15 @@ pub(super) fn continues(head: Head, receipt: &Receipt, numbers: &[u8]) -> bool {
     let next = Head { seq: receipt.seq, digest: receipt.digest };
     is_of_label && link.append(head) == next
 }
+
+/// Returns why a receipt does not continue the chain after another one.
+pub(super) fn broken(head: Head, next: Head) -> String {
+    match next.seq - head.seq {
+        1 => format!(
+            "receipt {} does not continue the chain after receipt {}: one of them was changed",
+            next.seq, head.seq
+        ),
+        2 => format!("receipt {} is missing", head.seq + 1),
+        _ => format!("the receipts {} to {} are missing", head.seq + 1, next.seq - 1),
+    }
+}

@@ -28,7 +28,10 @@ use super::clock::Clock;
 use super::file::OpenError;
 use super::record::{Draft, KeyDigest, Receipt, to_millis};
 use super::store::{ReceiptReader, ReceiptStore, Saved, StoreError, Summary};
-use crate::config::StoreConfig;
+use crate::config::{SpaceName, StoreConfig};
+
+/// The name of the space of a server that is in no fleet.
+const ALONE: &str = "default";
 
 /// The pause between two looks at the clock and the size of the tables.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
@@ -67,6 +70,10 @@ pub(crate) struct PostgresReceipts {
     undecided: Option<Undecided>,
 }
 
+fn name(space: Option<&SpaceName>) -> String {
+    space.map_or(ALONE, SpaceName::as_str).to_owned()
+}
+
 /// A space of the database.
 #[derive(Debug)]
 struct Database {
@@ -84,14 +91,15 @@ struct Undecided {
 }
 
 impl PostgresReceipts {
-    /// Returns the store and the reader of a space, which connect when they are used. Reads the password and the
-    /// certificates. `handle` is of a runtime that runs on other threads than those that use the store.
+    /// Returns the store and the reader of a fleet's space, or of a server that is in no fleet. They connect when they
+    /// are used. Reads the password and the certificates. `handle` is of a runtime that runs on other threads than
+    /// those that use the store.
     ///
     /// # Errors
     /// [`OpenError`] if the password or a certificate can't be read or used.
     pub(crate) fn open(
         config: &StoreConfig,
-        space: &str,
+        space: Option<&SpaceName>,
         keep: Duration,
         has_index: bool,
         handle: Handle,
@@ -105,7 +113,7 @@ impl PostgresReceipts {
         let reader = PostgresReader::new(config, space, handle.clone())?;
         let session = Session::new(config, handle)?;
         let store = Self {
-            database: Database { session, space: space.to_owned(), keep },
+            database: Database { session, space: name(space), keep },
             has_index,
             head: Head::START,
             known_since: SystemTime::now(),

@@ -1,11 +1,12 @@
 //! Checks a whole file of receipts. Changes nothing, and knows nothing of shards. Reads each row once and keeps only
 //! sums: keys are looked up one by one only if the sums of a bucket and of its receipts differ.
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use rusqlite::Connection;
 
-use super::super::chain::{Head, continues};
+use super::super::chain::{Head, broken, continues};
 use super::super::record::{Origin, Receipt};
 use super::index::{self, Entry};
 use super::keys::{self, Bucket};
@@ -34,6 +35,13 @@ pub(crate) struct Checked {
     pub(crate) numbers: u64,
     /// The numbers that were not compared with others, because the index does not have them.
     pub(crate) not_compared: u64,
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { head, receipts, numbers, .. } = self;
+        write!(formatter, "receipts: {receipts} receipts, {numbers} numbers, head {head}")
+    }
 }
 
 /// A check in progress.
@@ -212,17 +220,5 @@ impl Check<'_> {
             report("an index of other receipts", what);
         }
         Ok(())
-    }
-}
-
-/// Returns why a receipt does not continue the chain after another one.
-fn broken(head: Head, next: Head) -> String {
-    match next.seq - head.seq {
-        1 => format!(
-            "receipt {} does not continue the chain after receipt {}: one of them was changed",
-            next.seq, head.seq
-        ),
-        2 => format!("receipt {} is missing", head.seq + 1),
-        _ => format!("the receipts {} to {} are missing", head.seq + 1, next.seq - 1),
     }
 }

@@ -1,21 +1,23 @@
 //! Reads the receipts of a space while its instances append to it. Creates no tables: without them there are no
 //! receipts.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle, Runtime};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::super::chain::{Head, continues};
-use super::super::file::{OpenError, Report};
+use super::super::chain::{Head, broken, continues};
+use super::super::file::{Checked, OpenError};
 use super::super::record::Receipt;
 use super::super::store::{Filter, ReceiptReader, StoreError};
 use super::heads::{self, SpaceState};
 use super::rows::PAGE_BYTES;
 use super::session::{BEGIN, COMMIT, Failure, Session};
-use super::{index, rows};
-use crate::config::{PoolName, StoreConfig};
+use super::{index, name, rows};
+use crate::batch::Report;
+use crate::config::{PoolName, SpaceName, StoreConfig};
 use crate::space::Value;
 
 /// The receipts that are checked at a time.
@@ -27,70 +29,75 @@ pub(crate) struct PostgresReader {
     /// A connection of its own, so that reading does not delay requests. Readers take turns.
     session: Mutex<Session>,
     space: String,
+    /// The runtime of the connection, if there is no other one.
+    _runtime: Option<Runtime>,
 }
 
 impl PostgresReader {
     /// Reads the password and the certificates, and connects when it is used. `handle` is of a runtime that runs on
     /// other threads.
-    pub(crate) fn new(
+    pub(super) fn new(
         config: &StoreConfig,
-        space: &str,
+        space: Option<&SpaceName>,
         handle: Handle,
     ) -> Result<Self, OpenError> {
-        let session = Session::new(config, handle)?;
-        Ok(Self { session: Mutex::new(session), space: space.to_owned() })
+        let session = Mutex::new(Session::new(config, handle)?);
+        Ok(Self { session, space: name(space), _runtime: None })
     }
 
-    /// Returns the head of the chain.
-    pub(crate) fn head(&self) -> Result<Head, StoreError> {
-        let head = self.read(async |_, state| Ok(state.head))?;
-        Ok(head.unwrap_or(Head::START))
+    /// Returns a reader for a process that has no runtime.
+    pub(crate) fn alone(
+        config: &StoreConfig,
+        space: Option<&SpaceName>,
+    ) -> Result<Self, OpenError> {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(|error: io::Error| OpenError::Database {
+            address: config.address.to_string(),
+            problem: format!("can't start the runtime: {error}"),
+        })?;
+        let reader = Self::new(config, space, runtime.handle().clone())?;
+        Ok(Self { _runtime: Some(runtime), ..reader })
     }
 
-    /// Reads all receipts, and checks the chain. Returns `None` if there is none.
-    pub(crate) fn check(&self) -> Result<Option<Report>, StoreError> {
+    /// Reads all receipts, and reports each violation of the chain.
+    pub(crate) fn check(&self, report: Report<'_>) -> Result<Checked, StoreError> {
         // Instances may append while this reads.
         let newest = self.head()?;
-        let mut head = Head::START;
-        let mut problems = Vec::new();
-        'pages: while head.seq < newest.seq {
-            let page = self.page(&Filter { after: head.seq, label: None }, STEP_RECEIPTS)?;
+        let mut checked = Checked { head: Head::START, receipts: 0, numbers: 0, not_compared: 0 };
+        while checked.head.seq < newest.seq {
+            let filter = Filter { after: checked.head.seq, label: None };
+            let page = self.page(&filter, STEP_RECEIPTS)?;
             if page.is_empty() {
                 break;
             }
             for receipt in page {
-                if !continues(head, &receipt, &receipt.given.to_bytes()) {
-                    problems.push(format!(
-                        "receipt {} does not continue the chain after receipt {}: one of them was changed, or \
-                         receipts between them were removed",
-                        receipt.seq, head.seq
-                    ));
-                    break 'pages;
+                let next = Head { seq: receipt.seq, digest: receipt.digest };
+                if !continues(checked.head, &receipt, &receipt.given.to_bytes()) {
+                    report("a broken chain", broken(checked.head, next));
                 }
-                head = Head { seq: receipt.seq, digest: receipt.digest };
-                if head.seq == newest.seq && head != newest {
-                    problems.push(format!(
-                        "tombola_heads has another digest of receipt {} than the receipt itself",
-                        head.seq
-                    ));
+                if next.seq == newest.seq && next != newest {
+                    let what = format!("tombola_heads has another digest of receipt {}", next.seq);
+                    report("a broken chain", what);
                 }
+                checked.head = next;
+                checked.receipts += 1;
+                checked.numbers += receipt.given.values().count() as u64;
             }
         }
-        if problems.is_empty() && head.seq < newest.seq {
-            problems.push(format!(
-                "the receipts after receipt {} are missing: there were {}",
-                head.seq, newest.seq
-            ));
+        let last = checked.head.seq;
+        if last < newest.seq {
+            let what = format!("the receipts {} to {} are missing", last + 1, newest.seq);
+            report("a broken chain", what);
         }
-        Ok((newest != Head::START).then_some(Report { head, problems }))
+        Ok(checked)
     }
 
     /// Removes a label from all of its receipts, and returns the number of these. Its text stays in the database's
     /// files until they are vacuumed.
-    pub(crate) fn erase_label(&self, label: &str) -> Result<u64, StoreError> {
+    pub(crate) fn erase_label(&self, label: &str) -> Result<usize, StoreError> {
         let erased =
             self.read(async |client, _| rows::erase_label(client, &self.space, label).await)?;
-        Ok(erased.unwrap_or(0))
+        Ok(erased.unwrap_or(0) as usize)
     }
 
     /// Returns the result of `work`, or `None` if the space does not exist. The transaction commits like a write: see
@@ -123,6 +130,11 @@ impl PostgresReader {
 }
 
 impl ReceiptReader for PostgresReader {
+    fn head(&self) -> Result<Head, StoreError> {
+        let head = self.read(async |_, state| Ok(state.head))?;
+        Ok(head.unwrap_or(Head::START))
+    }
+
     fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError> {
         let page = self.read(async |client, _| {
             rows::after(client, &self.space, filter, limit, PAGE_BYTES).await
