@@ -135,10 +135,6 @@ impl ReceiptStore for FailingStore {
 struct NoReader;
 
 impl ReceiptReader for NoReader {
-    fn head(&self) -> Result<Head, StoreError> {
-        unreachable!()
-    }
-
     fn page(&self, _: &Filter, _: usize) -> Result<Vec<Receipt>, StoreError> {
         unreachable!()
     }
