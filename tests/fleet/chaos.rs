@@ -4,10 +4,10 @@
 //!
 //! `FLEET_SECONDS=N` sets the duration, `FLEET_SEED=N` the seed of the faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -45,6 +45,8 @@ pub(crate) trait Engine {
     const NODES: &str;
     /// The count of nodes.
     const COUNT: usize;
+    /// Whether it can also keep the receipts.
+    const HAS_RECEIPTS: bool;
     /// All faults, each created from a node and a cut. A fault that is listed twice is twice as frequent.
     const FAULTS: &[fn(usize, Cut) -> Self::Fault];
 
@@ -224,18 +226,23 @@ async fn no_number_comes_twice<E: Engine>(store: E) {
     println!("FLEET_SECONDS={seconds} FLEET_SEED={seed}");
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let pools = [("int", 0), ("float", 6)];
-    let pools = pools.map(|(name, decimals)| Arc::new(Pool { name, decimals, seen: Seen::new() }));
+    let pools = pools.map(|(name, decimals)| {
+        Arc::new(Pool { name, decimals, seen: Seen::new(), keyed: Mutex::default() })
+    });
     let (stop, stopped) = watch::channel(false);
 
     let mut fleet = Fleet { store, instances: Vec::new() };
     for index in 0..INSTANCES {
         let name = format!("instance-{index}");
         let address = fleet.store.address_for(&name).await;
-        let config = in_fleet(Config::new(), &address)
+        let mut config = in_fleet(Config::new(), &address)
             .int_and_float(LAST, SHARDS, SHARD_SIZE)
             .set("fleet.claim", CLAIM)
             .set("fleet.lease_rows", LEASE_ROWS);
-        fleet.instances.push(Instance::new(name, &config, &pools, &stopped));
+        if E::HAS_RECEIPTS {
+            config = config.set("receipts.store", format!("'{address}'"));
+        }
+        fleet.instances.push(Instance::new(name, &config, &pools, &stopped, E::HAS_RECEIPTS));
     }
     // The instances start at the same time, so they create the space together and compete for partitions.
     let [one, two, three] = fleet.instances.as_mut_slice() else { unreachable!() };
@@ -290,6 +297,9 @@ async fn no_number_comes_twice<E: Engine>(store: E) {
     }
 
     stop.send_replace(true);
+    if E::HAS_RECEIPTS {
+        check_receipts(&fleet.instances[0].receipts().await, &pools);
+    }
     report(&fleet, &pools, &outcomes, began.elapsed());
     for instance in fleet.instances {
         instance.stop().await;
@@ -298,6 +308,20 @@ async fn no_number_comes_twice<E: Engine>(store: E) {
         pool.seen.assert_no_repeats();
         assert!(pool.seen.count() > 0, "no number was received from {}", pool.name);
     }
+}
+
+/// Checks that each key that got a response has a receipt, and that no number is in two receipts.
+fn check_receipts(receipts: &[serde_json::Value], pools: &[Arc<Pool>]) {
+    let mut numbers = BTreeSet::new();
+    for receipt in receipts {
+        for number in receipt["numbers"].as_array().unwrap() {
+            let is_new = numbers.insert((receipt["pool"].to_string(), number.to_string()));
+            assert!(is_new, "{number} of {} is in two receipts", receipt["pool"]);
+        }
+    }
+    let keys: usize = pools.iter().map(|pool| pool.keyed.lock().unwrap().len()).sum();
+    println!("{} receipts, {keys} keys with a response", receipts.len());
+    assert!(keys > 0 && receipts.len() >= keys, "{keys} keys, {} receipts", receipts.len());
 }
 
 /// Prints the table from which docs/fleet.md takes its figures.

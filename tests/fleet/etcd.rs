@@ -214,6 +214,7 @@ impl Engine for Cluster {
 
     const NODES: &str = "three nodes of etcd";
     const COUNT: usize = 3;
+    const HAS_RECEIPTS: bool = false;
     const FAULTS: &[fn(usize, Cut) -> Fault] = &[
         |node, _| Fault::NodeKilled(node),
         |node, _| Fault::NodePaused(node),

@@ -1,8 +1,9 @@
 //! One instance of the fleet, which is stopped and started, and its clients, which stay.
 
+use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -28,11 +29,17 @@ const MAY_PASS: i32 = 1;
 /// The exit code for a folder that is older than another copy in use.
 const STALE: i32 = 5;
 
+/// Of as many clients of an instance, one sends keys. The keys of the clients of the same number of all instances
+/// are the same.
+const KEYED: usize = 4;
+
 /// A pool of the test, and the numbers received from it from all instances.
 pub(crate) struct Pool {
     pub(crate) name: &'static str,
     pub(crate) decimals: usize,
     pub(crate) seen: Seen,
+    /// The response to each key.
+    pub(crate) keyed: Mutex<BTreeMap<String, String>>,
 }
 
 /// The outcomes of the requests to one instance.
@@ -67,6 +74,7 @@ impl Instance {
         config: &Config,
         pools: &[Arc<Pool>],
         stop: &watch::Receiver<bool>,
+        has_keys: bool,
     ) -> Self {
         let site = Site::new(config);
         let at = watch::Sender::new(None);
@@ -78,7 +86,11 @@ impl Instance {
                 whose: name.clone(),
                 tally: Arc::clone(&tally),
             };
-            clients.spawn(caller.ask(index, at.subscribe(), stop.clone()));
+            let (at, stop) = (at.subscribe(), stop.clone());
+            match has_keys && index % KEYED < pools.len() {
+                true => clients.spawn(caller.ask_with_keys(index, at, stop)),
+                false => clients.spawn(caller.ask(index, at, stop)),
+            };
         }
         let clock = Clock::new(&site);
         Self {
@@ -195,6 +207,13 @@ impl Instance {
         }
     }
 
+    /// Returns the receipts that it lists.
+    pub(crate) async fn receipts(&self) -> Vec<serde_json::Value> {
+        let answer = self.server.as_ref().unwrap().get("/receipts").await;
+        answer.assert_status(200);
+        answer.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// Waits for the clients, and stops the server.
     pub(crate) async fn stop(mut self) {
         while let Some(ended) = self.clients.join_next().await {
@@ -259,6 +278,50 @@ impl Caller {
                 Err(_) => drop(self.tally.unanswered.fetch_add(1, Ordering::SeqCst)),
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Sends each key until there are numbers, and then the next one. The response is the same that other instances
+    /// gave to the key.
+    async fn ask_with_keys(
+        self,
+        index: usize,
+        mut at: watch::Receiver<Option<Client>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let target = random(self.pool.name, Some(2));
+        let mut number = 0;
+        loop {
+            let client = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                client = at.wait_for(Option::is_some) => client.unwrap().clone().unwrap(),
+            };
+            let key = format!("{index}-{number}");
+            let header = [("idempotency-key", &*key)];
+            if let Ok(answer) = client.send_with(Method::POST, &target, &header).await {
+                match answer.status {
+                    200 => {
+                        self.note_keyed(key, &answer);
+                        number += 1;
+                    }
+                    503 => {}
+                    status => panic!("{}: {status} {}", self.whose, answer.body),
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn note_keyed(&self, key: String, answer: &Answer) {
+        let mut keyed = self.pool.keyed.lock().unwrap();
+        match keyed.get(&key) {
+            Some(before) => assert_eq!(*before, answer.body, "{key} of {}", self.whose),
+            None => {
+                for number in answer.numbers() {
+                    self.pool.seen.note(&number, self.pool.decimals, &self.whose);
+                }
+                keyed.insert(key, answer.body.clone());
+            }
         }
     }
 

@@ -141,6 +141,7 @@ impl Engine for Pair {
 
     const NODES: &str = "a primary of PostgreSQL with a standby";
     const COUNT: usize = 2;
+    const HAS_RECEIPTS: bool = true;
     const FAULTS: &[fn(usize, Cut) -> Fault] = &[
         |server, _| Fault::Killed(role(server)),
         |server, _| Fault::Paused(role(server)),

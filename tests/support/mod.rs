@@ -586,6 +586,9 @@ impl Client {
         };
         let content_type = match (target, answer.status) {
             ("/metrics", 200) => "text/plain; version=0.0.4; charset=utf-8",
+            (target, 200) if target.split('?').next() == Some("/receipts") => {
+                "application/x-ndjson"
+            }
             _ => "application/json",
         };
         for (name, value) in [
