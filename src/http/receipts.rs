@@ -17,7 +17,7 @@ use super::App;
 use super::guard::Admitted;
 use super::quota;
 use super::response::{ApiError, json, typed};
-use crate::receipts::{Filter, Receipt, ReceiptReader, StoreError};
+use crate::receipts::{Filter, Label, Receipt, ReceiptReader, StoreError};
 
 /// The receipts that are read at once.
 const PAGE_RECEIPTS: usize = 1000;
@@ -70,7 +70,9 @@ fn parse(query: &str) -> Result<Wanted, ApiError> {
     };
     let limit = number("limit", limit)?.map_or(usize::MAX, |limit| limit as usize);
     let after = number("after", after)?.unwrap_or(0);
-    Ok(Wanted { filter: Filter { after, label: label.map(Into::into) }, limit })
+    let label = label.map(|text| Label::new(text.into_owned()).ok_or(ApiError::BadLabel));
+    let label = label.transpose()?.map(|label| label.as_str().to_owned());
+    Ok(Wanted { filter: Filter { after, label }, limit })
 }
 
 /// Some receipts as text, and the parameters for those after them.

@@ -42,6 +42,7 @@ impl Offer<'_> {
             errors: vec![
                 ("?after=x".to_owned(), bad("after")),
                 ("?limit=x".to_owned(), bad("limit")),
+                ("?label=".to_owned(), ApiError::BadLabel),
                 ("?colour=red".to_owned(), unknown),
                 ("the store of the receipts is away".to_owned(), ApiError::ReceiptsAway),
             ],
