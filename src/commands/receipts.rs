@@ -213,8 +213,13 @@ impl ReceiptReader for FolderReader {
         self.read(|reader| reader.page(filter, limit))
     }
 
-    fn of_number(&self, pool: &PoolName, value: Value) -> Result<Option<Receipt>, StoreError> {
-        self.read(|reader| reader.of_number(pool, value))
+    fn of_number(
+        &self,
+        pool: &PoolName,
+        value: Value,
+        owner: Option<&str>,
+    ) -> Result<Option<Receipt>, StoreError> {
+        self.read(|reader| reader.of_number(pool, value, owner))
     }
 }
 
@@ -227,7 +232,7 @@ fn of_number(
     let found = config.pools.iter().find(|known| known.name.as_str() == pool);
     let pool = found.with_context(|| format!("the settings have no pool {pool:?}"))?;
     let value = pool.space.parse(number)?;
-    match reader.of_number(&pool.name, value)? {
+    match reader.of_number(&pool.name, value, None)? {
         Some(receipt) => Ok(receipt),
         None => bail!("no receipt has {} of the pool {}", pool.space.number(value), pool.name),
     }

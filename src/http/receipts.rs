@@ -17,7 +17,7 @@ use super::App;
 use super::guard::Admitted;
 use super::quota;
 use super::response::{ApiError, json, typed};
-use crate::receipts::{Filter, Label, Receipt, ReceiptReader, StoreError};
+use crate::receipts::{Filter, Label, ReceiptReader, StoreError};
 
 /// The receipts that are read at once.
 const PAGE_RECEIPTS: usize = 1000;
@@ -167,12 +167,15 @@ pub(super) async fn of_number(
     // A number that can't exist takes the same way as one that has no receipt.
     let other = &pools[0];
     let pool = pool.unwrap_or(other);
-    let sought = (pool.name().clone(), value.unwrap_or(pool.space().min()));
+    let (name, sought) = (pool.name().clone(), value.unwrap_or(pool.space().min()));
+    let owner = Arc::clone(&app.guard.caller(&admitted).owner);
     let reader = app.keeper.receipts().reader();
-    let read = spawn_blocking(move || reader.of_number(&sought.0, sought.1)).await;
-    let found = read.expect("reading does not panic").map_err(|_| ApiError::ReceiptsAway)?;
-    let caller = app.guard.caller(&admitted);
-    let is_allowed = |receipt: &Receipt| admitted.sees_all || receipt.caller.owner == caller.owner;
-    let receipt = found.filter(|receipt| value.is_some() && is_allowed(receipt));
+    let read = spawn_blocking(move || {
+        let owner = (!admitted.sees_all).then_some(&*owner);
+        reader.of_number(&name, sought, owner)
+    });
+    let read = read.await.expect("reading does not panic");
+    let found = read.map_err(|_| ApiError::ReceiptsAway)?;
+    let receipt = found.filter(|_| value.is_some());
     receipt.map(|receipt| json(StatusCode::OK, &receipt).map(Body::from)).ok_or(ApiError::NoReceipt)
 }

@@ -70,7 +70,7 @@ pub(crate) struct PostgresReceipts {
     undecided: Option<Undecided>,
 }
 
-fn name(space: Option<&SpaceName>) -> String {
+fn space_name(space: Option<&SpaceName>) -> String {
     space.map_or(ALONE, SpaceName::as_str).to_owned()
 }
 
@@ -113,7 +113,7 @@ impl PostgresReceipts {
         let reader = PostgresReader::new(config, space, handle.clone())?;
         let session = Session::new(config, handle)?;
         let store = Self {
-            database: Database { session, space: name(space), keep },
+            database: Database { session, space: space_name(space), keep },
             has_index,
             head: Head::START,
             known_since: SystemTime::now(),

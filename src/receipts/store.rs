@@ -80,7 +80,13 @@ pub(crate) trait ReceiptReader: Debug + Send + Sync {
     /// large. There are no more only if the list is empty.
     fn page(&self, filter: &Filter, limit: usize) -> Result<Vec<Receipt>, StoreError>;
 
-    /// Returns the receipt of a number, the latest one if a restored backup issued it twice. Takes about the
-    /// same time whether there is one or not.
-    fn of_number(&self, pool: &PoolName, value: Value) -> Result<Option<Receipt>, StoreError>;
+    /// Returns the receipt of a number if it is this owner's, or any owner's if none is given. It is the latest one
+    /// if a restored backup issued the number twice. Takes about the same time whether there is no receipt or that
+    /// of another owner.
+    fn of_number(
+        &self,
+        pool: &PoolName,
+        value: Value,
+        owner: Option<&str>,
+    ) -> Result<Option<Receipt>, StoreError>;
 }

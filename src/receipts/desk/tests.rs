@@ -143,7 +143,12 @@ impl ReceiptReader for NoReader {
         unreachable!()
     }
 
-    fn of_number(&self, _: &PoolName, _: Value) -> Result<Option<Receipt>, StoreError> {
+    fn of_number(
+        &self,
+        _: &PoolName,
+        _: Value,
+        _: Option<&str>,
+    ) -> Result<Option<Receipt>, StoreError> {
         unreachable!()
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::super::chain::Head;
-use super::super::record::Receipt;
+use super::super::record::{Caller, Receipt};
 use super::super::store::{Filter, ReceiptReader, StoreError};
 use super::check::{self, Checked, Unused};
 use super::{Known, OpenError, RECEIPTS_FILE, SELECT_HEAD, SELECT_RECEIPT, index, read_receipt};
@@ -20,6 +20,7 @@ const PAGE_BYTES: usize = 1 << 20;
 pub(super) const SELECT_AFTER: &str = "
     SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
     FROM receipts WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+const SELECT_CALLER: &str = "SELECT caller FROM receipts WHERE seq = ?1";
 const SELECT_LABELLED: &str = "
     SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
     FROM receipts WHERE seq > ?1 AND label = ?3 ORDER BY seq LIMIT ?2";
@@ -83,12 +84,21 @@ impl ReceiptReader for FileReader {
         Ok(page.unwrap_or_default())
     }
 
-    fn of_number(&self, pool: &PoolName, value: Value) -> Result<Option<Receipt>, StoreError> {
+    fn of_number(
+        &self,
+        pool: &PoolName,
+        value: Value,
+        owner: Option<&str>,
+    ) -> Result<Option<Receipt>, StoreError> {
         let found = self.read(|connection| {
             let known = Known::read(connection)?;
             let pools = known.pools.iter().filter(|(_, origin)| origin.pool == *pool);
             let pools: Vec<_> = pools.map(|(id, _)| *id).collect();
-            match index::find(connection, &pools, value)? {
+            let found = index::find(connection, &pools, value)?;
+            // If there is no receipt, another one's owner is read, so that this takes as long.
+            let seq = found.unwrap_or(head(connection)?.seq);
+            let is_allowed = is_of(connection, &known, seq, owner)?;
+            match found.filter(|_| is_allowed) {
                 Some(seq) => receipt(connection, &known, seq),
                 None => Ok(None),
             }
@@ -103,6 +113,21 @@ pub(super) fn head(connection: &Connection) -> Result<Head, rusqlite::Error> {
         .query_row(SELECT_HEAD, [], |row| Ok(Head { seq: row.get(0)?, digest: row.get(1)? }))
         .optional()?;
     Ok(head.unwrap_or(Head::START))
+}
+
+/// Returns whether a receipt is this owner's, or any owner's if none is given.
+fn is_of(
+    connection: &Connection,
+    known: &Known,
+    seq: u64,
+    owner: Option<&str>,
+) -> Result<bool, rusqlite::Error> {
+    let mut select = connection.prepare(SELECT_CALLER)?;
+    let id: Option<i64> = select.query_row([seq], |row| row.get(0)).optional()?;
+    let is_caller = |(caller, other): (&Caller, &i64)| {
+        Some(*other) == id && owner.is_none_or(|owner| *owner == *caller.owner)
+    };
+    Ok(known.callers.iter().any(is_caller))
 }
 
 /// Returns a receipt.

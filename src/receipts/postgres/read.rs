@@ -15,7 +15,7 @@ use super::super::store::{Filter, ReceiptReader, StoreError};
 use super::heads::{self, SpaceState};
 use super::rows::PAGE_BYTES;
 use super::session::{BEGIN, COMMIT, Failure, Session};
-use super::{index, name, rows};
+use super::{index, rows, space_name};
 use crate::batch::Report;
 use crate::config::{PoolName, SpaceName, StoreConfig};
 use crate::space::Value;
@@ -42,7 +42,7 @@ impl PostgresReader {
         handle: Handle,
     ) -> Result<Self, OpenError> {
         let session = Mutex::new(Session::new(config, handle)?);
-        Ok(Self { session, space: name(space), _runtime: None })
+        Ok(Self { session, space: space_name(space), _runtime: None })
     }
 
     /// Returns a reader for a process that has no runtime.
@@ -142,10 +142,16 @@ impl ReceiptReader for PostgresReader {
         Ok(page.unwrap_or_default())
     }
 
-    fn of_number(&self, pool: &PoolName, value: Value) -> Result<Option<Receipt>, StoreError> {
+    fn of_number(
+        &self,
+        pool: &PoolName,
+        value: Value,
+        owner: Option<&str>,
+    ) -> Result<Option<Receipt>, StoreError> {
         let found = self.read(async |client, state| {
             index::find(client, &self.space, state, (pool, value)).await
         })?;
-        Ok(found.flatten())
+        let is_allowed = |receipt: &Receipt| owner.is_none_or(|own| *own == *receipt.caller.owner);
+        Ok(found.flatten().filter(is_allowed))
     }
 }

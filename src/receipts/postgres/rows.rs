@@ -146,7 +146,8 @@ pub(super) async fn after(
     limit: usize,
     bytes: usize,
 ) -> Result<Vec<Receipt>, Failure> {
-    let (after, limit, bytes) = (seq_to_sql(filter.after), limit as i64, bytes as i64);
+    let as_sql = |limit| i64::try_from(limit).unwrap_or(i64::MAX);
+    let (after, limit, bytes) = (seq_to_sql(filter.after), as_sql(limit), as_sql(bytes));
     let mut values: Vec<(&(dyn ToSql + Sync), Type)> = vec![
         (&space, Type::TEXT),
         (&after, Type::INT8),
