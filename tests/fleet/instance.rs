@@ -29,8 +29,8 @@ const MAY_PASS: i32 = 1;
 /// The exit code for a folder that is older than another copy in use.
 const STALE: i32 = 5;
 
-/// Of as many clients of an instance, one sends keys. The keys of the clients of the same number of all instances
-/// are the same.
+/// One of this many clients of an instance and a pool sends keys. Clients of the same number use the same keys at all
+/// instances.
 const KEYED: usize = 4;
 
 /// A pool of the test, and the numbers received from it from all instances.
