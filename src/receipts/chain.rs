@@ -6,7 +6,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::record::{Caller, KeyDigest, Labelled, Origin, Receipt, to_millis};
+use super::record::{Caller, Draft, KeyDigest, Labelled, Origin, Receipt, to_millis};
 
 /// The last receipt of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,18 @@ pub(super) struct Link<'r> {
     pub(super) numbers: &'r [u8],
 }
 
-impl Link<'_> {
+impl<'r> Link<'r> {
+    pub(super) fn of(draft: &'r Draft) -> Self {
+        Self {
+            at_ms: to_millis(draft.at),
+            origin: &draft.origin,
+            caller: &draft.caller,
+            label: draft.label.as_ref(),
+            key: draft.key,
+            numbers: &draft.numbers,
+        }
+    }
+
     /// Returns the head of the chain after this receipt is appended to it.
     pub(super) fn append(&self, head: Head) -> Head {
         let seq = head.seq + 1;

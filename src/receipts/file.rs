@@ -341,15 +341,7 @@ impl Open {
         for draft in drafts {
             let pool = self.known.pool(&transaction, &draft.origin, &mut known)?;
             let caller = self.known.caller(&transaction, &draft.caller, &mut known)?;
-            let link = Link {
-                at_ms: to_millis(draft.at),
-                origin: &draft.origin,
-                caller: &draft.caller,
-                label: draft.label.as_ref(),
-                key: draft.key,
-                numbers: &draft.numbers,
-            };
-            head = link.append(head);
+            head = Link::of(draft).append(head);
             insert(&transaction, head, draft, (pool, caller))?;
         }
         self.undecided = Some(head);

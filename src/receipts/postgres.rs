@@ -26,7 +26,7 @@ use self::session::{BEGIN, COMMIT, Failure, Session, transact};
 use super::chain::{Head, Link};
 use super::clock::Clock;
 use super::file::OpenError;
-use super::record::{Draft, KeyDigest, Receipt, to_millis};
+use super::record::{Draft, KeyDigest, Receipt};
 use super::store::{ReceiptReader, ReceiptStore, Saved, StoreError, Summary};
 use crate::config::{SpaceName, StoreConfig};
 
@@ -306,15 +306,7 @@ impl<'d> Plan<'d> {
                 plan.saved.push(Saved::Known(Box::new(receipt)));
                 continue;
             }
-            let link = Link {
-                at_ms: to_millis(draft.at),
-                origin: &draft.origin,
-                caller: &draft.caller,
-                label: draft.label.as_ref(),
-                key: draft.key,
-                numbers: &draft.numbers,
-            };
-            plan.head = link.append(plan.head);
+            plan.head = Link::of(draft).append(plan.head);
             plan.receipts.push((plan.head, draft));
             plan.keys.extend(draft.key.map(|key| (key, plan.head.seq)));
             plan.saved.push(Saved::New);
