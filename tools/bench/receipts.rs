@@ -156,6 +156,7 @@ fn fill(file: &Path, count: u64, has_index: bool) -> anyhow::Result<()> {
             key.execute(params![digest, first + index])?;
         }
     }
+    transaction.execute("UPDATE state SET keyed_to = ?1", [first + count - 1])?;
     if has_index {
         let mut run =
             transaction.prepare("INSERT INTO runs (first_seq, numbers) VALUES (?1, ?2)")?;
