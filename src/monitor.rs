@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::MissedTickBehavior;
 
-use crate::events::{Event, Events, Kind};
+use crate::events::{Event, Events};
 use crate::histogram::Durations;
 use crate::pool::Pool;
 use crate::receipts::{Counts, ReceiptFigures};
@@ -79,7 +79,6 @@ impl Monitor {
         receipts: Arc<Counts>,
         events: Arc<Events>,
     ) -> Self {
-        events.add(Kind::Started, None, None, "The server started".to_owned());
         let monitor = Self {
             started_at: SystemTime::now(),
             started: Instant::now(),

@@ -21,7 +21,7 @@ use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
 use crate::backoff::Backoff;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig, RefillConfig};
-use crate::events::Events;
+use crate::events::{Events, Kind};
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
 use crate::http::{Guard, Keeper, Routes};
@@ -273,6 +273,8 @@ async fn open_pools(
     let stop_guard = stop.clone().drop_guard();
     let gate = gate.map(|(gate, keeper)| (gate, tokio::spawn(keeper.run(stop.clone()))));
     let events = Arc::new(Events::default());
+    // Before the tasks begin, so that it is the first event.
+    events.add(Kind::Started, None, None, "The server started".to_owned());
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
     for (pool_config, (files, membership)) in config.pools.iter().zip(found) {
         let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
