@@ -416,7 +416,7 @@ async fn a_server_with_a_certificate_is_asked_by_its_name() {
 }
 
 /// Each command, with its subcommands.
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "serve",
     "check-config",
     "draw",
@@ -425,6 +425,7 @@ const COMMANDS: [&str; 10] = [
     "token",
     "backup",
     "verify",
+    "receipts",
     "completions",
     "man",
 ];

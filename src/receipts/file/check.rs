@@ -1,13 +1,14 @@
 //! Checks a whole file of receipts. Changes nothing, and knows nothing of shards. Reads each row once and keeps only
 //! sums: keys are looked up one by one only if the sums of a bucket and of its receipts differ.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use rusqlite::Connection;
 
 use super::super::chain::{Head, broken, continues};
-use super::super::record::{Origin, Receipt};
+use super::super::record::{KeyDigest, Origin, Receipt};
 use super::index::{self, Entry};
 use super::keys::{self, Bucket};
 use super::read::SELECT_AFTER;
@@ -19,7 +20,8 @@ use crate::sqlite::{self, rusqlite};
 /// The maximum number of SQLite's own messages about the file.
 const PROBLEMS_MAX: usize = 10;
 
-/// The most numbers that are not in the index and are compared all the same: 24 MB.
+/// The most numbers that are not in the index and are compared all the same: 24 MB. The same holds for keys that are
+/// in no bucket.
 const TAIL_MAX: usize = 1 << 20;
 
 /// Returns the name of the shard that has a value of a pool unused. It is called with the values of a pool in
@@ -50,6 +52,7 @@ struct Check<'c> {
     known: Known,
     /// Newest first.
     buckets: Vec<Bucket>,
+    /// The last receipt whose key is in a bucket.
     keyed_to: u64,
     /// The last receipt that is in the index.
     indexed_to: u64,
@@ -61,6 +64,8 @@ struct Sums {
     checked: Checked,
     /// The keys of each bucket's receipts.
     keys: Vec<Tally>,
+    /// The keys that are in no bucket yet, with their receipts.
+    recent: HashMap<KeyDigest, u64>,
     /// The numbers that the index should have.
     indexed: Tally,
     /// The first of the other numbers.
@@ -84,8 +89,8 @@ pub(super) fn check(
         indexed_to: index::indexed_to(connection)?,
         hash: RandomState::new(),
     };
-    let Sums { checked, keys, indexed, tail } = check.receipts(report)?;
-    check.keys(&keys, report)?;
+    let Sums { checked, keys, recent, indexed, tail } = check.receipts(report)?;
+    check.keys(&keys, &recent, report)?;
     check.numbers(indexed, tail, unused, report)?;
     Ok(checked)
 }
@@ -95,7 +100,8 @@ impl Check<'_> {
     fn receipts(&self, report: Report<'_>) -> Result<Sums, rusqlite::Error> {
         let checked = Checked { head: Head::START, receipts: 0, numbers: 0, not_compared: 0 };
         let keys = vec![Tally::default(); self.buckets.len()];
-        let mut sums = Sums { checked, keys, indexed: Tally::default(), tail: Vec::new() };
+        let (recent, indexed, tail) = Default::default();
+        let mut sums = Sums { checked, keys, recent, indexed, tail };
         let mut select = self.connection.prepare(SELECT_AFTER)?;
         let mut rows = select.query((0, -1))?;
         while let Some(row) = rows.next()? {
@@ -106,7 +112,7 @@ impl Check<'_> {
                     if !continues(head, &receipt, &numbers) {
                         report("a broken chain", broken(head, next));
                     }
-                    self.add(row.get("pool")?, &receipt, &mut sums);
+                    self.add(row.get("pool")?, &receipt, &mut sums, report);
                 }
                 Err(error) => {
                     let what = format!("receipt {} can't be read: {error}", next.seq);
@@ -128,13 +134,21 @@ impl Check<'_> {
         Ok(sums)
     }
 
-    fn add(&self, pool: i64, receipt: &Receipt, sums: &mut Sums) {
+    fn add(&self, pool: i64, receipt: &Receipt, sums: &mut Sums, report: Report<'_>) {
         let seq = receipt.seq;
-        if let Some(key) = receipt.key
-            && seq <= self.keyed_to
-            && let Some(at) = self.buckets.iter().position(|bucket| bucket.first_seq <= seq)
-        {
-            sums.keys[at].add(self.hash.hash_one((key, seq)));
+        match receipt.key {
+            Some(key) if seq <= self.keyed_to => {
+                // The keys of earlier receipts have expired.
+                if let Some(at) = self.buckets.iter().position(|bucket| bucket.first_seq <= seq) {
+                    sums.keys[at].add(self.hash.hash_one((key, seq)));
+                }
+            }
+            Some(key) if sums.recent.len() < TAIL_MAX => {
+                if let Some(other) = sums.recent.insert(key, seq) {
+                    report("a key twice", twice(key, other, seq));
+                }
+            }
+            _ => {}
         }
         for Value(value) in receipt.given.values() {
             let entry = Entry { pool, value, seq };
@@ -150,7 +164,12 @@ impl Check<'_> {
     }
 
     /// Compares the keys with those of the receipts.
-    fn keys(&self, expected: &[Tally], report: Report<'_>) -> Result<(), rusqlite::Error> {
+    fn keys(
+        &self,
+        expected: &[Tally],
+        recent: &HashMap<KeyDigest, u64>,
+        report: Report<'_>,
+    ) -> Result<(), rusqlite::Error> {
         let mut found = vec![Tally::default(); self.buckets.len()];
         let mut last = None;
         keys::each(self.connection, &self.buckets, &mut |bucket, key, seq| {
@@ -158,8 +177,10 @@ impl Check<'_> {
             if let Some((other, other_seq)) = last.replace((key, seq))
                 && other == key
             {
-                let what = format!("the key {key:?} belongs to the receipts {other_seq} and {seq}");
-                report("a key twice", what);
+                report("a key twice", twice(key, other_seq, seq));
+            }
+            if let Some(&recent) = recent.get(&key) {
+                report("a key twice", twice(key, seq, recent));
             }
         })?;
         let mut end = self.keyed_to + 1;
@@ -221,4 +242,8 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+fn twice(key: KeyDigest, one: u64, other: u64) -> String {
+    format!("the key {key:?} belongs to the receipts {one} and {other}")
 }
