@@ -75,6 +75,9 @@ pub(crate) enum Kept {
     Known(Box<Receipt>),
 }
 
+/// An open store, and its reader.
+pub(crate) type OpenStore = (Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>);
+
 /// Opens the store of the settings. `folder` is the data folder, which this process has locked, and `space` is that
 /// of its fleet. Has to be called on a thread of a runtime, to which it blocks.
 ///
@@ -84,7 +87,7 @@ pub(crate) fn open(
     config: &ReceiptsConfig,
     folder: &Path,
     space: Option<&SpaceName>,
-) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), OpenError> {
+) -> Result<OpenStore, OpenError> {
     match &config.store {
         ReceiptStoreConfig::Folder => {
             let path = folder.join(RECEIPTS);

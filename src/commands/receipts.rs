@@ -111,7 +111,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
 enum Source {
     Folder(PathBuf),
     #[cfg(feature = "postgres")]
-    Database(PostgresReader),
+    Database(Box<PostgresReader>),
 }
 
 impl Source {
@@ -121,7 +121,7 @@ impl Source {
             #[cfg(feature = "postgres")]
             ReceiptStoreConfig::Postgres(store) => {
                 let space = config.fleet.as_ref().map(|fleet| &fleet.space);
-                Ok(Self::Database(PostgresReader::alone(store, space)?))
+                Ok(Self::Database(Box::new(PostgresReader::alone(store, space)?)))
             }
             #[cfg(not(feature = "postgres"))]
             ReceiptStoreConfig::Postgres(store) => {
@@ -134,7 +134,7 @@ impl Source {
         match self {
             Self::Folder(dir) => Box::new(FolderReader(dir)),
             #[cfg(feature = "postgres")]
-            Self::Database(reader) => Box::new(reader),
+            Self::Database(reader) => reader,
         }
     }
 }

@@ -28,10 +28,13 @@ const IDLE: Duration = Duration::from_secs(60);
 /// The interval at which the head of the chain is logged.
 const HEAD_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// The receipt of a key, if it has one.
+type Found = Result<Option<Receipt>, Unavailable>;
+
 /// A request to the desk.
 #[derive(Debug)]
 pub(super) enum Question {
-    Find { key: KeyDigest, reply: oneshot::Sender<Result<Option<Receipt>, Unavailable>> },
+    Find { key: KeyDigest, reply: oneshot::Sender<Found> },
     Save(Box<Save>),
 }
 
@@ -304,7 +307,7 @@ impl Desk {
 /// Requests that are served together.
 #[derive(Default)]
 struct Group {
-    finds: Vec<(KeyDigest, oneshot::Sender<Result<Option<Receipt>, Unavailable>>)>,
+    finds: Vec<(KeyDigest, oneshot::Sender<Found>)>,
     saves: Saves,
 }
 

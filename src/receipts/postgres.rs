@@ -2,7 +2,7 @@
 //! of requests.
 //!
 //! A space has the fleet's name, and its [head](heads) is the lock under which its receipts are saved. The
-//! [receipts](rows) are the truth, and the [keys](keys) and the [index](index) of numbers are derived from them.
+//! [receipts](rows) are the truth, and the [keys] and the [index] of numbers are derived from them.
 //! Prepares no statements, because there may be a connection pooler in between.
 
 mod heads;
@@ -23,11 +23,12 @@ use tracing::{error, info, warn};
 
 pub(crate) use self::read::PostgresReader;
 use self::session::{BEGIN, COMMIT, Failure, Session, transact};
+use super::OpenStore;
 use super::chain::{Head, Link};
 use super::clock::Clock;
 use super::file::OpenError;
 use super::record::{Draft, KeyDigest, Receipt};
-use super::store::{ReceiptReader, ReceiptStore, Saved, StoreError, Summary};
+use super::store::{ReceiptStore, Saved, StoreError, Summary};
 use crate::config::{SpaceName, StoreConfig};
 
 /// The name of the space of a server that is in no fleet.
@@ -103,7 +104,7 @@ impl PostgresReceipts {
         keep: Duration,
         has_index: bool,
         handle: Handle,
-    ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), OpenError> {
+    ) -> Result<OpenStore, OpenError> {
         if config.shows_password() {
             warn!(
                 store = %config.address,

@@ -23,13 +23,16 @@ const CLIENTS: usize = 3;
 /// The number of requests of each client.
 const REQUESTS: usize = 5;
 
+/// A key and its numbers.
+type Numbers = (KeyDigest, Vec<Value>);
+
 /// The content of the simulated store.
 #[derive(Debug, Default)]
 struct Content {
     /// The keys and numbers of all receipts.
-    saved: Vec<(KeyDigest, Vec<Value>)>,
+    saved: Vec<Numbers>,
     /// The requests of a save whose outcome is unknown, and whether they are saved.
-    undecided: Option<(Vec<(KeyDigest, Vec<Value>)>, bool)>,
+    undecided: Option<(Vec<Numbers>, bool)>,
     /// Whether the store has to be opened again.
     is_closed: bool,
 }
