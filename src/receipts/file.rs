@@ -369,9 +369,9 @@ impl Open {
 
     fn tidy(&mut self) -> Result<(), rusqlite::Error> {
         self.extend_index()?;
-        let now = SystemTime::now();
-        self.keys.extend(&mut self.connection, now, self.head.seq)?;
-        self.keys.expire(&mut self.connection, now)?;
+        self.keys.extend(&mut self.connection, SystemTime::now(), self.head.seq)?;
+        // The time after the extension, because the steady clock is read next.
+        self.keys.expire(&mut self.connection, SystemTime::now())?;
         if sqlite::log_backlog(&self.connection)? >= LOG_PAGES {
             sqlite::checkpoint(&self.connection, Checkpoint::Passive)?;
         }
