@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use support::keyed::{self, Keyed};
 use support::{Config, Process, Site, missing};
 
 const SHARDS: u16 = 2;
@@ -19,13 +20,17 @@ const LEASE_ROWS: usize = 16;
 const CLIENTS: usize = 8;
 const COUNTS: &[Option<u32>] = &[None, None, Some(20), None, Some(3)];
 const COUNT_MAX: usize = 20;
+/// Clients with idempotency keys.
+const KEYED_CLIENTS: usize = 4;
 /// Far more numbers than all runs hand out.
 const LAST: i64 = 1_000_000_000;
 /// How many numbers are taken after the last kill, from existing shards and from new fillings.
 const AFTER: usize = 5_000;
 
-/// How many numbers one kill may burn: two leases of each shard, and what was on the way to clients.
-const BURNED_PER_KILL: usize = SHARDS as usize * 2 * LEASE_ROWS + CLIENTS * COUNT_MAX;
+/// How many numbers one kill may burn: two leases of each shard, and what was on the way to clients or waited for a
+/// receipt.
+const BURNED_PER_KILL: usize =
+    SHARDS as usize * 2 * LEASE_ROWS + CLIENTS * COUNT_MAX + KEYED_CLIENTS * keyed::COUNT as usize;
 
 fn variable(name: &str, other: u64) -> u64 {
     std::env::var(name).map_or(other, |value| value.parse().unwrap())
@@ -39,6 +44,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let mut numbers = Vec::new();
     let mut first_answers = Vec::new();
+    let keyed = Keyed::new("int");
     for kill in 0..kills {
         let moment = Duration::from_micros(random.random_range(0..80_000));
         match kill % 5 {
@@ -58,6 +64,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
                 numbers.extend(server.take("int", None).await);
                 first_answers.push(started.elapsed());
                 let load = server.load("int", CLIENTS, COUNTS);
+                let keyed_load = keyed.load(&server, KEYED_CLIENTS);
                 tokio::time::sleep(moment).await;
                 if phase == 4 {
                     server.process.signal(Signal::SIGTERM);
@@ -65,14 +72,19 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
                 }
                 server.kill().await;
                 numbers.extend(load.join_numbers().await);
+                keyed_load.join().await;
             }
         }
     }
     let server = site.start().await;
     let mut load = server.load("int", CLIENTS, COUNTS);
     load.reach(AFTER).await;
+    keyed.finish(&server).await;
     server.stop().await;
     numbers.extend(load.join_numbers().await);
+    let keyed = keyed.numbers();
+    println!("{} numbers of {} keys", keyed.len(), keyed.len() / keyed::COUNT as usize);
+    numbers.extend(keyed);
     missing(&numbers, 0..=LAST);
     let burned = no_longer_unused(&site) - numbers.len();
     first_answers.sort_unstable();

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 pub(crate) mod engines;
+pub(crate) mod keyed;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
