@@ -122,6 +122,8 @@ impl Receipts {
     ) -> (Self, impl FnOnce() + Send) {
         let (sender, questions) = mpsc::channel();
         let counts = Arc::new(Counts::default());
+        // Before the desk's thread runs, because /status may be requested before that.
+        counts.tell(store.summary());
         let desk = Desk::new(store, questions, Arc::clone(&counts), events, backoff);
         let receipts = Self { questions: sender, flights: Arc::default(), counts, reader };
         (receipts, move || desk.run())

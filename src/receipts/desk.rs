@@ -117,7 +117,6 @@ impl Desk {
 
     /// Handles requests until all senders are gone, then closes the store.
     pub(super) fn run(mut self) {
-        self.tell();
         loop {
             let group = match self.questions.recv_timeout(self.pause()) {
                 Ok(first) => self.group(first),
