@@ -88,30 +88,35 @@ pub(super) async fn finish(client: &Client, space: &str, batch: &Batch) -> Resul
     Ok(())
 }
 
-/// Returns the latest receipt with a number. Searches the index and all receipts that are not in it, whether one is
-/// found or not.
+/// Returns the latest receipt with a number, if it is this owner's or if no owner is given. Searches the index and all
+/// receipts that are not in it, whether one is found or not.
 pub(super) async fn find(
     client: &Client,
     space: &str,
     state: SpaceState,
     (pool, value): (&PoolName, Value),
+    owner: Option<&str>,
 ) -> Result<Option<Receipt>, Failure> {
-    let mut newest = None;
+    let mut found = None;
     let mut filter = Filter { after: state.indexed_to, label: None };
     loop {
         let receipts = rows::after(client, space, &filter, STEP_RECEIPTS, rows::PAGE_BYTES).await?;
         let Some(last) = receipts.last() else { break };
         filter.after = last.seq;
-        let has_it = |receipt: &Receipt| {
+        let has_it = |receipt: &&Receipt| {
             receipt.origin.pool == *pool && receipt.given.values().any(|other| other == value)
         };
-        newest = receipts.into_iter().filter(has_it).last().or(newest);
+        found = receipts.iter().filter(has_it).map(|receipt| receipt.seq).last().or(found);
     }
     let number =
         [(&space as _, Type::TEXT), (&pool.as_str() as _, Type::TEXT), (&value.0 as _, Type::INT8)];
-    let seq: Option<i64> = client.query_typed_one(SELECT, &number).await?.try_get(0)?;
-    let seq = seq.map_or(Ok(0), seq_of_sql)?;
-    // There is no receipt 0, so this takes the same time.
-    let indexed = rows::receipt(client, space, seq).await?;
-    Ok(newest.or(indexed))
+    let indexed: Option<i64> = client.query_typed_one(SELECT, &number).await?.try_get(0)?;
+    let found = found.max(indexed.map(seq_of_sql).transpose()?);
+    // If there is no receipt, another one's owner is read, so that this takes as long.
+    let owner_of = rows::owner(client, space, found.unwrap_or(state.head.seq)).await?;
+    let is_allowed = owner.is_none_or(|owner| owner_of.as_deref() == Some(owner));
+    match found.filter(|_| is_allowed) {
+        Some(seq) => rows::receipt(client, space, seq).await,
+        None => Ok(None),
+    }
 }

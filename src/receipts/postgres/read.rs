@@ -149,9 +149,8 @@ impl ReceiptReader for PostgresReader {
         owner: Option<&str>,
     ) -> Result<Option<Receipt>, StoreError> {
         let found = self.read(async |client, state| {
-            index::find(client, &self.space, state, (pool, value)).await
+            index::find(client, &self.space, state, (pool, value), owner).await
         })?;
-        let is_allowed = |receipt: &Receipt| owner.is_none_or(|own| *own == *receipt.caller.owner);
-        Ok(found.flatten().filter(is_allowed))
+        Ok(found.flatten())
     }
 }

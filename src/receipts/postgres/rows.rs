@@ -52,6 +52,7 @@ const EXISTS: &str = "
     SELECT $2 = 0 OR EXISTS (
         SELECT FROM tombola_receipts WHERE space = $1 AND seq = $2 AND digest = $3)";
 const SELECT: &str = "SELECT * FROM tombola_receipts WHERE space = $1 AND seq = $2";
+const SELECT_OWNER: &str = "SELECT owner FROM tombola_receipts WHERE space = $1 AND seq = $2";
 const SELECT_AFTER: &str = "
     SELECT * FROM (
         SELECT *, sum(octet_length(numbers)) OVER (ORDER BY seq) - octet_length(numbers) AS bytes_before
@@ -125,6 +126,17 @@ pub(super) async fn exists(client: &Client, space: &str, head: Head) -> Result<b
     let (seq, digest) = (seq_to_sql(head.seq), head.digest.as_slice());
     let values = [(&space as _, Type::TEXT), (&seq as _, Type::INT8), (&digest as _, Type::BYTEA)];
     Ok(client.query_typed_one(EXISTS, &values).await?.try_get(0)?)
+}
+
+/// Returns the owner of a receipt.
+pub(super) async fn owner(
+    client: &Client,
+    space: &str,
+    seq: u64,
+) -> Result<Option<String>, Failure> {
+    let values = [(&space as _, Type::TEXT), (&seq_to_sql(seq) as _, Type::INT8)];
+    let row = client.query_typed_opt(SELECT_OWNER, &values).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
 /// Returns a receipt.
