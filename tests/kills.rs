@@ -14,6 +14,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use support::keyed::{self, Keyed};
 use support::{Config, Process, Site, missing};
+use tokio::sync::watch;
 
 const SHARDS: u16 = 2;
 const LEASE_ROWS: usize = 16;
@@ -45,6 +46,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
     let mut numbers = Vec::new();
     let mut first_answers = Vec::new();
     let keyed = Keyed::new("int");
+    let (_work, working) = watch::channel(true);
     for kill in 0..kills {
         let moment = Duration::from_micros(random.random_range(0..80_000));
         match kill % 5 {
@@ -64,7 +66,7 @@ async fn no_number_comes_twice_whenever_the_process_is_killed() {
                 numbers.extend(server.take("int", None).await);
                 first_answers.push(started.elapsed());
                 let load = server.load("int", CLIENTS, COUNTS);
-                let keyed_load = keyed.load(&server, KEYED_CLIENTS);
+                let keyed_load = keyed.load(&server, KEYED_CLIENTS, &working);
                 tokio::time::sleep(moment).await;
                 if phase == 4 {
                     server.process.signal(Signal::SIGTERM);

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::support::keyed::{self, Keyed};
 use super::support::{Client, Config, PATIENCE, Process, Server, Site, eventually, random, run};
 use super::volume::{FileSystem, QuickWriteback, Switch, Volume};
 
@@ -30,6 +31,8 @@ const SHARD_SIZE: u32 = 8_000;
 const LEASE_ROWS: u64 = 1_024;
 /// The count of clients of each pool.
 const CLIENTS: usize = 4;
+/// The count of clients with idempotency keys, all of the pool int.
+const KEYED_CLIENTS: usize = 3;
 const COUNTS: &[Option<u32>] = &[None, Some(100), None, Some(1_000), Some(7)];
 const COUNT_MAX: u64 = 1_000;
 /// The largest value of each pool, far more than all rounds hand out.
@@ -39,7 +42,7 @@ const LAST: u64 = (1 << 29) - 1;
 const IMAGE_BYTES: u64 = 8 << 30;
 
 /// How many numbers of a pool may be on the way to clients when the power is lost.
-const UNDERWAY_MAX: u64 = CLIENTS as u64 * COUNT_MAX;
+const UNDERWAY_MAX: u64 = CLIENTS as u64 * COUNT_MAX + (KEYED_CLIENTS as u32 * keyed::COUNT) as u64;
 /// How many numbers of a pool one power loss may burn: two leases of each shard, and leases for waiting
 /// requests.
 const BURNED_MAX: u64 = SHARDS as u64 * 2 * LEASE_ROWS + UNDERWAY_MAX;
@@ -106,6 +109,7 @@ struct Lives {
     kind: FileSystem,
     rng: ChaCha20Rng,
     pools: [Received; 2],
+    keyed: Keyed,
     losses: u64,
     /// The count of power losses before the last successful start.
     losses_seen: u64,
@@ -131,6 +135,7 @@ impl Lives {
             kind,
             rng: ChaCha20Rng::seed_from_u64(seed),
             pools: POOLS.map(|(name, scale)| Received::new(name, scale)),
+            keyed: Keyed::new(POOLS[0].0),
             losses: 0,
             losses_seen: 0,
             longest_start: Duration::ZERO,
@@ -154,13 +159,18 @@ impl Lives {
             self.losses = loss;
         }
         let server = self.start().await;
+        self.keyed.finish(&server).await;
         server.stop().await;
+        let keyed = self.keyed.numbers();
+        self.pools[0].add(&keyed);
         self.look_whole().await;
         let [int, float] = &self.pools;
         println!(
-            "{:?}: {losses} power losses, {} numbers, none twice; burned {}; longest start {:?}",
+            "{:?}: {losses} power losses, {} numbers, none twice, {} of them with keys; burned {}; longest start \
+             {:?}",
             self.kind,
             int.count + float.count,
+            keyed.len(),
             int.burned + float.burned,
             self.longest_start,
         );
@@ -176,6 +186,7 @@ impl Lives {
             let pool = client % POOLS.len();
             clients.spawn(take_until_gone(server.client(), pool, counts, working.clone()));
         }
+        let keyed = self.keyed.load(&server, KEYED_CLIENTS, &working);
         match moment {
             Moment::InRefill(moment) => {
                 let pool = self.log_is_long().await;
@@ -191,6 +202,7 @@ impl Lives {
         }
         cut(server.process, switch).await;
         drop(work);
+        keyed.join().await;
         for (pool, numbers) in clients.join_all().await {
             self.pools[pool].add(&numbers);
         }
@@ -208,8 +220,11 @@ impl Lives {
         let status = server.get("/status").await;
         status.assert_status(200);
         let status: Value = serde_json::from_str(&status.body).unwrap();
+        let mut keyed = self.keyed.numbers().len() as u64;
         for pool in &mut self.pools {
-            pool.compare(&status["pools"][pool.name], self.losses, self.losses - self.losses_seen);
+            let received = pool.count + std::mem::take(&mut keyed);
+            let new_losses = self.losses - self.losses_seen;
+            pool.compare(&status["pools"][pool.name], received, self.losses, new_losses);
             pool.add(&server.take(pool.name, None).await);
         }
         self.losses_seen = self.losses;
@@ -267,22 +282,22 @@ impl Received {
         self.count += numbers.len() as u64;
     }
 
-    /// Compares the figures of a server at its start with the numbers received. `new_losses` of the `losses`
+    /// Compares the figures of a server at its start with the count of numbers received. `new_losses` of the `losses`
     /// happened after the last successful start.
-    fn compare(&mut self, status: &Value, losses: u64, new_losses: u64) {
+    fn compare(&mut self, status: &Value, received: u64, losses: u64, new_losses: u64) {
         let figure = |name| status[name].as_u64().unwrap();
         let (issued, burned) = (figure("issued"), figure("burned"));
         let newly_burned = burned - self.burned;
-        let Self { name, count, .. } = self;
+        let Self { name, .. } = self;
         assert!(newly_burned <= new_losses * BURNED_MAX, "{name}: {newly_burned} newly burned");
         // A power loss in a start may count burned numbers twice. Such numbers then don't count as issued.
         assert!(
-            issued + burned >= *count,
-            "{name}: {count} were received, {issued} issued, {burned} burned"
+            issued + burned >= received,
+            "{name}: {received} were received, {issued} issued, {burned} burned"
         );
         assert!(
-            issued <= *count + losses * UNDERWAY_MAX,
-            "{name}: {count} were received, {issued} issued"
+            issued <= received + losses * UNDERWAY_MAX,
+            "{name}: {received} were received, {issued} issued"
         );
         self.burned = burned;
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Client, Server, random};
@@ -42,12 +43,22 @@ impl Keyed {
         Self { pool, responses: Arc::default() }
     }
 
-    /// Starts clients that send keys until the server is gone.
-    pub(crate) fn load(&self, server: &Server, clients: usize) -> KeyedLoad {
+    /// Starts clients that send keys while there is `work`, until the server is gone.
+    pub(crate) fn load(
+        &self,
+        server: &Server,
+        clients: usize,
+        work: &watch::Receiver<bool>,
+    ) -> KeyedLoad {
         let mut load = JoinSet::new();
         for _ in 0..clients {
-            let (keyed, client) = (self.clone(), server.client());
-            load.spawn(async move { while keyed.send(&client, keyed.choose()).await.is_some() {} });
+            let (keyed, client, mut work) = (self.clone(), server.client(), work.clone());
+            load.spawn(async move {
+                while keyed.send(&client, keyed.choose()).await.is_some() {
+                    // An error means that the server is gone too.
+                    let _ = work.wait_for(|work| *work).await;
+                }
+            });
         }
         KeyedLoad(load)
     }
