@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use deadpool_sqlite::rusqlite::Connection;
+use reqwest::Method;
 use serde_json::Value;
 
 use super::quota::with_quota;
@@ -199,6 +200,57 @@ async fn a_full_disk_serves_all_numbers_that_can_be_leased() {
         none_set_aside(site);
         volume.make_room();
         server.stop().await;
+    })
+    .await;
+}
+
+/// A receipt that can't be saved costs no number, and its key stays free. Requests without a key are served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_keys_and_burns_nothing() {
+    const COUNT: u32 = 1_000;
+    /// More requests than receipts that fit into the space that their log has already.
+    const REQUESTS: usize = 400;
+    on_each(&Config::new().pool("int", 0, LAST, 2, 300_000), async |site, volume| {
+        site.fill().await;
+        let server = site.start().await;
+        is_ok(&server, 2).await;
+        let client = server.client();
+        let keyed = async |key: &str| {
+            let header = [("idempotency-key", key)];
+            let target = random("int", Some(COUNT));
+            client.send_with(Method::POST, &target, &header).await.unwrap()
+        };
+        let first = keyed("first").await;
+        first.assert_status(200);
+        let mut numbers = first.numbers();
+        volume.fill(0);
+        let mut refused = None;
+        for index in 0..REQUESTS {
+            let key = format!("key-{index}");
+            let answer = keyed(&key).await;
+            if answer.status == 503 {
+                assert!(answer.body.contains("receipt_not_saved"), "{}", answer.body);
+                refused = Some(key);
+                break;
+            }
+            numbers.extend(answer.numbers());
+        }
+        let refused = refused.expect("a receipt that did not fit");
+        assert_eq!(keyed("first").await.body, first.body, "known keys stay known");
+        let without_key = server.get(&random("int", Some(COUNT))).await;
+        without_key.assert_status(200);
+        numbers.extend(without_key.numbers());
+        volume.make_room();
+        let answer = eventually("a receipt that is saved", async || {
+            let answer = keyed(&refused).await;
+            (answer.status == 200).then_some(answer)
+        })
+        .await;
+        assert_eq!(keyed(&refused).await.body, answer.body);
+        numbers.extend(answer.numbers());
+        assert_eq!(figure(&server, "burned").await, 0, "a full disk must not burn numbers");
+        assert_eq!(figure(&server, "issued").await, numbers.len() as u64);
+        ends_whole(site, server, &numbers).await;
     })
     .await;
 }
