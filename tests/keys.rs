@@ -7,10 +7,13 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use deadpool_sqlite::rusqlite::Connection;
 use reqwest::header::{ACCEPT, HeaderMap};
 use reqwest::{Method, Response};
 use serde_json::Value;
 use support::{Config, Server, Site};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 /// Returns a config with two pools.
 fn config() -> Config {
@@ -234,6 +237,80 @@ async fn requests_with_one_key_at_the_same_time_get_one_response() {
     }
     let receipts = Client::new(&server).receipts("").await;
     assert_eq!(receipts.len(), 20);
+    server.stop().await;
+}
+
+/// Keeps the server from saving receipts until it is dropped.
+struct Held {
+    _connection: Connection,
+}
+
+impl Held {
+    fn new(site: &Site) -> Self {
+        let connection = Connection::open(site.file("receipts.db")).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        Self { _connection: connection }
+    }
+
+    async fn until_waiting(&self, client: &Client, requests: u64) {
+        support::eventually("waiting requests", async || {
+            (client.status().await["waiting"] == requests).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_waits_for_the_first_request() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let client = Client::new(&server);
+    let _ = client.draw("", "other").await;
+    let held = Held::new(&site);
+    let mut requests = tokio::task::JoinSet::new();
+    for waiting in 1..=3 {
+        let repetition = Client::new(&server);
+        requests.spawn(async move { repetition.draw("?count=7", "a").await });
+        held.until_waiting(&client, waiting).await;
+    }
+    drop(held);
+    let seen = requests.join_all().await;
+    assert!(seen.iter().all(|one| one.status == 200 && one.body == seen[0].body), "{seen:?}");
+    assert_eq!(seen.iter().filter(|one| !one.replayed).count(), 1, "{seen:?}");
+    assert_eq!(client.receipts("").await.len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_disconnects_leaves_its_receipt() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let client = Client::new(&server);
+    let _ = client.draw("", "other").await;
+    let held = Held::new(&site);
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head = format!(
+        "POST /random?count=7 HTTP/1.1\r\nHost: {}\r\nIdempotency-Key: a\r\n\r\n",
+        server.address()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    held.until_waiting(&client, 1).await;
+    drop(stream);
+    // The server has noticed that the client is gone.
+    held.until_waiting(&client, 0).await;
+    drop(held);
+    let receipts = support::eventually("the receipt", async || {
+        let receipts = client.receipts("?after=1").await;
+        (!receipts.is_empty()).then_some(receipts)
+    })
+    .await;
+    let retry = client.draw("?count=7", "a").await;
+    assert!(retry.replayed, "{retry:?}");
+    let numbers = serde_json::from_str::<Value>(&retry.body).unwrap()["numbers"].clone();
+    assert_eq!(receipts[0]["numbers"], numbers);
+    assert_eq!(client.receipts("").await.len(), 2);
     server.stop().await;
 }
 

@@ -239,8 +239,10 @@ impl ReceiptFile {
 impl ReceiptStore for ReceiptFile {
     fn find(&mut self, keys: &[KeyDigest]) -> Result<Vec<Option<Receipt>>, StoreError> {
         let found = self.work(|open| {
-            // One transaction, because each one locks the file.
-            let transaction = open.connection.unchecked_transaction()?;
+            // One transaction, because each one locks the file. It only reads, so another program that writes does
+            // not delay it.
+            let behavior = TransactionBehavior::Deferred;
+            let transaction = Transaction::new_unchecked(&open.connection, behavior)?;
             let find = |&key: &KeyDigest| match open.keys.find(&transaction, key)? {
                 Some(seq) => read::receipt(&transaction, &open.known, seq),
                 None => Ok(None),
