@@ -1,6 +1,8 @@
 //! The parts of the crate that its tools, benchmarks, fuzz targets and tests use. They have no other users and
 //! change without notice: the interface of tombola is its commands, its HTTP paths and its files.
 
+pub mod receipts;
+
 #[cfg(fuzzing)]
 pub use crate::http::parse_query;
 pub use crate::{

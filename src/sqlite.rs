@@ -90,6 +90,12 @@ fn prepare(connection: &Connection) -> Result<(), Error> {
     // as empty and remove it on close.
     keep_log(connection, true)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // SQLite opens a file only for reading if the disk fails at that moment, and would refuse each later write.
+    if connection.is_readonly("main")? {
+        let read_only = ffi::Error::new(ffi::SQLITE_READONLY);
+        let problem = "the file could be opened only for reading";
+        return Err(Error::SqliteFailure(read_only, Some(problem.to_owned())));
+    }
     connection.execute_batch(LIVE)
 }
 
@@ -103,6 +109,15 @@ pub(crate) fn open_for_build(path: &Path) -> Result<Connection, Error> {
 /// Opens a file that is not being written, without touching its folder.
 pub fn open_to_read(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    keep_log(&connection, true)?;
+    Ok(connection)
+}
+
+/// Opens a file to check its format before its first change. Unlike a connection that only reads, this one can
+/// roll back the journal of a crash during the first opening, which turned the new file to a write-ahead log.
+pub(crate) fn open_to_check(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     keep_log(&connection, true)?;
     Ok(connection)

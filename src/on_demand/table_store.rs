@@ -59,8 +59,8 @@ impl Store for TableStore {
         }
         let sqlite = |source| failed(&path, source);
         let log = Found::new(&path).secure()?;
-        // Opened without a write, so that a file that is not tombola's stays unchanged.
-        let connection = sqlite::open_to_read(&path).map_err(sqlite)?;
+        // Checked without a write, so that a file that is not tombola's stays unchanged.
+        let connection = sqlite::open_to_check(&path).map_err(sqlite)?;
         sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| match problem {
             ContentError::Sqlite(source) => sqlite(source),
             ContentError::File(error) => error.into(),

@@ -80,7 +80,6 @@ const INSERT_STATE: &str =
     "INSERT INTO state (known_since, clock_at, keyed_to, indexed_to) VALUES (?1, ?1, 0, 0)";
 const SELECT_STATE: &str = "SELECT known_since, is_copy FROM state";
 const UPDATE_KNOWN_SINCE: &str = "UPDATE state SET known_since = ?1, is_copy = 0";
-const UPDATE_NOTHING: &str = "UPDATE state SET is_copy = is_copy";
 const MARK_COPY: &str = "UPDATE state SET is_copy = 1";
 const SELECT_POOLS: &str = "SELECT id, name, decimals, pattern, alphabet, code_check FROM pools";
 const INSERT_POOL: &str = "
@@ -300,10 +299,10 @@ impl Open {
     fn new(path: &Path, keep: Duration, has_index: bool) -> Result<Self, OpenError> {
         let failed = |source| OpenError::new(path, source);
         let log = Found::new(path).secure()?;
-        let reader = sqlite::open_to_read(path).map_err(failed)?;
-        sqlite::check_format(path, &reader, &RECEIPTS_FILE)
+        let connection = sqlite::open_to_check(path).map_err(failed)?;
+        sqlite::check_format(path, &connection, &RECEIPTS_FILE)
             .map_err(|error| OpenError::of_content(path, error))?;
-        drop(reader);
+        drop(connection);
         let mut connection = log.open().map_err(failed)?.into_connection();
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(failed)?;
@@ -363,10 +362,11 @@ impl Open {
         Ok(())
     }
 
-    /// Commits something to a log that starts at its beginning. If a reader has kept the index of the log, SQLite
-    /// trusts it, and ignores a commit whose sync failed, although the log has it.
+    /// Overwrites the beginning of the log. If a reader has kept the index of the log, SQLite trusts it, and ignores
+    /// a commit whose sync failed, although the log has it.
     fn overwrite_log(&self) -> Result<(), rusqlite::Error> {
-        self.connection.execute(UPDATE_NOTHING, []).map(drop)
+        // SQLite writes this even if nothing changes, unlike a row.
+        sqlite::mark_format(&self.connection, &RECEIPTS_FILE)
     }
 
     fn tidy(&mut self) -> Result<(), rusqlite::Error> {

@@ -37,6 +37,8 @@ mod on_medium;
 #[cfg(test)]
 mod on_product;
 #[cfg(test)]
+mod on_receipts;
+#[cfg(test)]
 mod on_rungs;
 #[cfg(test)]
 mod on_sqlite;

@@ -5,7 +5,8 @@ use tombola::internals::on_demand::{Candidate, OpenError, PoolIndex, Store, Tabl
 use tombola::internals::{LeaseConfig, PoolConfig, PoolName, Recorded};
 use tombola::internals::{Space, Value};
 
-use crate::disk::{Disk, Fault, Plan};
+use crate::cuts::survive;
+use crate::disk::{Device, Disk, Fault, Plan};
 use crate::product::REFILL;
 
 /// How many power losses are tried after each fault.
@@ -50,4 +51,20 @@ fn a_log_whose_name_was_not_synced_repeats_nothing() {
             return;
         }
     }
+}
+
+/// Story: the first opening of a new file was interrupted by a power loss. The journal that it left was rolled
+/// back only by a connection that may write, and the first connection of a start may not, so each start was
+/// refused.
+#[test]
+fn a_power_loss_during_the_first_opening_does_not_prevent_the_next() {
+    crate::install();
+    let test = "a_power_loss_during_the_first_opening_does_not_prevent_the_next";
+    let record = || {
+        let disk = Disk::new();
+        open(&disk).unwrap();
+        disk.recording()
+    };
+    let opens = |disk: &Disk, _: &[&str]| open(disk).map(drop).map_err(|error| error.to_string());
+    survive(test, Device::PLAIN, 200, record, opens);
 }

@@ -1,5 +1,5 @@
 //! The product on a simulated disk, without HTTP: the real folder, ledger, shards, workers and refillers of
-//! some pools, with clients that take numbers and note them.
+//! some pools and the real receipts, with clients that take numbers and note them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tombola::internals::Space;
+use tombola::internals::receipts::Receipts;
 use tombola::internals::refill::Refiller;
 use tombola::internals::sqlite;
 use tombola::internals::{Folder, PoolFiles};
@@ -63,20 +64,57 @@ impl PoolSetting {
     }
 }
 
-/// The numbers handed out, by pool.
+/// The numbers handed out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HandedOut(BTreeMap<String, BTreeSet<i64>>);
+pub(crate) struct HandedOut {
+    pools: BTreeMap<String, BTreeSet<i64>>,
+    /// The response of each idempotency key.
+    keys: BTreeMap<String, Vec<i64>>,
+}
 
 impl HandedOut {
     pub(crate) fn of_notes(notes: &[&str]) -> Self {
         let mut handed_out = Self::default();
         for note in notes {
             let (pool, numbers) = note.split_once(' ').expect("a pool and its numbers");
+            let (key, numbers) = match numbers.strip_prefix(KEY_MARK) {
+                Some(keyed) => keyed.split_once(' ').expect("a key and its numbers"),
+                None => ("", numbers),
+            };
             let numbers: Vec<i64> =
                 numbers.split(' ').map(|number| number.parse().expect("a number")).collect();
-            handed_out.add(pool, &numbers).expect("the recording itself has no repeat");
+            match key {
+                "" => handed_out.add(pool, &numbers),
+                key => handed_out.add_keyed(pool, key, &numbers),
+            }
+            .expect("the recording itself has no repeat");
         }
         handed_out
+    }
+
+    /// Adds the response of a key.
+    ///
+    /// # Errors
+    /// The key has another response, or one of the numbers was handed out before.
+    pub(crate) fn add_keyed(
+        &mut self,
+        pool: &str,
+        key: &str,
+        numbers: &[i64],
+    ) -> Result<(), String> {
+        match self.keys.get(key) {
+            Some(first) if first == numbers => Ok(()),
+            Some(first) => Err(format!("{key} has two responses: {first:?} and {numbers:?}")),
+            None => {
+                self.keys.insert(key.to_owned(), numbers.to_vec());
+                self.add(pool, numbers).map_err(|error| format!("{key}: {error}"))
+            }
+        }
+    }
+
+    /// Returns the responses of all keys.
+    pub(crate) fn keys(&self) -> &BTreeMap<String, Vec<i64>> {
+        &self.keys
     }
 
     /// Adds numbers.
@@ -84,7 +122,7 @@ impl HandedOut {
     /// # Errors
     /// One of them was handed out before.
     pub(crate) fn add(&mut self, pool: &str, numbers: &[i64]) -> Result<(), String> {
-        let seen = self.0.entry(pool.to_owned()).or_default();
+        let seen = self.pools.entry(pool.to_owned()).or_default();
         let before = seen.len();
         let again: Vec<_> = numbers.iter().filter(|number| !seen.insert(**number)).collect();
         match again[..] {
@@ -94,18 +132,25 @@ impl HandedOut {
     }
 
     pub(crate) fn has(&self, pool: &str, number: i64) -> bool {
-        self.0.get(pool).is_some_and(|seen| seen.contains(&number))
+        self.pools.get(pool).is_some_and(|seen| seen.contains(&number))
     }
 
     pub(crate) fn count(&self, pool: &str) -> usize {
-        self.0.get(pool).map_or(0, BTreeSet::len)
+        self.pools.get(pool).map_or(0, BTreeSet::len)
     }
 }
 
 /// Returns the note that clients make on the disk when they receive numbers.
-fn note(pool: &str, numbers: &[i64]) -> String {
-    numbers.iter().fold(pool.to_owned(), |text, number| format!("{text} {number}"))
+pub(crate) fn note(pool: &str, key: Option<&str>, numbers: &[i64]) -> String {
+    let begin = match key {
+        Some(key) => format!("{pool} {KEY_MARK}{key}"),
+        None => pool.to_owned(),
+    };
+    numbers.iter().fold(begin, |text, number| format!("{text} {number}"))
 }
+
+/// Stands before the key in a note.
+const KEY_MARK: &str = "key=";
 
 /// Runs the product in something like a process of its own: tasks that are still running at the end are
 /// dropped.
@@ -122,6 +167,8 @@ pub(crate) struct Service {
     workers: Vec<JoinHandle<()>>,
     refillers: Vec<JoinHandle<Refiller>>,
     stop_refillers: DropGuard,
+    pub(crate) receipts: Arc<Receipts>,
+    desk: JoinHandle<()>,
     folder: Folder,
 }
 
@@ -132,6 +179,7 @@ impl Service {
     /// The product refuses to start.
     pub(crate) async fn start(disk: &Disk, setting: &Setting) -> Result<Self, String> {
         let path = disk.path("shards");
+        let receipts_path = path.clone();
         let configs = setting.pools.iter().map(|pool| pool.config(setting.lease_rows));
         let configs: Vec<PoolConfig> = configs.collect();
         let pools = configs.clone();
@@ -143,6 +191,10 @@ impl Service {
         });
         let (folder, found) =
             opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
+        let opened = tokio::task::spawn_blocking(move || Receipts::open(&receipts_path, REFILL));
+        let (receipts, desk) =
+            opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
+        let (receipts, desk) = (Arc::new(receipts), tokio::task::spawn_blocking(desk));
         let stop = CancellationToken::new();
         let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
         for (config, files) in configs.iter().zip(found) {
@@ -154,7 +206,7 @@ impl Service {
             pools.push(pool);
         }
         let stop_refillers = stop.drop_guard();
-        Ok(Self { pools, workers, refillers, stop_refillers, folder })
+        Ok(Self { pools, workers, refillers, stop_refillers, receipts, desk, folder })
     }
 
     /// Stops the product with the same steps as the end of `Server::run`.
@@ -168,6 +220,8 @@ impl Service {
         for task in self.refillers {
             refillers.push(task.await.map_err(|error| format!("a refiller: {error}"))?);
         }
+        drop(self.receipts);
+        self.desk.await.map_err(|error| format!("the desk: {error}"))?;
         for pool in &self.pools {
             pool.stop();
         }
@@ -215,7 +269,7 @@ pub(crate) async fn clients(
                 }
                 match take(&pool, count).await {
                     Ok(numbers) => {
-                        disk.note(note(pool.name().as_str(), &numbers));
+                        disk.note(note(pool.name().as_str(), None, &numbers));
                         total.fetch_add(numbers.len(), std::sync::atomic::Ordering::Relaxed);
                         tokio::task::yield_now().await;
                     }
