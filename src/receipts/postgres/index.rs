@@ -106,7 +106,7 @@ pub(super) async fn find(
         let has_it = |receipt: &&Receipt| {
             receipt.origin.pool == *pool && receipt.given.values().any(|other| other == value)
         };
-        found = receipts.iter().filter(has_it).map(|receipt| receipt.seq).last().or(found);
+        found = receipts.iter().rfind(has_it).map(|receipt| receipt.seq).or(found);
     }
     let number =
         [(&space as _, Type::TEXT), (&pool.as_str() as _, Type::TEXT), (&value.0 as _, Type::INT8)];
