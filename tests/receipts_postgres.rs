@@ -22,7 +22,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use support::engines::Postgres;
-use support::{Answer, Client, Config, Failure, PATIENCE, Server, Site, eventually, random, run};
+use support::{
+    Answer, Client, Config, Failure, PATIENCE, Server, Site, Token, eventually, random, run,
+    with_tokens,
+};
 
 /// The pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -575,6 +578,44 @@ async fn a_number_is_looked_up_at_any_instance_also_if_look_ups_were_off_when_it
         fleet.servers[instance].get(&target).await.assert_status(404);
     }
     fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_finds_only_receipts_of_the_callers_owner_unless_it_audits() {
+    let Some(postgres) = Postgres::start(&[NO_SYNC], None).await else { return };
+    let owned = async |owner: &str| {
+        let draw = Token::new(owner, "draw").await;
+        let lookup = Token::new(&format!("{owner}-look"), "lookup").await;
+        let entry = lookup.entry.replace(" }", &format!(", owner = '{owner}' }}"));
+        (draw, Token { entry, ..lookup })
+    };
+    let owners = [owned("shop").await, owned("rival").await];
+    let auditor = Token::new("auditor", "audit").await;
+    let fleet = Fleet::new(&[&postgres.endpoint()], |config| {
+        let [(draw, look), (rival_draw, rival_look)] = &owners;
+        with_tokens(config, &[draw, look, rival_draw, rival_look, &auditor])
+            .set("receipts.lookups_per_second", 1_000)
+    });
+    let server = fleet.sites[0].start().await;
+    let look_up = async |number: &str, token: &Token| {
+        let target = format!("/receipts/int/{number}");
+        let headers = [("authorization", &*token.header())];
+        server.client().send_with(Method::GET, &target, &headers).await.unwrap()
+    };
+    // The first number is in the index, and the second one is not yet.
+    for (owner, count) in [(0, 2_000), (1, 1)] {
+        let target = random("int", Some(count));
+        let headers = [("authorization", &*owners[owner].0.header()), ("idempotency-key", "key")];
+        let answer = eventually("numbers", async || {
+            let answer = server.client().send_with(Method::POST, &target, &headers).await.unwrap();
+            (answer.status == 200).then_some(answer)
+        });
+        let number = &answer.await.numbers()[0];
+        look_up(number, &owners[owner].1).await.assert_status(200);
+        look_up(number, &auditor).await.assert_status(200);
+        look_up(number, &owners[1 - owner].1).await.assert_status(404);
+    }
+    server.stop().await;
 }
 
 /// The tables are made to look older, since a key is kept for an hour at least.
