@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use support::engines::Postgres;
+use support::engines::{Pki, Postgres};
 use support::{
     Answer, Client, Config, Failure, PATIENCE, Server, Site, Token, eventually, random, run,
     with_tokens,
@@ -727,6 +727,42 @@ async fn the_console_reads_a_database_and_finds_a_receipt_that_was_changed() {
         postgres.sql(&change(repair)).await;
     }
     fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_reached_by_tls_and_password_and_errors_name_their_settings() {
+    let pki = Pki::new();
+    let Some(postgres) = Postgres::start(&[NO_SYNC], Some(&pki)).await else { return };
+    let path = |name: &str| format!("'{}'", pki.path(name).display());
+    let mut fleet = Fleet::start(&postgres, |config| {
+        let config = config.set("receipts.tls.ca", path("ca.pem"));
+        let config = config.set("receipts.tls.cert", path("client.pem"));
+        config.set("receipts.tls.key", path("client.key"))
+    })
+    .await;
+    let numbers = fleet.draw_at_last(0, "key", 2).await;
+    assert_eq!(fleet.draw_at_last(1, "key", 2).await, numbers);
+    fleet.stop().await;
+
+    let wrong = fleet.sites[0].folder().join("wrong");
+    std::fs::write(&wrong, "wrong\n").unwrap();
+    let wrong = format!("'{}'", wrong.display());
+    for (key, value, advice) in [
+        ("receipts.password_file", &*wrong, "the password in receipts.password_file"),
+        ("receipts.tls.ca", &*path("other-ca.pem"), "receipts.tls.ca does not lead to"),
+    ] {
+        fleet.sites[0].configure(&fleet.config.clone().set(key, value));
+        let server = fleet.sites[0].start().await;
+        server.take("int", Some(1)).await;
+        draw(&server.client(), "key", 2).await.assert_unavailable("receipt_not_saved");
+        server.process.says(advice).await;
+        server.stop().await;
+    }
+    for key in ["receipts.password_file", "receipts.tls.ca"] {
+        fleet.sites[0].configure(&fleet.config.clone().set(key, "'nowhere'"));
+        let refusal = fleet.sites[0].refusal().await;
+        assert!(refusal.contains("nowhere"), "{refusal}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
