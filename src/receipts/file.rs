@@ -95,6 +95,9 @@ const INSERT_RECEIPT: &str = "
 const SELECT_RECEIPT: &str = "
     SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
     FROM receipts WHERE seq = ?1";
+const SELECT_AFTER: &str = "
+    SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
+    FROM receipts WHERE seq > ?1 ORDER BY seq LIMIT ?2";
 const ERASE_LABEL: &str = "
     UPDATE receipts SET label = NULL, label_salt = NULL WHERE label = ?1";
 

@@ -8,7 +8,9 @@ use super::super::chain::Head;
 use super::super::record::{Caller, Receipt};
 use super::super::store::{Filter, ReceiptReader, StoreError};
 use super::check::{self, Checked, Unused};
-use super::{Known, OpenError, RECEIPTS_FILE, SELECT_HEAD, SELECT_RECEIPT, index, read_receipt};
+use super::{
+    Known, OpenError, RECEIPTS_FILE, SELECT_AFTER, SELECT_HEAD, SELECT_RECEIPT, index, read_receipt,
+};
 use crate::batch::Report;
 use crate::config::PoolName;
 use crate::space::Value;
@@ -17,9 +19,6 @@ use crate::sqlite::{self, rusqlite};
 /// The most bytes of numbers in a page of receipts. A page has at least one receipt.
 const PAGE_BYTES: usize = 1 << 20;
 
-pub(super) const SELECT_AFTER: &str = "
-    SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
-    FROM receipts WHERE seq > ?1 ORDER BY seq LIMIT ?2";
 const SELECT_CALLER: &str = "SELECT caller FROM receipts WHERE seq = ?1";
 const SELECT_LABELLED: &str = "
     SELECT seq, at, pool, caller, label, label_salt, label_digest, key_digest, numbers, digest
