@@ -12,13 +12,17 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 use support::{Answer, Config, Server, Site, Token, eventually, run, skipped, with_tokens};
 
+/// The path of a receipt.
+const RECEIPT: &str = "/receipts/{pool}/{number}";
+
 /// Returns a config with two pools, both of which the description has to name, with enough numbers for a
-/// test.
+/// test. One keeps no receipts.
 fn config() -> Config {
     Config::new()
         .pool("int", 1, 1_000_000, 2, 5_000)
         .pool("price", "0.01", "999.99", 1, 5_000)
         .set("pools.price.decimals", 2)
+        .set("pools.price.receipts", "'off'")
         .set("server.count_limit", 40)
 }
 
@@ -105,7 +109,9 @@ impl Example {
         }
         let body: Value = serde_json::from_str(body).unwrap();
         match status {
-            200 if self.path == "/random" => assert_eq!(shape(&body), shape(&self.body), "{name}"),
+            200 if ["/random", RECEIPT].contains(&&*self.path) => {
+                assert_eq!(shape(&body), shape(&self.body), "{name}");
+            }
             // The figures in the example are those of a server that has just started.
             200 if self.path == "/status" => {
                 let names =
@@ -167,6 +173,8 @@ async fn every_route_is_described_and_every_described_route_is_there() {
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
+    let drawn = server.send(Method::POST, "/random?label=order-17").await;
+    let receipt = format!("/receipts/int/{}", drawn.parse::<Value>()["number"]);
     let description = Description::of(&server).await;
     assert!(description.0["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(description.0["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -196,7 +204,7 @@ async fn every_route_is_described_and_every_described_route_is_there() {
             assert!(examples.is_none_or(|examples| !examples.is_empty()), "{name} {status}");
         }
 
-        let mut target = path.to_owned();
+        let mut target = if path == RECEIPT { receipt.clone() } else { path.to_owned() };
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             let value = &parameter["schema"]["enum"][0];
             let place = format!("{{{}}}", parameter["name"].as_str().unwrap());
@@ -226,7 +234,8 @@ async fn every_route_is_described_and_every_described_route_is_there() {
     // Each route that the reference names is described.
     let reference = include_str!("../docs/http.md");
     for part in reference.split("`GET /").skip(1) {
-        let path = format!("/{}", part.split('`').next().unwrap());
+        let path = format!("/{}", part.split(['`', '?']).next().unwrap());
+        let path = path.replace("POOL", "{pool}").replace("NUMBER", "{number}");
         assert!(description.0["paths"].get(&path).is_some(), "{path}");
     }
     server.stop().await;
@@ -296,18 +305,77 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_answered(&sent.unwrap());
         answered.insert(example.name());
     }
+
+    // Receipts and keys.
+    let mut assert_is = |when: &str, answer: &Answer| {
+        for example in description.when(|example| example.when == when) {
+            example.assert_answered(answer);
+            answered.insert(example.name());
+        }
+    };
+    let keyed = async |method, target: &str, key: &str| {
+        let header = [("idempotency-key", key)];
+        server.client().send_with(method, target, &header).await.unwrap()
+    };
+    // The receipts can be neither made nor read.
+    let blocked = ["receipts.db.tmp", "receipts.db"].map(|name| site.file(name));
+    std::fs::create_dir(&blocked[0]).unwrap();
+    assert_is("the disk is full", &keyed(Method::POST, "/random", "order-1").await);
+    std::fs::create_dir(&blocked[1]).unwrap();
+    let away = server.get("/receipts").await;
+    assert_is("the store of the receipts is away", &away);
+    for folder in blocked {
+        std::fs::remove_dir(folder).unwrap();
+    }
+    let number = eventually("a receipt", async || {
+        let answer = keyed(Method::POST, "/random", "order-2").await;
+        (answer.status == 200).then(|| answer.parse::<Value>()["number"].clone())
+    })
+    .await;
+    assert_is("a number", &server.get(&format!("/receipts/int/{number}")).await);
+    let free = if number == 1 { 2 } else { 1 };
+    let free = server.get(&format!("/receipts/int/{free}")).await;
+    assert_is("a number that was not given to this caller", &free);
+    assert_is("a key", &keyed(Method::GET, "/random", "order-3").await);
+    assert_is("an empty key", &keyed(Method::POST, "/random", "\"\"").await);
+    assert_is(
+        "a pool without receipts",
+        &keyed(Method::POST, "/random?type=price", "order-3").await,
+    );
+    keyed(Method::POST, "/random?count=5", "order-3").await.assert_status(200);
+    let other = keyed(Method::POST, "/random", "order-3").await;
+    assert_is("the key of another request", &other);
+    server.stop().await;
+
+    // Without look-ups.
+    site.configure(&config().set("receipts.lookups", "false"));
+    std::fs::remove_file(site.file("receipts.db")).unwrap();
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    for example in description.when(|example| example.when == "no index is kept") {
+        example.assert_answered(&server.get("/receipts/int/1").await);
+        answered.insert(example.name());
+    }
     server.stop().await;
 
     // With tokens and a quota.
     let draw = Token::new("shop", "draw").await;
     let observe = Token::new("monitor", "observe").await;
+    let (lookup, audit) = (Token::new("desk", "lookup").await, Token::new("audit", "audit").await);
     let guarded = config().set("quota.numbers_per_second", 0.001).set("quota.burst", 20);
-    site.configure(&with_tokens(guarded, &[&draw, &observe]));
+    let guarded = guarded.set("receipts.lookups_per_second", 1);
+    site.configure(&with_tokens(guarded, &[&draw, &observe, &lookup, &audit]));
     let server = site.start().await;
     let description = Description::of(&server).await;
     remember(&description);
     let header = [("authorization", &*draw.header())];
-    let right = |path: &str| if path == "/random" { draw.header() } else { observe.header() };
+    let right = |path: &str| match path {
+        "/random" => draw.header(),
+        "/receipts" => audit.header(),
+        RECEIPT => lookup.header(),
+        _ => observe.header(),
+    };
     answered.extend(replay(&server, &description, right).await);
     let spent = eventually("the quota to be used up", async || {
         let answer = server.client().send_with(Method::GET, "/random", &header).await.unwrap();
@@ -396,7 +464,7 @@ async fn each_example_is_what_the_server_answers() {
         (answer.status == 503).then_some(answer)
     })
     .await;
-    for example in description.when(|example| example.path == "/random" && example.status == 503) {
+    for example in description.when(|example| example.body["code"] == "refilling") {
         example.assert_answered(&refilling);
         answered.insert(example.name());
     }
@@ -445,7 +513,11 @@ async fn the_words_of_the_status_are_described() {
     for (schema, field, words) in [
         ("ShardStatus", "state", "in_rotation refilling depleted damaged"),
         ("RefillStatus", "outcome", "filled failed"),
-        ("EventStatus", "kind", "started depleted refilled refill_failed damaged exhausted"),
+        (
+            "EventStatus",
+            "kind",
+            "started depleted refilled refill_failed damaged exhausted receipts_failed",
+        ),
     ] {
         let described = schemas[schema]["properties"][field]["enum"].as_array().unwrap().iter();
         let described: Vec<_> = described.map(|word| word.as_str().unwrap()).collect();
@@ -479,7 +551,8 @@ async fn the_description_is_of_this_very_server() {
     let codes = description.examples();
     let codes = codes.iter().filter(|example| [401, 403, 429].contains(&example.status));
     let codes: BTreeSet<_> = codes.map(|example| example.body["code"].as_str().unwrap()).collect();
-    assert_eq!(codes, BTreeSet::from(["cross_site", "prefetch"]));
+    // Look-ups always have a quota.
+    assert_eq!(codes, BTreeSet::from(["cross_site", "over_quota", "prefetch"]));
     server.stop().await;
 
     let token = Token::new("shop", "draw").await;

@@ -29,7 +29,8 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 pub(super) const OF_MODE: ApiError =
     ApiError::KeysOff { reason: "Only the mode sharded supports Idempotency-Key." };
 
-const OF_POOL: ApiError = ApiError::KeysOff {
+/// The refusal of keys and labels by pools that keep no receipts.
+pub(super) const OF_POOL: ApiError = ApiError::KeysOff {
     reason: "This pool keeps no receipts, so requests to it can't have an Idempotency-Key or a label.",
 };
 

@@ -32,7 +32,7 @@ use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
     DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, RECEIPT,
-    RECEIPTS, STATUS, docs, many_of, metrics, one_of, page, query, status,
+    RECEIPTS, STATUS, docs, keyed, many_of, metrics, one_of, page, query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
@@ -282,17 +282,16 @@ impl Offer<'_> {
                 [r#"{"colour":"red"}"#, r#"{"count":-1}"#, "[]"].into_iter().filter_map(body),
             );
             errors.push(("a body that is not JSON".to_owned(), ApiError::NotJson));
-            let off = "This pool keeps no receipts.";
             errors.extend([
                 ("an empty key".to_owned(), ApiError::BadKey),
-                ("a pool without receipts".to_owned(), ApiError::KeysOff { reason: off }),
+                ("a pool without receipts".to_owned(), keyed::OF_POOL),
                 (
                     "the key of another request".to_owned(),
                     ApiError::KeyReused { used_for: "type=int, count=5".to_owned() },
                 ),
                 ("the disk is full".to_owned(), ApiError::ReceiptNotSaved),
             ]);
-        } else {
+        } else if method == "GET" {
             errors.push(("a key".to_owned(), ApiError::KeyNeedsPost));
         }
         let (summary, description) = match method {

@@ -87,7 +87,10 @@ impl Offer<'_> {
     }
 
     fn receipt_example(&self) -> Receipt {
-        let caller = Caller { owner: "shop".into(), token: "shop.2026".into() };
+        let caller = match self.asks_for_tokens() {
+            true => Caller { owner: "shop".into(), token: "shop.2026".into() },
+            false => Caller::default(),
+        };
         let pool = self.pools.first().expect("a server has a pool");
         let (pool, space) = (pool.name().clone(), pool.space().clone());
         let parts = vec![(shard(&pool).into(), vec![sample(&space)])];
