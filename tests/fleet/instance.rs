@@ -214,11 +214,16 @@ impl Instance {
         answer.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Waits for the clients, and stops the server.
-    pub(crate) async fn stop(mut self) {
+    /// Waits for the clients, which were told to stop.
+    pub(crate) async fn clients_ended(&mut self) {
         while let Some(ended) = self.clients.join_next().await {
             ended.unwrap();
         }
+    }
+
+    /// Waits for the clients, and stops the server.
+    pub(crate) async fn stop(mut self) {
+        self.clients_ended().await;
         self.end(Signal::SIGTERM).await;
     }
 }
