@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use deadpool_sqlite::rusqlite::Connection;
 use reqwest::Method;
@@ -752,8 +752,9 @@ impl Shifted {
     async fn start(site: &Site, clock: Clock) -> Self {
         let mut command = site.tombola();
         clock.set(&mut command);
-        // Each look at a clock reads the offset.
-        command.env("FAKETIME_NO_CACHE", "1");
+        // The library reads the offset once in a second. If each look at a clock read it, two threads could read it at
+        // the same time, and libfaketime has one buffer for both: one of them would see no offset.
+        command.env("FAKETIME_CACHE_DURATION", "1");
         Self { server: Server::start(command).await, clock }
     }
 
@@ -761,6 +762,16 @@ impl Shifted {
     /// at the clock. It has done so once it looked for another key, of a request that gets no numbers.
     async fn at(&self, seconds: i64, key: &str) -> Answer {
         self.clock.shift(seconds);
+        let expected = SystemTime::now() + Duration::from_secs(seconds.cast_unsigned());
+        eventually("the shifted clock", async || {
+            let client = self.server.client().at("127.0.0.1");
+            let status = client.send_with(Method::GET, "/status", &[]).await.ok()?;
+            let status: Value = status.parse();
+            let now = humantime::parse_rfc3339(status["time"].as_str().unwrap()).unwrap();
+            let apart = now.duration_since(expected).unwrap_or_else(|error| error.duration());
+            (apart < Duration::from_secs(60)).then_some(())
+        })
+        .await;
         let client = self.server.client().at("127.0.0.1");
         let answer = keyed(&client, key, "").await;
         let header = [("idempotency-key", "other")];
