@@ -59,11 +59,13 @@ pub(crate) struct Receipts {
     reader: Arc<dyn ReceiptReader>,
 }
 
-/// A request with a key that has no receipt. Repetitions wait until this is dropped or its receipt is saved.
+/// The only request with a key that is under way. Repetitions wait until this is dropped or its receipt is saved.
 #[derive(Debug)]
 pub(crate) struct First {
     key: KeyDigest,
     flight: Flight,
+    /// Whether the key is known to have no receipt.
+    is_new: bool,
 }
 
 /// The response to a request that asked for a receipt.
@@ -129,26 +131,23 @@ impl Receipts {
         (receipts, move || desk.run())
     }
 
-    /// Returns the receipt of a key, or the right to be the first request with it. Waits for an earlier request
-    /// with the key that is under way.
-    pub(crate) async fn begin(
-        &self,
-        key: KeyDigest,
-    ) -> Result<Result<First, Receipt>, Unavailable> {
-        let flight = {
-            let _waiting = self.counts.wait();
-            self.flights.begin(key).await
-        };
-        let (reply, found) = oneshot::channel();
-        self.ask(Question::Find { key, reply })?;
-        match found.await.unwrap_or(Err(Unavailable))? {
-            Some(receipt) => Ok(Err(receipt)),
-            None => Ok(Ok(First { key, flight })),
-        }
+    /// Waits until no other request with the key is under way.
+    pub(crate) async fn begin(&self, key: KeyDigest) -> First {
+        let _waiting = self.counts.wait();
+        First { key, flight: self.flights.begin(key).await, is_new: false }
     }
 
-    /// Saves the receipt of these numbers and hands them out. They go back if the receipt can't be saved. The
-    /// receipt is saved even if the returned future is dropped.
+    /// Returns the receipt of the request's key, if it has one. Without this, [`save`](Self::save) looks it up.
+    pub(crate) async fn find(&self, first: &mut First) -> Result<Option<Receipt>, Unavailable> {
+        let (reply, found) = oneshot::channel();
+        self.ask(Question::Find { key: first.key, reply })?;
+        let found = found.await.unwrap_or(Err(Unavailable))?;
+        first.is_new = found.is_none();
+        Ok(found)
+    }
+
+    /// Saves the receipt of these numbers and hands them out. They go back if the receipt can't be saved, or if the
+    /// key has one already. The receipt is saved even if the returned future is dropped.
     pub(crate) async fn save(
         &self,
         first: Option<First>,
@@ -157,6 +156,7 @@ impl Receipts {
     ) -> Result<Kept, Unavailable> {
         let Request { origin, caller, label, is_short } = request;
         let given = Given { is_short, parts: numbers.parts() };
+        let looks_up = first.as_ref().is_some_and(|first| !first.is_new);
         let (key, flight) = first.map(|first| (first.key, first.flight)).unzip();
         let draft = Draft {
             at: SystemTime::now(),
@@ -170,7 +170,7 @@ impl Receipts {
         };
         let (reply, outcome) = oneshot::channel();
         let waiter = Some(Waiter { flight, reply });
-        self.ask(Question::Save(Box::new(Save { draft, numbers, waiter })))?;
+        self.ask(Question::Save(Box::new(Save { draft, numbers, waiter, looks_up })))?;
         let _waiting = self.counts.wait();
         match outcome.await.unwrap_or(Err(Unavailable))? {
             Outcome::Given(given) => Ok(Kept::Given(given)),

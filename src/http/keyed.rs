@@ -14,8 +14,8 @@ use super::{AnyResponse, api_error, one_of, whole};
 use crate::config::{PoolConfig, Recorded};
 use crate::pool::Pool;
 use crate::receipts::{
-    Caller, First, Given, KEY_BYTES_MAX, Kept, KeyDigest, Label, Origin, Receipt, Receipts,
-    Request, Unavailable,
+    Caller, Given, KEY_BYTES_MAX, Kept, KeyDigest, Label, Origin, Receipt, Receipts, Request,
+    Unavailable,
 };
 
 /// The header with the key, a string of RFC 8941 or the bare characters
@@ -124,34 +124,34 @@ impl Asked<'_> {
         account: Option<&Account>,
     ) -> Result<AnyResponse, ApiError> {
         let receipts = &self.keeper.receipts;
-        let first = match &self.key {
-            Some(key) => match receipts.begin(KeyDigest::new(&caller.owner, key)).await? {
-                Ok(first) => Some(first),
-                Err(receipt) => return self.replay(pool, receipt),
-            },
+        let mut first = match &self.key {
+            Some(key) => Some(receipts.begin(KeyDigest::new(&caller.owner, key)).await),
             None => None,
         };
-        // A replay costs no quota.
-        quota::charge(account, self.count)?;
-        self.draw(pool, caller, first).await
-    }
-
-    async fn draw(
-        &self,
-        pool: &Arc<Pool>,
-        caller: &Caller,
-        first: Option<First>,
-    ) -> Result<AnyResponse, ApiError> {
         let count = self.count.unwrap_or(NonZeroU32::MIN);
-        let numbers = pool.reserve(count).await;
-        let numbers = numbers.map_err(|error| api_error(pool, error, count.get()))?;
+        // If there is no quota, and nothing to wait for, the key is looked up when the receipt is saved.
+        let ready = if account.is_none() { pool.try_reserve(count) } else { None };
+        let numbers = match ready {
+            Some(numbers) => numbers,
+            None => {
+                // A replay costs no quota, and needs no numbers.
+                if let Some(first) = &mut first
+                    && let Some(receipt) = receipts.find(first).await?
+                {
+                    return self.replay(pool, receipt);
+                }
+                quota::charge(account, self.count)?;
+                let numbers = pool.reserve(count).await;
+                numbers.map_err(|error| api_error(pool, error, count.get()))?
+            }
+        };
         let request = Request {
             origin: Arc::clone(self.origin),
             caller: caller.clone(),
             label: self.label.clone(),
             is_short: self.count.is_none(),
         };
-        match self.keeper.receipts.save(first, numbers, request).await? {
+        match receipts.save(first, numbers, request).await? {
             Kept::Given(given) => Ok(self.response(pool, given)),
             Kept::Known(receipt) => self.replay(pool, *receipt),
         }

@@ -76,11 +76,15 @@ impl Receipts {
         key: &str,
         count: NonZeroU32,
     ) -> Result<Response, Refusal> {
-        let first = match self.0.begin(KeyDigest::new("", key)).await? {
-            Ok(first) => first,
-            Err(receipt) => return Ok(response(&receipt.given, true)),
+        // As a request does.
+        let mut first = self.0.begin(KeyDigest::new("", key)).await;
+        let numbers = match pool.try_reserve(count) {
+            Some(numbers) => numbers,
+            None => match self.0.find(&mut first).await? {
+                Some(receipt) => return Ok(response(&receipt.given, true)),
+                None => pool.reserve(count).await?,
+            },
         };
-        let numbers = pool.reserve(count).await?;
         let origin = Origin { pool: pool.name().clone(), space: pool.space().clone() };
         let request = Request {
             origin: Arc::new(origin),

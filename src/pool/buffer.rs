@@ -178,13 +178,19 @@ impl<R> Buffer<R> {
         calls
     }
 
+    /// Takes `count` rows if they are leased.
+    pub(super) fn try_take(&mut self, count: usize) -> Option<(Vec<Row>, Generation)> {
+        let is_ready = !self.stopping && self.phase != Phase::Empty && self.leased.len() >= count;
+        is_ready.then(|| (self.lend(count), self.generation))
+    }
+
     /// Takes `count` rows, or up to that many if `partial` is set, or queues for them.
     pub(super) fn take(&mut self, count: usize, partial: bool) -> Take<R> {
+        if let Some((rows, generation)) = self.try_take(count) {
+            return Take::Rows(rows, generation);
+        }
         if self.stopping || self.phase == Phase::Empty {
             return Take::Short;
-        }
-        if self.leased.len() >= count {
-            return Take::Rows(self.lend(count), self.generation);
         }
         let next_is_due = matches!(self.phase, Phase::Swapping | Phase::Opening { .. })
             || (self.has_standby() && self.left() == 0);

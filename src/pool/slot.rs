@@ -62,6 +62,14 @@ impl Slot {
         row.map(|row| row.value)
     }
 
+    /// Takes `count` rows if they are leased.
+    pub(super) fn try_take(self: &Arc<Self>, count: usize) -> Option<Loan> {
+        let mut buffer = self.lock();
+        let taken = buffer.try_take(count);
+        self.release(buffer);
+        taken.map(|(rows, generation)| self.loan(rows, generation))
+    }
+
     /// Takes `count` rows, or up to that many if `partial` is set, and waits until the worker has leased
     /// them. Returns `None` if this generation has too few.
     pub(super) async fn take(self: &Arc<Self>, count: usize, partial: bool) -> Option<Loan> {

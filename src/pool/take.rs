@@ -138,6 +138,15 @@ impl Pool {
         self.reserve(count).await.map(Reservation::settle)
     }
 
+    /// Reserves `count` numbers if a random shard in rotation has them ready.
+    pub(crate) fn try_reserve(self: &Arc<Self>, count: NonZeroU32) -> Option<Reservation> {
+        if self.has_orphans.load(Ordering::Relaxed) {
+            return None;
+        }
+        let loan = self.random_slot()?.try_take(count.get() as usize)?;
+        Some(self.reservation(vec![loan]))
+    }
+
     /// Reserves `count` numbers as [`take`](Self::take) takes them.
     ///
     /// # Errors

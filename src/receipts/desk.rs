@@ -45,6 +45,8 @@ pub(super) struct Save {
     pub(super) numbers: Reservation,
     /// `None` once the request got a response, although the outcome of its save is unknown.
     pub(super) waiter: Option<Waiter>,
+    /// Whether the key may have a receipt.
+    pub(super) looks_up: bool,
 }
 
 /// The request that waits for a save.
@@ -73,7 +75,7 @@ impl Waiter {
 pub(super) enum Outcome {
     /// The numbers are handed out.
     Given(Given),
-    /// Another instance used the key first. The numbers went back.
+    /// The key has this receipt. The numbers went back.
     Known(Box<Receipt>),
 }
 
@@ -170,21 +172,10 @@ impl Desk {
     }
 
     fn serve(&mut self, group: Group) {
-        let Group { finds, saves } = group;
-        if !finds.is_empty() {
-            let keys: Vec<KeyDigest> = finds.iter().map(|(key, _)| *key).collect();
-            match self.store.find(&keys) {
-                Ok(found) => {
-                    for ((_, reply), found) in finds.into_iter().zip(found) {
-                        let _ = reply.send(Ok(found));
-                    }
-                }
-                Err(error) => {
-                    Group { finds, saves }.refuse();
-                    return self.failed(&error, Vec::new());
-                }
-            }
-        }
+        let saves = match self.look_up(group) {
+            Ok(saves) => saves,
+            Err(error) => return self.failed(&error, Vec::new()),
+        };
         if !saves.is_empty() {
             match self.store.save(&drafts(&saves)) {
                 Ok(saved) => self.finish(saves, saved),
@@ -192,6 +183,35 @@ impl Desk {
             }
         }
         self.tidy();
+    }
+
+    /// Looks up the keys of a group. Returns the requests that have to be saved, because their keys have no
+    /// receipts.
+    fn look_up(&mut self, group: Group) -> Result<Saves, StoreError> {
+        let keys: Vec<KeyDigest> = group.keys().collect();
+        if keys.is_empty() {
+            return Ok(group.saves);
+        }
+        let found = match self.store.find(&keys) {
+            Ok(found) => found,
+            Err(error) => {
+                group.refuse();
+                return Err(error);
+            }
+        };
+        let mut found = found.into_iter();
+        for (_, reply) in group.finds {
+            let _ = reply.send(Ok(found.next().flatten()));
+        }
+        let mut new = Vec::with_capacity(group.saves.len());
+        for save in group.saves {
+            let receipt = if save.looks_up { found.next().flatten() } else { None };
+            match receipt {
+                Some(receipt) => known(*save, receipt),
+                None => new.push(save),
+            }
+        }
+        Ok(new)
     }
 
     /// Does what is due besides saving. A failure is no reason to refuse requests, so it is tried again later.
@@ -213,7 +233,7 @@ impl Desk {
     fn finish(&self, saves: Saves, saved: Vec<Saved>) {
         self.counts.worked();
         for (save, saved) in saves.into_iter().zip(saved) {
-            let Save { draft, numbers, waiter } = *save;
+            let Save { draft, numbers, waiter, .. } = *save;
             let outcome = match saved {
                 Saved::New => {
                     self.counts.saved(&draft);
@@ -311,11 +331,26 @@ struct Group {
 }
 
 impl Group {
+    /// Returns the keys to look up: those of `finds`, then those of `saves`.
+    fn keys(&self) -> impl Iterator<Item = KeyDigest> {
+        let saves = self.saves.iter().filter(|save| save.looks_up);
+        let saves = saves.filter_map(|save| save.draft.key);
+        self.finds.iter().map(|(key, _)| *key).chain(saves)
+    }
+
     fn refuse(self) {
         for (_, reply) in self.finds {
             let _ = reply.send(Err(Unavailable));
         }
         self.saves.into_iter().for_each(|save| refuse(*save));
+    }
+}
+
+/// Gives a request the receipt that its key has. Its numbers go back.
+fn known(save: Save, receipt: Receipt) {
+    drop(save.numbers);
+    if let Some(waiter) = save.waiter {
+        waiter.respond(Ok(Outcome::Known(Box::new(receipt))));
     }
 }
 
