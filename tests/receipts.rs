@@ -381,6 +381,13 @@ async fn verify_names_each_violation_of_the_receipts() {
     // After a crash, the latest keys are in no bucket.
     let crash = "DELETE FROM keys_1 WHERE seq > 40; UPDATE state SET keyed_to = 40;";
     of_receipts(crash, &[]).await;
+    // Some may be in a bucket already.
+    let pass = "DELETE FROM keys_1 WHERE seq > 40 AND seq % 2; UPDATE state SET keyed_to = 40;";
+    of_receipts(pass, &[]).await;
+    let wrong = format!("{pass} UPDATE keys_1 SET seq = 47 WHERE seq = 44");
+    of_receipts(&wrong, &["belongs to the receipts 47 and 44"]).await;
+    let unknown = format!("{pass} UPDATE keys_1 SET key_digest = zeroblob(16) WHERE seq = 44");
+    of_receipts(&unknown, &["belongs to receipt 44, which has another or none"]).await;
     for other in [9, 44] {
         let again = "UPDATE receipts SET key_digest = (SELECT key_digest FROM receipts WHERE seq =";
         of_receipts(
@@ -799,7 +806,8 @@ async fn keys_expire_with_the_bucket_in_which_they_are() {
     let shifted = Shifted::start(&site, clock).await;
     assert!(!shifted.is_replayed_at(0, "a").await);
     assert!(!shifted.is_replayed_at(10 * MINUTE, "b").await);
-    // The next bucket.
+    // The server looks at the clock after this, and ends the bucket.
+    assert!(shifted.is_replayed_at(20 * MINUTE, "b").await);
     assert!(!shifted.is_replayed_at(20 * MINUTE, "c").await);
     // Both keys of the first bucket are honoured for an hour after the last of them.
     for minute in [30, 45, 59, 69] {

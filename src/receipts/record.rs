@@ -53,7 +53,7 @@ pub(crate) struct Caller {
 }
 
 /// The first half of the SHA-256 of an owner and its idempotency key. The key itself is not stored.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyDigest(pub(crate) [u8; 16]);
 
 impl KeyDigest {

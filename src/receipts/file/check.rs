@@ -172,14 +172,24 @@ impl Check<'_> {
         let mut found = vec![Tally::default(); self.buckets.len()];
         let mut last = None;
         keys::each(self.connection, &self.buckets, &mut |bucket, key, seq| {
-            found[bucket].add(self.hash.hash_one((key, seq)));
             if let Some((other, other_seq)) = last.replace((key, seq))
                 && other == key
             {
                 report("a key twice", twice(key, other_seq, seq));
             }
-            if let Some(&recent) = recent.get(&key) {
-                report("a key twice", twice(key, seq, recent));
+            let is_recent = seq > self.keyed_to;
+            match recent.get(&key) {
+                Some(&recent) if recent != seq => report("a key twice", twice(key, seq, recent)),
+                None if is_recent && recent.len() < TAIL_MAX => {
+                    let what = format!(
+                        "the key {key:?} belongs to receipt {seq}, which has another or none"
+                    );
+                    report("a key of another receipt", what);
+                }
+                _ => {}
+            }
+            if !is_recent {
+                found[bucket].add(self.hash.hash_one((key, seq)));
             }
         })?;
         let mut end = self.keyed_to + 1;

@@ -2,10 +2,11 @@
 //! removed by dropping a table. Knows nothing of receipts but their keys and sequence numbers.
 //!
 //! Keys are random, so each of them would change a page of its own. Therefore the keys of the latest receipts
-//! are only in memory, and are added to a table together, in the order of the table. A start reads them from
-//! their receipts.
+//! are only in memory. They are added to a table in passes in the order of the table, a part at a time, so that
+//! neighbours share pages and no request waits for long. A start reads them from their receipts.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
@@ -37,9 +38,13 @@ const UPDATE_KEYED: &str = "UPDATE state SET keyed_to = ?1";
 const SELECT_RECENT: &str =
     "SELECT key_digest, seq FROM receipts WHERE seq > ?1 AND key_digest IS NOT NULL";
 
-/// The keys in memory after which they are added to a table. With more, this would take longer than requests
-/// should wait: 4096 pages of a large table are read and written.
-const RECENT_MAX: usize = 4096;
+/// The keys in memory above which some are added to a table: about 3 MB. In a table of a million keys, which has
+/// 7,000 pages, ten of them share a page.
+const RECENT_MAX: usize = 1 << 16;
+
+/// The keys that are added at once: more than a group of requests has, and few enough that the next group does not
+/// wait for long.
+const PART: usize = 1 << 11;
 
 /// A bucket.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +62,20 @@ pub(super) struct Keys {
     keep: Duration,
     buckets: Vec<Bucket>,
     clock: Clock,
-    /// The keys of the receipts after `keyed_to`, which are in no bucket yet.
-    recent: HashMap<KeyDigest, u64>,
+    /// The keys of receipts after `keyed_to` that are in no bucket yet, or only since an interrupted pass.
+    recent: BTreeMap<KeyDigest, u64>,
     keyed_to: u64,
+    /// The pass in progress.
+    pass: Option<Pass>,
+}
+
+/// A pass over the keys in memory, in ascending order.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    /// The last receipt when it began. At its end, the keys of all receipts up to this one are in a bucket.
+    last: u64,
+    /// The last key that was added.
+    at: KeyDigest,
 }
 
 impl Keys {
@@ -72,7 +88,7 @@ impl Keys {
         let recent = select
             .query_map([keyed_to], |row| Ok((KeyDigest(row.get(0)?), row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        Ok(Self { keep, buckets, clock, recent, keyed_to })
+        Ok(Self { keep, buckets, clock, recent, keyed_to, pass: None })
     }
 
     /// Returns the sequence number of a key's receipt.
@@ -100,22 +116,51 @@ impl Keys {
         self.recent.insert(key, seq);
     }
 
-    /// Adds the keys in memory to a bucket if there are many or the newest bucket is due. `last` is the last
-    /// receipt.
+    /// Adds some of the keys in memory to the newest bucket if there are many, or all if it is due. `last` is the
+    /// last receipt.
     pub(super) fn extend(
         &mut self,
         connection: &mut Connection,
         now: SystemTime,
         last: u64,
     ) -> Result<(), rusqlite::Error> {
-        // A bucket begins with its first key.
-        let is_due = match self.newest() {
-            Some(newest) => self.is_due(newest, now),
-            None => !self.recent.is_empty(),
-        };
-        if self.recent.len() >= RECENT_MAX || is_due {
-            self.flush(connection, now, last)?;
+        match self.newest() {
+            Some(newest) if self.is_due(newest, now) => self.flush(connection, now, last),
+            Some(newest) if self.recent.len() >= RECENT_MAX => {
+                self.add_part(connection, newest, last)
+            }
+            // A bucket begins with its first key.
+            None if !self.recent.is_empty() => self.flush(connection, now, last),
+            _ => Ok(()),
         }
+    }
+
+    /// Adds the next part of the keys in memory to a bucket.
+    fn add_part(
+        &mut self,
+        connection: &mut Connection,
+        bucket: Bucket,
+        last: u64,
+    ) -> Result<(), rusqlite::Error> {
+        let after = self.pass.map_or(Bound::Unbounded, |pass| Bound::Excluded(pass.at));
+        let part = self.recent.range((after, Bound::Unbounded)).take(PART);
+        let part: Vec<_> = part.map(|(&key, &seq)| (key, seq)).collect();
+        let pass_last = self.pass.map_or(last, |pass| pass.last);
+        let transaction = connection.transaction()?;
+        insert(&transaction, bucket, part.iter().copied())?;
+        let next = match part.last() {
+            Some(&(at, _)) if part.len() == PART => Some(Pass { last: pass_last, at }),
+            _ => {
+                transaction.execute(UPDATE_KEYED, [pass_last])?;
+                None
+            }
+        };
+        transaction.commit()?;
+        part.iter().for_each(|(key, _)| drop(self.recent.remove(key)));
+        if next.is_none() {
+            self.keyed_to = pass_last;
+        }
+        self.pass = next;
         Ok(())
     }
 
@@ -136,15 +181,7 @@ impl Keys {
             Some(newest) => newest,
             None => self.begin(&transaction, now)?,
         };
-        let mut keys: Vec<_> = self.recent.iter().map(|(key, seq)| (key.0, *seq)).collect();
-        keys.sort_unstable();
-        let sql = format!("INSERT INTO keys_{} (key_digest, seq) VALUES (?1, ?2)", bucket.id);
-        {
-            let mut insert = transaction.prepare_cached(&sql)?;
-            for key in keys {
-                insert.execute(key)?;
-            }
-        }
+        insert(&transaction, bucket, self.recent.iter().map(|(&key, &seq)| (key, seq)))?;
         transaction.execute(UPDATE_KEYED, [last])?;
         if is_due {
             transaction.execute(END_BUCKET, [bucket.id, to_millis(now)])?;
@@ -157,6 +194,7 @@ impl Keys {
         }
         self.recent.clear();
         self.keyed_to = last;
+        self.pass = None;
         Ok(())
     }
 
@@ -221,7 +259,21 @@ impl Keys {
     }
 }
 
-/// Returns the last receipt whose key is in a bucket, if it has one.
+/// Adds keys to a bucket, in which some may be since an interrupted pass.
+fn insert(
+    transaction: &Transaction<'_>,
+    bucket: Bucket,
+    keys: impl Iterator<Item = (KeyDigest, u64)>,
+) -> Result<(), rusqlite::Error> {
+    let sql = format!("INSERT OR IGNORE INTO keys_{} (key_digest, seq) VALUES (?1, ?2)", bucket.id);
+    let mut insert = transaction.prepare_cached(&sql)?;
+    for (key, seq) in keys {
+        insert.execute((key.0, seq))?;
+    }
+    Ok(())
+}
+
+/// Returns the receipt up to which all keys are in a bucket. Some keys of later ones may be.
 pub(super) fn keyed_to(connection: &Connection) -> Result<u64, rusqlite::Error> {
     connection.query_row(SELECT_KEYED, [], |row| row.get(0))
 }
@@ -300,4 +352,69 @@ pub(super) fn look_up_each(
         report("a receipt without its key", what);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The receipts that are saved before the keys are extended.
+    const GROUP: u64 = 1_000;
+
+    fn digest(seq: u64) -> KeyDigest {
+        let random = u128::from(seq).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        KeyDigest(random.to_be_bytes())
+    }
+
+    fn read(connection: &Connection) -> Keys {
+        Keys::read(connection, Duration::from_secs(86_400)).unwrap()
+    }
+
+    /// Saves receipts with keys up to `end`.
+    fn save(connection: &mut Connection, keys: &mut Keys, saved: &mut u64, end: u64) {
+        while *saved < end {
+            for seq in *saved + 1..=*saved + GROUP {
+                connection
+                    .execute("INSERT INTO receipts VALUES (?1, ?2)", (seq, digest(seq).0))
+                    .unwrap();
+                keys.add(digest(seq), seq);
+            }
+            *saved += GROUP;
+            keys.extend(connection, SystemTime::now(), *saved).unwrap();
+        }
+    }
+
+    /// Story: a start read the keys of the receipts after the last one whose key was in a table. A pass had added
+    /// some of them already.
+    #[test]
+    fn every_key_is_found_whenever_a_pass_is_interrupted() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(&format!(
+                "CREATE TABLE receipts (seq INTEGER PRIMARY KEY, key_digest BLOB);
+                 CREATE TABLE state (clock_at INTEGER NOT NULL, keyed_to INTEGER NOT NULL);
+                 INSERT INTO state VALUES (0, 0); {CREATE}"
+            ))
+            .unwrap();
+        let mut saved = 0;
+        let mut keys = read(&connection);
+        let mut interrupted = 0;
+        for parts in [1, 3, 50, 2, 40] {
+            let end = saved + RECENT_MAX as u64 / 4 + parts * PART as u64;
+            save(&mut connection, &mut keys, &mut saved, end);
+            interrupted += u64::from(keys.pass.is_some());
+            // At most those of interrupted passes, and those that came during them.
+            assert!(keys.recent.len() < 3 * RECENT_MAX, "{}", keys.recent.len());
+            keys = read(&connection);
+            for seq in 1..=saved {
+                assert_eq!(keys.find(&connection, digest(seq)).unwrap(), Some(seq));
+            }
+            assert_eq!(keys.find(&connection, digest(saved + 1)).unwrap(), None);
+        }
+        assert!(interrupted > 1 && keys.keyed_to > 1, "{interrupted} passes were interrupted");
+        keys.flush(&mut connection, SystemTime::now(), saved).unwrap();
+        let select = "SELECT count(*), sum(seq) FROM keys_1";
+        let sums = connection.query_row(select, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(sums.unwrap(), (saved, saved * (saved + 1) / 2));
+    }
 }
