@@ -156,7 +156,9 @@ impl Keys {
             }
         };
         transaction.commit()?;
-        part.iter().for_each(|(key, _)| drop(self.recent.remove(key)));
+        for (key, _) in &part {
+            self.recent.remove(key);
+        }
         if next.is_none() {
             self.keyed_to = pass_last;
         }
