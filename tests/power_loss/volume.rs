@@ -5,10 +5,11 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 
-use super::support::skipped;
+use super::support::{PATIENCE, skipped};
 
 /// About the minimum size for xfs.
 pub(crate) const SMALL_BYTES: u64 = 320 << 20;
@@ -80,7 +81,20 @@ impl Volume {
     /// Mounts the volume again after a power loss, as the next boot does.
     pub(crate) fn boot(&self) {
         run(Command::new("umount").arg(&self.mounted_at)).unwrap();
+        // A process that just started in a mount namespace of its own, such as a browser, may still have the file
+        // system. Mounting it now would bring back the one that lost its power.
+        let unmounted = Instant::now();
+        while self.is_attached() {
+            assert!(unmounted.elapsed() < PATIENCE, "the file system stays in use");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         mount(self.image.path(), &self.mounted_at).unwrap();
+    }
+
+    /// Returns whether the image is in a loop device.
+    fn is_attached(&self) -> bool {
+        let found = Command::new("losetup").arg("--associated").arg(self.image.path()).output();
+        !found.unwrap().stdout.is_empty()
     }
 
     /// Uses up all space except `spare_bytes`, in addition to the space that is used already.
