@@ -502,9 +502,11 @@ async fn an_instance_that_is_cut_off_in_a_save_does_not_stop_the_others() {
     fleet.run().await;
     fleet.draw_at_last(0, "first", 1).await;
     link.lose(Loss::Everything);
-    let (cut_off, other) =
-        tokio::join!(fleet.draw(0, "cut-off", 2), fleet.draw_at_last(1, "other", 2));
-    assert!(link.has_lost());
+    let other = async {
+        eventually("a save that is cut off", async || link.has_lost().then_some(())).await;
+        fleet.draw_at_last(1, "other", 2).await
+    };
+    let (cut_off, other) = tokio::join!(fleet.draw(0, "cut-off", 2), other);
     cut_off.assert_unavailable("receipt_not_saved");
     let again = fleet.draw_at_last(0, "cut-off", 2).await;
     let responses = [("cut-off".to_owned(), again), ("other".to_owned(), other)].into();
