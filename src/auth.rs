@@ -3,6 +3,8 @@
 //!
 //! A token has 256 random bits, too many to guess, so a plain SHA-256 protects it as well as a slow hash.
 
+use std::time::{Duration, SystemTime};
+
 use rand::TryRng;
 use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
@@ -24,7 +26,12 @@ pub(crate) enum Denied {
     Unknown,
     /// It lacks the scope.
     OtherScope,
+    /// It has expired.
+    Expired,
 }
+
+/// How long before its end an expiring token is reported.
+const NOTICE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Returns a new random token.
 pub(crate) fn new_token() -> String {
@@ -56,19 +63,41 @@ pub(crate) fn recognise(
 ) -> Result<TokenIndex, Denied> {
     let digest = digest(token);
     let (mut known, mut found, mut place) = (Choice::from(0), Choice::from(0), 0);
-    // Compares all entries without a branch, so that the time reveals nothing.
+    // Compares all entries without a branch on secrets, so that the time reveals nothing.
     for (entry, index) in tokens.iter().zip(0_u16..) {
-        let same = entry.sha256.ct_eq(&digest);
+        let mut same = entry.sha256.ct_eq(&digest);
+        if let Some(next) = &entry.next_sha256 {
+            same |= next.ct_eq(&digest);
+        }
         let opens = same & Choice::from(u8::from(entry.scope == scope));
         known |= same;
         found |= opens;
         place.conditional_assign(&index, opens);
     }
     match (bool::from(found), bool::from(known)) {
+        (true, _) if has_expired(&tokens[usize::from(place)]) => Err(Denied::Expired),
         (true, _) => Ok(TokenIndex(place)),
         (false, true) => Err(Denied::OtherScope),
         (false, false) => Err(Denied::Unknown),
     }
+}
+
+fn has_expired(token: &TokenConfig) -> bool {
+    token.expires.is_some_and(|expires| expires <= SystemTime::now())
+}
+
+/// Returns a sentence about each token that has expired, or will within a week.
+pub(crate) fn notices(tokens: &[TokenConfig], now: SystemTime) -> Vec<String> {
+    let notice = |token: &TokenConfig| {
+        let expires = token.expires.filter(|&expires| expires <= now + NOTICE)?;
+        let at = humantime::format_rfc3339_seconds(expires);
+        let name = &token.name;
+        Some(match expires <= now {
+            true => format!("The token {name} expired at {at} and is refused"),
+            false => format!("The token {name} expires at {at}"),
+        })
+    };
+    tokens.iter().filter_map(notice).collect()
 }
 
 #[cfg(test)]
@@ -77,10 +106,15 @@ mod tests {
     use crate::config::TokenName;
 
     fn entry(name: &str, scope: Scope, token: &str) -> TokenConfig {
-        {
-            let name: TokenName = name.parse().unwrap();
-            let sha256 = digest(token.as_bytes());
-            TokenConfig { owner: name.clone(), name, scope, sha256 }
+        let name: TokenName = name.parse().unwrap();
+        TokenConfig {
+            owner: name.clone(),
+            name,
+            scope,
+            sha256: digest(token.as_bytes()),
+            next_sha256: None,
+            pools: None,
+            expires: None,
         }
     }
 
@@ -125,5 +159,39 @@ mod tests {
         check("e", Scope::Draw, Err(Denied::Unknown));
         check("", Scope::Observe, Err(Denied::Unknown));
         check("A", Scope::Draw, Err(Denied::Unknown));
+    }
+
+    #[test]
+    fn both_tokens_of_an_entry_are_accepted_until_it_expires() {
+        let second = Duration::from_secs(1);
+        let mut tokens = [entry("other", Scope::Draw, "c"), entry("shop", Scope::Draw, "a")];
+        tokens[1].next_sha256 = Some(digest(b"b"));
+        let check = |tokens: &[TokenConfig], expected| {
+            for token in [b"a", b"b"] {
+                assert_eq!(recognise(tokens, token, Scope::Draw), expected);
+                assert_eq!(recognise(tokens, token, Scope::Observe), Err(Denied::OtherScope));
+            }
+            assert_eq!(recognise(tokens, b"c", Scope::Draw), Ok(TokenIndex(0)));
+        };
+        check(&tokens, Ok(TokenIndex(1)));
+        tokens[1].expires = Some(SystemTime::now() + 3600 * second);
+        check(&tokens, Ok(TokenIndex(1)));
+        tokens[1].expires = Some(SystemTime::now() - second);
+        check(&tokens, Err(Denied::Expired));
+    }
+
+    #[test]
+    fn a_token_is_reported_in_its_last_week() {
+        let end = humantime::parse_rfc3339("2027-01-31T00:00:00Z").unwrap();
+        let second = Duration::from_secs(1);
+        let mut token = entry("shop", Scope::Draw, "a");
+        let tokens = |token: &TokenConfig| [entry("other", Scope::Draw, "c"), token.clone()];
+        assert!(notices(&tokens(&token), end).is_empty());
+        token.expires = Some(end);
+        assert!(notices(&tokens(&token), end - NOTICE - second).is_empty());
+        let expected = "The token shop expires at 2027-01-31T00:00:00Z";
+        assert_eq!(notices(&tokens(&token), end - NOTICE), [expected]);
+        let expected = "The token shop expired at 2027-01-31T00:00:00Z and is refused";
+        assert_eq!(notices(&tokens(&token), end), [expected]);
     }
 }

@@ -154,7 +154,7 @@ impl Keys {
         let refill = self.refill.validate()?;
         let lease = self.lease.validate();
         let mut pools = pools::validate(&mut self.pools, only, (lease, refill))?;
-        let auth = self.auth.validate()?;
+        let auth = self.auth.validate(|name| self.pools.contains_key(name))?;
         let quota = self.quota.as_mut().map(QuotaKeys::validate).transpose()?;
         let fleet = self.fleet.as_mut().map(FleetKeys::validate).transpose()?;
         if fleet.is_some() && server.mode != Mode::Sharded {

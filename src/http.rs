@@ -42,11 +42,11 @@ pub(crate) use self::keyed::Keeper;
 use self::lines::Format;
 pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
-use self::query::{Parameters, Wanted};
+use self::query::{Names, Parameters, Wanted};
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, PoolName};
 use crate::monitor::Monitor;
 use crate::on_demand::Handle;
 use crate::pool::{Pool, PoolHealth, TakeError};
@@ -96,14 +96,29 @@ struct App {
     monitor: Arc<Monitor>,
     keeper: Keeper,
     readiness: Readiness,
-    /// The body of `/openapi.json`.
+    /// The names of the pools, in the order of the pools.
+    names: Vec<PoolName>,
+    /// All paths and their methods.
+    paths: Vec<(&'static str, &'static str)>,
+    /// The body of `/openapi.json` for callers that may see all pools.
     description: Bytes,
 }
 
 impl App {
-    fn wanted(&self, query: Option<&str>, body: Parameters) -> Result<Wanted, ApiError> {
-        let names = self.monitor.pools().iter().map(|pool| pool.name());
-        query::parse(names, Some(self.count_limit), query, body)
+    fn wanted(
+        &self,
+        admitted: &Admitted,
+        query: Option<&str>,
+        body: Parameters,
+    ) -> Result<Wanted, ApiError> {
+        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
+        let names = Names { sorted: &self.names, allows: &allows };
+        query::parse(&names, Some(self.count_limit), query, body)
+    }
+
+    /// Returns the pools that the caller may use.
+    fn pools(&self, admitted: &Admitted) -> impl Iterator<Item = &Arc<Pool>> + Clone {
+        self.monitor.pools().iter().filter(|pool| self.guard.allows(admitted, pool.name()))
     }
 
     async fn random(
@@ -113,7 +128,7 @@ impl App {
     ) -> Result<AnyResponse, ApiError> {
         let key = keyed::key(request.method(), request.headers())?;
         let body = Parameters::of_body(request.method(), request.headers(), request.body())?;
-        let wanted = self.wanted(request.uri().query(), body)?;
+        let wanted = self.wanted(admitted, request.uri().query(), body)?;
         let pool = &self.monitor.pools()[wanted.pool];
         // Read only with a count, because a request for one number is the common case.
         let format = || Format::accepted(request.headers());
@@ -166,13 +181,19 @@ impl Routes {
         ];
         routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
         // Generated from the routes, so that no route is missing.
-        let paths = routes.iter().map(|&(path, methods, _)| (path, methods));
-        let offer = Offer { pools: monitor.pools(), count_limit, guard: &guard };
-        let description = Bytes::from(offer.describe(paths));
-        let readiness = Readiness::new(monitor.pools().len());
-        let app =
-            App { count_limit, guard: Arc::clone(&guard), monitor, keeper, readiness, description };
-        let app = Arc::new(app);
+        let paths: Vec<_> = routes.iter().map(|&(path, methods, _)| (path, methods)).collect();
+        let offer = Offer::new(monitor.pools().iter(), count_limit, &guard);
+        let description = Bytes::from(offer.describe(&paths));
+        let app = Arc::new(App {
+            count_limit,
+            guard: Arc::clone(&guard),
+            readiness: Readiness::new(monitor.pools().len()),
+            names: monitor.pools().iter().map(|pool| pool.name().clone()).collect(),
+            monitor,
+            keeper,
+            paths,
+            description,
+        });
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -185,7 +206,8 @@ impl Routes {
 
     /// Returns the routes of a simpler mode. The handle is dropped with them.
     pub(crate) fn on_demand(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Self {
-        let router = TowerToHyperService::new(on_demand::router(pools, numbers));
+        let router =
+            TowerToHyperService::new(on_demand::router(pools, numbers, Arc::clone(&guard)));
         Self { guard, app: None, router }
     }
 
@@ -240,14 +262,15 @@ fn not_http() -> AnyResponse {
 }
 
 /// Parses a query string into the pool's position in `pools` and the count, or returns what is wrong with it.
-/// For `fuzz/`, which has no other access to the parser.
+/// The names are in ascending order. For `fuzz/`, which has no other access to the parser.
 #[cfg(fuzzing)]
 pub fn parse_query(
     pools: &[crate::config::PoolName],
     count_limit: NonZeroU32,
     query: &str,
 ) -> Result<(usize, Option<NonZeroU32>), String> {
-    query::parse(pools.iter(), Some(count_limit), Some(query), Parameters::default())
+    let names = Names { sorted: pools, allows: &|_| true };
+    query::parse(&names, Some(count_limit), Some(query), Parameters::default())
         .map(|wanted| (wanted.pool, wanted.count))
         .map_err(|error| error.to_string())
 }
@@ -352,7 +375,8 @@ async fn probe(
     Extension(admitted): Extension<Admitted>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let Wanted { pool, count, .. } = app.wanted(query.as_deref(), Parameters::default())?;
+    let Wanted { pool, count, .. } =
+        app.wanted(&admitted, query.as_deref(), Parameters::default())?;
     quota::probe(admitted.account.as_ref(), count)?;
     match app.monitor.pools()[pool].health() {
         PoolHealth { serves: false, exhausted: true, shared, .. } => {
@@ -372,31 +396,46 @@ fn api_error(pool: &Pool, error: TakeError, asked: u32) -> ApiError {
     }
 }
 
-async fn health(State(app): State<Arc<App>>) -> Response {
-    let pools = app.monitor.pools().iter();
-    let pools = pools.map(|pool| (pool.name(), health::of_pool(&pool.health())));
-    health::response(pools).map(Body::from)
+async fn health(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
+    let health: Vec<_> = app.monitor.pools().iter().map(|pool| pool.health()).collect();
+    let pools = app.names.iter().zip(&health).map(|(name, health)| (name, health::of_pool(health)));
+    health::response(pools, |name| app.guard.allows(&admitted, name)).map(Body::from)
 }
 
-async fn description(State(app): State<Arc<App>>) -> Response {
+async fn description(
+    State(app): State<Arc<App>>,
+    Extension(admitted): Extension<Admitted>,
+) -> Response {
     let json = HeaderValue::from_static("application/json");
-    typed(json, None, shared(app.description.clone()))
+    if !app.guard.hides_pools() {
+        return typed(json, None, shared(app.description.clone()));
+    }
+    off_the_lane(move || {
+        let offer = Offer::new(app.pools(&admitted), app.count_limit, &app.guard);
+        typed(json, None, offer.describe(&app.paths).into_bytes())
+    })
+    .await
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Response {
-    let pools: Vec<_> =
-        app.monitor.pools().iter().map(|pool| (pool.name(), pool.health())).collect();
-    let ready = app.readiness.look(pools.iter().map(|(_, health)| health));
-    let pools = pools.iter().map(|(name, health)| (*name, health.serves));
+async fn ready(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
+    let health: Vec<_> = app.monitor.pools().iter().map(|pool| pool.health()).collect();
+    let ready = app.readiness.look(health.iter());
+    let pools = app.names.iter().zip(&health).map(|(name, health)| (name, health.serves));
+    let pools = pools.filter(|(name, _)| app.guard.allows(&admitted, name));
     ready::response(ready, pools).map(Body::from)
 }
 
-async fn status(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || status::response(&app.monitor)).await
+async fn status(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
+    off_the_lane(move || status::response(&app.monitor, |name| app.guard.allows(&admitted, name)))
+        .await
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || metrics::response(&app.monitor)).await
+async fn metrics(
+    State(app): State<Arc<App>>,
+    Extension(admitted): Extension<Admitted>,
+) -> Response {
+    off_the_lane(move || metrics::response(&app.monitor, |name| app.guard.allows(&admitted, name)))
+        .await
 }
 
 /// Builds a response on a blocking thread, so that other requests don't wait while it is built.

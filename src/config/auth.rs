@@ -1,10 +1,12 @@
 //! Authentication: the keys under `auth`.
 
+use std::time::SystemTime;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::RefusedKey;
-use super::values::{NAME_ALLOWED, is_name};
+use super::values::{NAME_ALLOWED, is_name, parse_time, time_text};
+use super::{PoolName, RefusedKey};
 
 /// The most tokens. Each request is compared with all of them, about 20 ns each.
 pub(super) const TOKENS_MAX: usize = 256;
@@ -33,6 +35,19 @@ pub struct TokenConfig {
     pub owner: TokenName,
     pub scope: Scope,
     pub sha256: [u8; 32],
+    /// The SHA-256 of the token that will replace it. Both are accepted.
+    pub next_sha256: Option<[u8; 32]>,
+    /// The only pools that it may use and see, or `None` for all.
+    pub pools: Option<Vec<PoolName>>,
+    /// The time from which on it is refused.
+    pub expires: Option<SystemTime>,
+}
+
+impl TokenConfig {
+    /// Returns whether the token may use and see this pool.
+    pub fn has_pool(&self, pool: &PoolName) -> bool {
+        self.pools.as_ref().is_none_or(|pools| pools.contains(pool))
+    }
 }
 
 /// A token's name, fit for a config file and for a log: 1 to 64 of `a-z A-Z 0-9 . _ -`.
@@ -97,10 +112,18 @@ struct TokenKeys {
     owner: Option<String>,
     scope: String,
     sha256: String,
+    next_sha256: Option<String>,
+    pools: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "time_text")]
+    expires: Option<String>,
 }
 
 impl AuthKeys {
-    pub(super) fn validate(&self) -> Result<AuthConfig, RefusedKey> {
+    /// Validates the keys. `is_pool` tells whether the settings have a pool of this name, enabled or not.
+    pub(super) fn validate(
+        &self,
+        is_pool: impl Fn(&str) -> bool,
+    ) -> Result<AuthConfig, RefusedKey> {
         let refused = |key: &str, problem: &str| Err(RefusedKey::new(key, problem));
         let tokens = self.tokens.as_deref().unwrap_or_default();
         match self.mode.as_deref() {
@@ -116,7 +139,7 @@ impl AuthKeys {
             None => {
                 let mut known = Vec::with_capacity(tokens.len());
                 for (index, keys) in tokens.iter().enumerate() {
-                    let token = keys.validate(&known).map_err(|(field, problem)| {
+                    let token = keys.validate(&known, &is_pool).map_err(|(field, problem)| {
                         RefusedKey::new(format!("auth.tokens[{index}].{field}"), problem)
                     })?;
                     known.push(token);
@@ -130,7 +153,11 @@ impl AuthKeys {
 impl TokenKeys {
     /// Validates an entry. An error is the field that is wrong, and the problem. `known` are the entries
     /// before this one.
-    fn validate(&self, known: &[TokenConfig]) -> Result<TokenConfig, (&'static str, String)> {
+    fn validate(
+        &self,
+        known: &[TokenConfig],
+        is_pool: impl Fn(&str) -> bool,
+    ) -> Result<TokenConfig, (&'static str, String)> {
         let name: TokenName =
             self.name.parse().map_err(|problem: &str| ("name", problem.to_owned()))?;
         if known.iter().any(|other| other.name == name) {
@@ -145,20 +172,51 @@ impl TokenKeys {
         let scope = *scopes.iter().find(|known| known.as_str() == self.scope).ok_or_else(|| {
             ("scope", "allowed: \"draw\", \"lookup\", \"audit\" and \"observe\"".to_owned())
         })?;
-        let mut sha256 = [0; 32];
-        hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| {
-            let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not the \
-                           token itself, as `tombola token new` prints it";
-            ("sha256", problem.to_owned())
-        })?;
-        if let Some(other) = known.iter().find(|t| t.sha256 == sha256 && t.scope == scope) {
-            let problem = format!(
-                "this is the token {} again; a second entry of the same token must have another \
-                 scope",
-                other.name
-            );
-            return Err(("sha256", problem));
+        let digest = |field, text: &String| {
+            let mut sha256 = [0; 32];
+            hex::decode_to_slice(text, &mut sha256).map_err(|_| {
+                let problem = "allowed: 64 hexadecimal digits, the SHA-256 of the token and not the \
+                               token itself, as `tombola token new` prints it";
+                (field, problem.to_owned())
+            })?;
+            let same = |other: &&TokenConfig| {
+                other.scope == scope
+                    && [Some(other.sha256), other.next_sha256].contains(&Some(sha256))
+            };
+            if let Some(other) = known.iter().find(same) {
+                let problem = format!(
+                    "this is the token {} again; a second entry of the same token must have another \
+                     scope",
+                    other.name
+                );
+                return Err((field, problem));
+            }
+            Ok(sha256)
+        };
+        let sha256 = digest("sha256", &self.sha256)?;
+        let next_sha256 =
+            self.next_sha256.as_ref().map(|text| digest("next_sha256", text)).transpose()?;
+        if next_sha256 == Some(sha256) {
+            return Err(("next_sha256", "it is the same as sha256; remove it".to_owned()));
         }
-        Ok(TokenConfig { name, owner, scope, sha256 })
+        let pools = self.pools.as_deref().map(|pools| parse_pools(pools, is_pool));
+        let pools = pools.transpose().map_err(|problem| ("pools", problem))?;
+        let expires = self.expires.as_deref().map(parse_time).transpose();
+        let expires = expires.map_err(|problem| ("expires", problem.to_owned()))?;
+        Ok(TokenConfig { name, owner, scope, sha256, next_sha256, pools, expires })
     }
+}
+
+/// Returns the names as those of pools of the settings.
+fn parse_pools(names: &[String], is_pool: impl Fn(&str) -> bool) -> Result<Vec<PoolName>, String> {
+    if names.is_empty() {
+        return Err("a token needs at least one pool; remove `pools` to allow all".to_owned());
+    }
+    let names = names.iter().map(|text| {
+        let name = PoolName::new(text).filter(|_| is_pool(text));
+        name.ok_or_else(|| {
+            format!("no pool is called {text:?}; add its table, or correct the name")
+        })
+    });
+    names.collect()
 }

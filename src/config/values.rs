@@ -2,7 +2,7 @@
 //! text, which is read by the type of the setting.
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,24 @@ pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
             other.type_str()
         ))),
     }
+}
+
+/// Deserializes the text of a date or a time, which TOML also has without quotes.
+pub(super) fn time_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(Some(text)),
+        other => Ok(Some(other.to_string())),
+    }
+}
+
+/// Parses a date, which stands for its beginning, or a time, both in UTC.
+pub(super) fn parse_time(text: &str) -> Result<SystemTime, &'static str> {
+    let is_date = !text.contains(':');
+    let time = if is_date { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let problem = "allowed: a date or a time in UTC, such as 2027-01-31 or 2027-01-31T12:00:00Z";
+    humantime::parse_rfc3339(&time).map_err(|_| problem)
 }
 
 /// Returns whether this is a name for people, fit for a config file, a log and a key of any store.

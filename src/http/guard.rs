@@ -18,7 +18,7 @@ use super::quota::{Account, Key, Quotas};
 use super::response::ApiError;
 use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS};
 use crate::auth::{self, Denied, TokenIndex};
-use crate::config::{AuthConfig, Config, QuotaConfig, Scope, TokenConfig};
+use crate::config::{AuthConfig, Config, PoolName, QuotaConfig, Scope, TokenConfig};
 use crate::receipts::Caller;
 
 /// The header in which a browser says where a request comes from. A page can neither set nor omit it.
@@ -85,6 +85,25 @@ impl Guard {
         Arc::new(Self { tokens, hosts, checks_host, quotas, lookups, proxies, callers })
     }
 
+    /// Returns whether an admitted request may use and see a pool. A request without a token may do so unless
+    /// some tokens are restricted to their pools.
+    pub(super) fn allows(&self, admitted: &Admitted, pool: &PoolName) -> bool {
+        match self.tokens.get(admitted.caller) {
+            Some(token) => token.has_pool(pool),
+            None => !self.hides_pools(),
+        }
+    }
+
+    /// Returns the only pools that the token of an admitted request may use, or `None` for all.
+    pub(super) fn only_pools(&self, admitted: &Admitted) -> Option<&[PoolName]> {
+        self.tokens.get(admitted.caller)?.pools.as_deref()
+    }
+
+    /// Returns whether some tokens are restricted to their pools.
+    pub(super) fn hides_pools(&self) -> bool {
+        self.tokens.iter().any(|token| token.pools.is_some())
+    }
+
     /// Returns the caller of an admitted request.
     pub(super) fn caller(&self, admitted: &Admitted) -> &Caller {
         &self.callers[admitted.caller]
@@ -119,7 +138,8 @@ impl Guard {
     ) -> Result<Admitted, ApiError> {
         let nobody = self.callers.len() - 1;
         let Some(scope) = scope(path) else {
-            return Ok(Admitted { account: None, caller: nobody, sees_all: false });
+            let caller = self.caller_of_open_path(headers).unwrap_or(nobody);
+            return Ok(Admitted { account: None, caller, sees_all: false });
         };
         if scope == Scope::Draw && is_speculative(headers) {
             return Err(ApiError::Prefetch);
@@ -140,6 +160,7 @@ impl Guard {
                 let known = known.map_err(|denied| match denied {
                     Denied::Unknown => ApiError::Unauthorized,
                     Denied::OtherScope => ApiError::Forbidden { scope },
+                    Denied::Expired => ApiError::Expired,
                 })?;
                 (Some(known), audit.is_some() || scope == Scope::Audit)
             }
@@ -162,6 +183,15 @@ impl Guard {
 }
 
 impl Guard {
+    /// Returns the caller of a request that needs no token, if it has one and it matters.
+    fn caller_of_open_path(&self, headers: &HeaderMap) -> Option<usize> {
+        let token = bearer(headers).filter(|_| self.hides_pools())?;
+        let scopes = [Scope::Observe, Scope::Audit, Scope::Draw, Scope::Lookup];
+        let mut known =
+            scopes.iter().filter_map(|&scope| auth::recognise(&self.tokens, token, scope).ok());
+        known.next().map(|TokenIndex(token)| token.into())
+    }
+
     /// Refuses requests from web pages of other origins, which could otherwise take numbers through the
     /// browser of a user who has access. With tokens this check is not needed, because such a page can't add
     /// a token to a request.

@@ -51,12 +51,16 @@ pub(super) struct HealthBody<'p> {
     pools: BTreeMap<&'p str, PoolHealthBody>,
 }
 
-/// Returns the response. Its status is the worst status of the pools.
+/// Returns the response. Its status is the worst status of all pools, of which it names those that the caller
+/// may see.
 pub(super) fn response<'p>(
     pools: impl Iterator<Item = (&'p PoolName, PoolHealthBody)>,
+    sees: impl Fn(&PoolName) -> bool,
 ) -> JsonResponse {
-    let pools: BTreeMap<_, _> = pools.map(|(name, health)| (name.as_str(), health)).collect();
-    let status = pools.values().map(|pool| pool.status).max().unwrap_or(Status::Ok);
+    let pools: Vec<_> = pools.collect();
+    let status = pools.iter().map(|(_, pool)| pool.status).max().unwrap_or(Status::Ok);
+    let pools = pools.into_iter().filter(|(name, _)| sees(name));
+    let pools = pools.map(|(name, health)| (name.as_str(), health)).collect();
     let code =
         if status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     json(code, &HealthBody { status, pools })

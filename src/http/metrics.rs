@@ -1,6 +1,8 @@
 //! Builds the response of `/metrics`: all figures of the monitor, in the text format of Prometheus, with
 //! names and units that follow its conventions. Counts nothing itself.
 
+use std::sync::Arc;
+
 use axum::http::HeaderValue;
 use prometheus::TextEncoder;
 use prometheus::proto::{
@@ -8,10 +10,11 @@ use prometheus::proto::{
 };
 
 use super::response::{JsonResponse, typed};
+use crate::config::PoolName;
 use crate::fleet::Partitions;
 use crate::histogram::Durations;
 use crate::monitor::Monitor;
-use crate::pool::{Figures, ShardFigures, ShardState};
+use crate::pool::{Figures, Pool, ShardFigures, ShardState};
 use crate::receipts::ReceiptFigures;
 use crate::traffic::{Route, STATUSES, Traffic, status_name};
 
@@ -23,7 +26,8 @@ const TEXT_FORMAT: HeaderValue =
 /// the first sample of a series.
 const AWAITED_STATUSES: [u16; 2] = [200, 503];
 
-pub(super) fn response(monitor: &Monitor) -> JsonResponse {
+/// Returns the response to a caller that may see these pools only.
+pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> JsonResponse {
     let mut families = Families::default();
     families.gauge(
         "tombola_build_info",
@@ -31,7 +35,8 @@ pub(super) fn response(monitor: &Monitor) -> JsonResponse {
         [(labels([("version", env!("CARGO_PKG_VERSION"))]), 1.0)],
     );
     tell_traffic(&mut families, monitor.traffic());
-    tell_pools(&mut families, monitor);
+    let pools = monitor.pools().iter().filter(|pool| sees(pool.name()));
+    tell_pools(&mut families, pools);
     tell_receipts(&mut families, monitor.receipts());
     tell_fence(&mut families, monitor);
     #[cfg(target_os = "linux")]
@@ -134,10 +139,8 @@ fn tell_fence(families: &mut Families, monitor: &Monitor) {
     );
 }
 
-fn tell_pools(families: &mut Families, monitor: &Monitor) {
-    let pools: Vec<PoolFigures<'_>> = monitor
-        .pools()
-        .iter()
+fn tell_pools<'p>(families: &mut Families, pools: impl Iterator<Item = &'p Arc<Pool>>) {
+    let pools: Vec<PoolFigures<'_>> = pools
         .map(|pool| PoolFigures {
             name: pool.name().as_str(),
             shard_size: pool.shard_size(),

@@ -10,14 +10,14 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
 
-use super::guard::Admitted;
+use super::guard::{Admitted, Guard};
 use super::health::{self, PoolHealthBody, Status};
 use super::keyed;
-use super::query::Parameters;
+use super::query::{Names, Parameters};
 use super::quota;
 use super::response::{ApiError, json};
 use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, PoolName};
 use crate::on_demand::{DrawError, GeneratorHealth, Handle, PoolIndex, TRIES_MAX};
 use crate::space::Number;
 
@@ -25,7 +25,10 @@ use crate::space::Number;
 #[derive(Debug)]
 struct App {
     pools: Vec<PoolConfig>,
+    /// The names of the pools, in the order of the pools.
+    names: Vec<PoolName>,
     numbers: Handle,
+    guard: Arc<Guard>,
 }
 
 /// The body of one number.
@@ -35,19 +38,26 @@ struct One {
 }
 
 /// Returns the routes. The handle is dropped with them.
-pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle) -> Router {
+pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Router {
+    let names = pools.iter().map(|pool| pool.name.clone()).collect();
     Router::new()
         .route(RANDOM, only(get(random).post(random).head(probe), RANDOM_METHODS))
         .route(HEALTH, only(get(health), TELL_METHODS))
         .route(READY, only(get(ready), TELL_METHODS))
         .fallback(async || ApiError::UnknownPath)
-        .with_state(Arc::new(App { pools, numbers }))
+        .with_state(Arc::new(App { pools, names, numbers, guard }))
 }
 
 impl App {
-    fn pool(&self, query: Option<&str>, body: Parameters) -> Result<PoolIndex, ApiError> {
-        let names = self.pools.iter().map(|pool| &pool.name);
-        Ok(PoolIndex(query::parse(names, None, query, body)?.pool))
+    fn pool(
+        &self,
+        admitted: &Admitted,
+        query: Option<&str>,
+        body: Parameters,
+    ) -> Result<PoolIndex, ApiError> {
+        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
+        let names = Names { sorted: &self.names, allows: &allows };
+        Ok(PoolIndex(query::parse(&names, None, query, body)?.pool))
     }
 
     fn can_serve(&self) -> bool {
@@ -66,7 +76,8 @@ async fn random(
     if keyed::key(&method, &headers)?.is_some() {
         return Err(keyed::OF_MODE);
     }
-    let pool = app.pool(query.as_deref(), Parameters::of_body(&method, &headers, &body)?)?;
+    let body = Parameters::of_body(&method, &headers, &body)?;
+    let pool = app.pool(&admitted, query.as_deref(), body)?;
     quota::charge(admitted.account.as_ref(), None)?;
     let value = app.numbers.draw(pool).await.map_err(|error| match error {
         DrawError::OutOfTries => ApiError::OutOfTries { tries: TRIES_MAX },
@@ -79,21 +90,23 @@ async fn random(
 /// `HEAD /random`: the status that a `GET` would have, as far as it is known without a try.
 async fn probe(
     State(app): State<Arc<App>>,
+    admitted: Extension<Admitted>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    app.pool(query.as_deref(), Parameters::default())?;
+    app.pool(&admitted, query.as_deref(), Parameters::default())?;
     match app.can_serve() {
         true => Ok(json(StatusCode::OK, &()).map(Body::from)),
         false => Err(ApiError::NotSaved),
     }
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Response {
+async fn ready(State(app): State<Arc<App>>, admitted: Extension<Admitted>) -> Response {
     let ready = app.can_serve();
-    readiness::response(ready, app.pools.iter().map(|pool| (&pool.name, ready))).map(Body::from)
+    let pools = app.names.iter().filter(|name| app.guard.allows(&admitted, name));
+    readiness::response(ready, pools.map(|name| (name, ready))).map(Body::from)
 }
 
-async fn health(State(app): State<Arc<App>>) -> Response {
+async fn health(State(app): State<Arc<App>>, admitted: Extension<Admitted>) -> Response {
     let (status, reason) = match app.numbers.health() {
         GeneratorHealth { alive: false, .. } => (Status::Down, Some(health::DIED.to_owned())),
         GeneratorHealth { trouble: Some(_), .. } => {
@@ -102,9 +115,9 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         GeneratorHealth { .. } => (Status::Ok, None),
     };
     // All pools share one store.
-    let pools = app.pools.iter().map(|pool| {
+    let pools = app.names.iter().map(|name| {
         let reason = reason.clone();
-        (&pool.name, PoolHealthBody { status, shards: None, shards_in_rotation: None, reason })
+        (name, PoolHealthBody { status, shards: None, shards_in_rotation: None, reason })
     });
-    health::response(pools).map(Body::from)
+    health::response(pools, |name| app.guard.allows(&admitted, name)).map(Body::from)
 }

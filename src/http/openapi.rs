@@ -27,7 +27,7 @@ use utoipa::openapi::{
 use super::guard::{self, Guard};
 use super::health::{self, HealthBody};
 use super::lines::Format;
-use super::query::Parameters;
+use super::query::{Names, Parameters};
 use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
@@ -62,9 +62,18 @@ const TAGS: [&str; 4] = ["numbers", "receipts", "operations", "pages"];
 
 /// The parts of a server that the description depends on.
 pub(super) struct Offer<'a> {
-    pub(super) pools: &'a [Arc<Pool>],
-    pub(super) count_limit: NonZeroU32,
-    pub(super) guard: &'a Guard,
+    pools: Vec<Example>,
+    /// Whether the caller may see no pool, so that the only one here is made up.
+    is_made_up: bool,
+    count_limit: NonZeroU32,
+    guard: &'a Guard,
+}
+
+/// A pool as the examples show it.
+struct Example {
+    name: PoolName,
+    space: Space,
+    shards: usize,
 }
 
 /// The description of a route. It is empty for a route that has none yet, which a test detects.
@@ -79,13 +88,31 @@ struct Route {
     errors: Vec<(String, ApiError)>,
 }
 
-impl Offer<'_> {
+impl<'a> Offer<'a> {
+    /// Returns the offer to a caller that may see these pools.
+    pub(super) fn new<'p>(
+        pools: impl Iterator<Item = &'p Arc<Pool>>,
+        count_limit: NonZeroU32,
+        guard: &'a Guard,
+    ) -> Self {
+        let example = |pool: &Arc<Pool>| Example {
+            name: pool.name().clone(),
+            space: pool.space().clone(),
+            shards: pool.health().shards,
+        };
+        let mut pools: Vec<_> = pools.map(example).collect();
+        let is_made_up = pools.is_empty();
+        if is_made_up {
+            let name = PoolName::new(query::TYPE_DEFAULT).expect("the default is a name");
+            let space = Space::from_values(Value(1), Value(1_000_000), 0).expect("a range");
+            pools.push(Example { name, space, shards: 1 });
+        }
+        Self { pools, is_made_up, count_limit, guard }
+    }
+
     /// Returns the description of these routes, given as paths and their methods.
-    pub(super) fn describe(
-        &self,
-        routes: impl Iterator<Item = (&'static str, &'static str)>,
-    ) -> String {
-        let paths = routes.fold(PathsBuilder::new(), |paths, (path, methods)| {
+    pub(super) fn describe(&self, routes: &[(&'static str, &'static str)]) -> String {
+        let paths = routes.iter().fold(PathsBuilder::new(), |paths, &(path, methods)| {
             paths.path(path, self.path_item(path, methods))
         });
         let license = LicenseBuilder::new()
@@ -174,6 +201,7 @@ impl Offer<'_> {
         let scope = scope.filter(|_| self.asks_for_tokens());
         if let Some(scope) = scope {
             errors.push(("no token, or an unknown one".to_owned(), ApiError::Unauthorized));
+            errors.push(("a token that has expired".to_owned(), ApiError::Expired));
             errors.push(("a token of another scope".to_owned(), ApiError::Forbidden { scope }));
         }
         errors.push(("DELETE".to_owned(), ApiError::WrongMethod { allowed: methods }));
@@ -209,8 +237,8 @@ impl Offer<'_> {
     }
 
     fn random(&self, method: &str) -> Route {
-        let mut responses: Vec<_> = self.pools.iter().map(|pool| one(pool)).collect();
-        let has_codes = |pool: &&Arc<Pool>| pool.space().codes().is_some();
+        let mut responses: Vec<_> = self.pools.iter().map(one).collect();
+        let has_codes = |pool: &&Example| pool.space.codes().is_some();
         let mut schema = utoipa::openapi::OneOfBuilder::new();
         if let Some(pool) = self.pools.iter().find(|pool| !has_codes(pool)) {
             responses.push(many(pool));
@@ -232,16 +260,22 @@ impl Offer<'_> {
         }
 
         // The errors come from the parser itself.
+        let sorted: Vec<_> = self.pools.iter().map(|pool| pool.name.clone()).collect();
+        let names = Names { sorted: &sorted, allows: &|_| true };
         let mut errors: Vec<_> =
             ["?type=", "?count=0", "?label=", "?colour=red", "?count=1&count=2"]
                 .into_iter()
                 .filter_map(|query| {
-                    let names = self.pools.iter().map(|pool| pool.name());
                     let (limit, query) = (Some(self.count_limit), Some(&query[1..]));
-                    let read = query::parse(names, limit, query, Parameters::default());
+                    let read = query::parse(&names, limit, query, Parameters::default());
                     Some((format!("?{}", query?), read.err()?))
                 })
                 .collect();
+        if self.guard.hides_pools() {
+            let given = "tickets".to_owned();
+            let error = ApiError::ForbiddenPool { given };
+            errors.push(("a pool of other tokens".to_owned(), error));
+        }
         if let Some(burst) = self.burst() {
             let asked = burst.get().saturating_add(1);
             if asked <= self.count_limit.get() {
@@ -328,9 +362,9 @@ impl Offer<'_> {
     fn lines(&self, format: Format) -> Content {
         let examples = self.pools.iter().map(|pool| {
             let mut line = String::new();
-            format.push_line(&pool.space().number(sample(pool.space())), &mut line);
+            format.push_line(&pool.space.number(sample(&pool.space)), &mut line);
             let example = ExampleBuilder::new().value(Some(line.into()));
-            (format!("?type={}&count=1", pool.name()), example)
+            (format!("?type={}&count=1", pool.name), example)
         });
         ContentBuilder::new()
             .schema(Some(Object::with_type(Type::String)))
@@ -355,22 +389,23 @@ impl Offer<'_> {
     }
 
     fn type_parameter(&self) -> Parameter {
-        let names = self.pools.iter().map(|pool| pool.name().as_str());
+        let names = self.pools.iter().map(|pool| pool.name.as_str());
         let default = names.clone().find(|&name| name == query::TYPE_DEFAULT);
-        let ranges: Vec<_> = self
-            .pools
-            .iter()
-            .map(|pool| format!("- `{}`: {}", pool.name(), pool.space()))
-            .collect();
+        let ranges: Vec<_> =
+            self.pools.iter().map(|pool| format!("- `{}`: {}", pool.name, pool.space)).collect();
+        let (about, names) = match self.is_made_up {
+            true => ("Its names are shown to callers whose token may see them.".to_owned(), None),
+            false => (ranges.join("\n"), Some(names)),
+        };
         ParameterBuilder::new()
             .name("type")
             .parameter_in(ParameterIn::Query)
             .required(if default.is_some() { Required::False } else { Required::True })
-            .description(Some(format!("The pool to take numbers from.\n\n{}", ranges.join("\n"))))
+            .description(Some(format!("The pool to take numbers from.\n\n{about}")))
             .schema(Some(
                 ObjectBuilder::new()
                     .schema_type(Type::String)
-                    .enum_values(Some(names))
+                    .enum_values(names)
                     .default(default.map(Json::from)),
             ))
             .build()
@@ -394,10 +429,9 @@ impl Offer<'_> {
 
     fn health(&self) -> Route {
         let example = |of: fn(usize) -> PoolHealth| {
-            health::response(self.pools.iter().map(|pool| {
-                let shards = pool.health().shards;
-                (pool.name(), health::of_pool(&of(shards)))
-            }))
+            let pools = self.pools.iter();
+            let pools = pools.map(|pool| (&pool.name, health::of_pool(&of(pool.shards))));
+            health::response(pools, |_| true)
         };
         let sound = |shards| PoolHealth {
             in_rotation: shards,
@@ -453,7 +487,7 @@ impl Offer<'_> {
 
     fn ready(&self) -> Route {
         let example = |ready, serves| {
-            ready::response(ready, self.pools.iter().map(|pool| (pool.name(), serves)))
+            ready::response(ready, self.pools.iter().map(|pool| (&pool.name, serves)))
         };
         let schema = || Ref::from_schema_name(ReadyBody::name());
         let mut responses = described(
@@ -492,7 +526,7 @@ impl Offer<'_> {
             responses: described(
                 "The state of the server.",
                 Ref::from_schema_name(status::Status::name()),
-                vec![("at the start".to_owned(), status::response(&nobody))],
+                vec![("at the start".to_owned(), status::response(&nobody, |_| true))],
             ),
             ..Route::default()
         }
@@ -583,14 +617,14 @@ fn tag(path: &str) -> &'static str {
     }
 }
 
-fn one(pool: &Pool) -> (String, JsonResponse) {
-    let number = pool.space().number(sample(pool.space()));
-    (format!("?type={}", pool.name()), one_of(&number, &shard(pool.name())))
+fn one(pool: &Example) -> (String, JsonResponse) {
+    let number = pool.space.number(sample(&pool.space));
+    (format!("?type={}", pool.name), one_of(&number, &shard(&pool.name)))
 }
 
-fn many(pool: &Pool) -> (String, JsonResponse) {
-    let parts = [(shard(pool.name()).into(), vec![sample(pool.space())])];
-    (format!("?type={}&count=1", pool.name()), many_of(pool.space(), &parts))
+fn many(pool: &Example) -> (String, JsonResponse) {
+    let parts = [(shard(&pool.name).into(), vec![sample(&pool.space)])];
+    (format!("?type={}&count=1", pool.name), many_of(&pool.space, &parts))
 }
 
 fn shard(pool: &PoolName) -> String {

@@ -15,6 +15,30 @@ use crate::receipts::Label;
 /// The pool of a request without `type`.
 pub(super) const TYPE_DEFAULT: &str = "int";
 
+/// The pools that a request may name.
+pub(super) struct Names<'p> {
+    /// The names of all pools, in ascending order.
+    pub(super) sorted: &'p [PoolName],
+    /// Returns whether the caller may use a pool.
+    pub(super) allows: &'p dyn Fn(&PoolName) -> bool,
+}
+
+impl Names<'_> {
+    /// Returns the pool's position.
+    fn find(&self, given: &str) -> Result<usize, ApiError> {
+        match self.sorted.binary_search_by(|name| name.as_str().cmp(given)) {
+            Ok(position) if (self.allows)(&self.sorted[position]) => Ok(position),
+            Ok(_) => Err(ApiError::ForbiddenPool { given: given.to_owned() }),
+            Err(_) => {
+                let allowed = self.sorted.iter().filter(|name| (self.allows)(name));
+                let allowed: Vec<_> = allowed.map(PoolName::as_str).collect();
+                let (given, allowed) = (given.to_owned(), allowed.join(", "));
+                Err(ApiError::UnknownType { given, allowed })
+            }
+        }
+    }
+}
+
 /// The parameters of a request.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -86,8 +110,8 @@ impl Parameters {
 ///
 /// # Errors
 /// An [`ApiError`] that says what is allowed.
-pub(super) fn parse<'p>(
-    pools: impl Iterator<Item = &'p PoolName> + Clone,
+pub(super) fn parse(
+    names: &Names<'_>,
     count_limit: Option<NonZeroU32>,
     query: Option<&str>,
     body: Parameters,
@@ -112,10 +136,7 @@ pub(super) fn parse<'p>(
         }
     }
     let type_ = type_.as_deref().unwrap_or(TYPE_DEFAULT);
-    let pool = pools.clone().position(|name| name.as_str() == type_).ok_or_else(|| {
-        let names: Vec<_> = pools.map(PoolName::as_str).collect();
-        ApiError::UnknownType { given: type_.to_owned(), allowed: names.join(", ") }
-    })?;
+    let pool = names.find(type_)?;
     let count =
         count.zip(count_limit).map(|(text, limit)| parse_count(&text, limit)).transpose()?;
     let label = label.map(|text| Label::new(text.into_owned()).ok_or(ApiError::BadLabel));

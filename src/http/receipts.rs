@@ -17,7 +17,8 @@ use super::App;
 use super::guard::Admitted;
 use super::quota;
 use super::response::{ApiError, json, typed};
-use crate::receipts::{Filter, Label, ReceiptReader, StoreError};
+use crate::config::PoolName;
+use crate::receipts::{Filter, Label, Receipt, ReceiptReader, StoreError};
 
 /// The receipts that are read at once.
 const PAGE_RECEIPTS: usize = 1000;
@@ -27,6 +28,8 @@ pub(super) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-n
 /// The parameters of [`list`].
 struct Wanted {
     filter: Filter,
+    /// The only pools whose receipts the caller may see, or `None` for all.
+    pools: Option<Vec<PoolName>>,
     /// The receipts that are still to be sent.
     limit: usize,
 }
@@ -34,9 +37,12 @@ struct Wanted {
 /// Handles `GET /receipts`: all receipts after one, a JSON object a line.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    Extension(admitted): Extension<Admitted>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let wanted = parse(query.as_deref().unwrap_or_default())?;
+    let (filter, limit) = parse(query.as_deref().unwrap_or_default())?;
+    let pools = app.guard.only_pools(&admitted).map(<[PoolName]>::to_vec);
+    let wanted = Wanted { filter, pools, limit };
     let reader = app.keeper.receipts().reader();
     // The first page is read before the response begins, so that a failure is an error response.
     let read = spawn_blocking(move || Page::read(&*reader, wanted)).await;
@@ -45,7 +51,7 @@ pub(super) async fn list(
     Ok(typed(NDJSON, None, Body::new(Pages { reader, next: Next::Read(first) })))
 }
 
-fn parse(query: &str) -> Result<Wanted, ApiError> {
+fn parse(query: &str) -> Result<(Filter, usize), ApiError> {
     let (mut after, mut limit, mut label) = (None, None, None);
     let allowed = "after, limit, label";
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -72,7 +78,7 @@ fn parse(query: &str) -> Result<Wanted, ApiError> {
     let after = number("after", after)?.unwrap_or(0);
     let label = label.map(|text| Label::new(text.into_owned()).ok_or(ApiError::BadLabel));
     let label = label.transpose()?.map(|label| label.as_str().to_owned());
-    Ok(Wanted { filter: Filter { after, label }, limit })
+    Ok((Filter { after, label }, limit))
 }
 
 /// Some receipts as text, and the parameters for those after them.
@@ -82,17 +88,21 @@ struct Page {
 }
 
 impl Page {
+    /// Reads until a receipt is found that the caller may see. Without one, the text is empty.
     fn read(reader: &dyn ReceiptReader, mut wanted: Wanted) -> Result<Self, StoreError> {
-        let receipts = match wanted.limit {
-            0 => Vec::new(),
-            limit => reader.page(&wanted.filter, limit.min(PAGE_RECEIPTS))?,
-        };
         let mut text = Vec::new();
-        for receipt in &receipts {
-            serde_json::to_writer(&mut text, receipt).expect("receipts have texts as keys");
-            text.push(b'\n');
-            wanted.filter.after = receipt.seq;
-            wanted.limit -= 1;
+        while text.is_empty() && wanted.limit > 0 {
+            let receipts = reader.page(&wanted.filter, wanted.limit.min(PAGE_RECEIPTS))?;
+            let Some(last) = receipts.last() else { break };
+            wanted.filter.after = last.seq;
+            let sees = |receipt: &&Receipt| {
+                wanted.pools.as_ref().is_none_or(|pools| pools.contains(&receipt.origin.pool))
+            };
+            for receipt in receipts.iter().filter(sees) {
+                serde_json::to_writer(&mut text, receipt).expect("receipts have texts as keys");
+                text.push(b'\n');
+                wanted.limit -= 1;
+            }
         }
         Ok(Self { text, rest: wanted })
     }
@@ -163,6 +173,11 @@ pub(super) async fn of_number(
     let (name, text) = path.map(|Path(path)| path).unwrap_or_default();
     let pools = app.monitor.pools();
     let pool = pools.iter().find(|pool| pool.name().as_str() == name);
+    if let Some(pool) = pool
+        && !app.guard.allows(&admitted, pool.name())
+    {
+        return Err(ApiError::ForbiddenPool { given: name });
+    }
     let value = pool.and_then(|pool| pool.space().parse(&text).ok());
     // A number that can't exist takes the same way as one that has no receipt.
     let other = &pools[0];

@@ -72,6 +72,10 @@ pub(crate) enum ApiError {
     Unauthorized,
     #[error("The token lacks the scope {}, which this path requires.", .scope.as_str())]
     Forbidden { scope: Scope },
+    #[error("The token is not for the pool {given}.")]
+    ForbiddenPool { given: String },
+    #[error("The token has expired.")]
+    Expired,
     #[error("Web pages of other sites may not use this server.")]
     CrossSite,
     #[error(
@@ -185,8 +189,16 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, Code::UnknownParameter, NAMED)
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, Code::Unauthorized, "Send a token."),
+            Self::Expired => (
+                StatusCode::UNAUTHORIZED,
+                Code::Unauthorized,
+                "Ask the operator for the token that replaces it.",
+            ),
             Self::Forbidden { .. } => {
                 (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token of the required scope.")
+            }
+            Self::ForbiddenPool { .. } => {
+                (StatusCode::FORBIDDEN, Code::Forbidden, "Use one of the token's pools.")
             }
             Self::CrossSite | Self::OtherHost => (
                 StatusCode::FORBIDDEN,

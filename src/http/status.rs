@@ -13,6 +13,7 @@ use utoipa::openapi::{Object, ObjectBuilder, Type};
 use super::response::{JsonResponse, json};
 
 use super::health::{Status as Fitness, fitness};
+use crate::config::PoolName;
 use crate::events::{Event, Kind};
 use crate::fleet::Partitions;
 use crate::monitor::{Monitor, Pace, STEP};
@@ -162,14 +163,18 @@ struct EventStatus {
     message: String,
 }
 
-pub(super) fn response(monitor: &Monitor) -> JsonResponse {
+/// Returns the response to a caller that may see these pools only. The counts of requests and receipts are those
+/// of all pools.
+pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> JsonResponse {
     let pace = monitor.pace();
-    let pools: BTreeMap<_, _> = monitor
-        .pools()
-        .iter()
-        .zip(&pace.numbers_per_second)
-        .map(|(pool, &rate)| (pool.name().to_string(), pool_status(pool, rate)))
+    let seen: Vec<bool> = monitor.pools().iter().map(|pool| sees(pool.name())).collect();
+    let rated = monitor.pools().iter().zip(&pace.numbers_per_second).zip(&seen);
+    let pools: BTreeMap<_, _> = rated
+        .filter(|(_, seen)| **seen)
+        .map(|((pool, &rate), _)| (pool.name().to_string(), pool_status(pool, rate)))
         .collect();
+    let events = monitor.events().into_iter();
+    let events = events.filter(|event| event.pool.as_ref().is_none_or(&sees));
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         time: time(SystemTime::now()),
@@ -178,10 +183,10 @@ pub(super) fn response(monitor: &Monitor) -> JsonResponse {
         status: pools.values().map(|pool| pool.status).max().unwrap_or(Fitness::Ok),
         connections: monitor.traffic().connections(),
         requests: requests(monitor, &pace),
-        history: history(&monitor.history()),
+        history: history(&monitor.history(), &seen),
         pools,
         receipts: receipts(monitor.receipts()),
-        events: monitor.events().into_iter().map(event_status).collect(),
+        events: events.map(event_status).collect(),
     };
     json(StatusCode::OK, &status)
 }
@@ -216,7 +221,12 @@ fn receipts(figures: ReceiptFigures) -> ReceiptsStatus {
     }
 }
 
-fn history(steps: &[Pace]) -> History {
+/// Returns the history, with the numbers of the pools that are `seen`.
+fn history(steps: &[Pace], seen: &[bool]) -> History {
+    let numbers = |step: &Pace| {
+        let rates = step.numbers_per_second.iter().zip(seen);
+        rates.filter(|(_, seen)| **seen).map(|(rate, _)| rate).sum()
+    };
     let quantiles = |share| {
         let quantile = |step: &Pace| step.durations.quantile_seconds(share);
         steps.iter().map(quantile).collect()
@@ -224,7 +234,7 @@ fn history(steps: &[Pace]) -> History {
     History {
         step_seconds: STEP.as_secs(),
         requests_per_second: steps.iter().map(|step| step.requests_per_second).collect(),
-        numbers_per_second: steps.iter().map(|step| step.numbers_per_second.iter().sum()).collect(),
+        numbers_per_second: steps.iter().map(numbers).collect(),
         p50_seconds: quantiles(0.5),
         p99_seconds: quantiles(0.99),
     }

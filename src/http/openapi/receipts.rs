@@ -67,6 +67,11 @@ impl Offer<'_> {
             ("the quota of look-ups is used up".to_owned(), ApiError::OverQuota { seconds: 1 }),
             ("the store of the receipts is away".to_owned(), ApiError::ReceiptsAway),
         ];
+        if self.guard.hides_pools() {
+            let given = "tickets".to_owned();
+            let error = ApiError::ForbiddenPool { given };
+            errors.push(("a pool of other tokens".to_owned(), error));
+        }
         if !self.guard.has_lookups() {
             errors.push(("no index is kept".to_owned(), ApiError::LookupsOff));
         }
@@ -91,8 +96,8 @@ impl Offer<'_> {
             true => Caller { owner: "shop".into(), token: "shop.2026".into() },
             false => Caller::default(),
         };
-        let pool = self.pools.first().expect("a server has a pool");
-        let (pool, space) = (pool.name().clone(), pool.space().clone());
+        let pool = self.pools.first().expect("there is at least one");
+        let (pool, space) = (pool.name.clone(), pool.space.clone());
         let parts = vec![(shard(&pool).into(), vec![sample(&space)])];
         Receipt {
             seq: 1,
