@@ -44,6 +44,7 @@ use self::refill::RefillKeys;
 pub use self::server::Mode;
 use self::server::ServerKeys;
 pub(crate) use self::server::{ServerConfig, TlsConfig};
+pub(crate) use self::values::parse_time;
 
 /// Every default, with comments: the `config.toml` at the top of the repository.
 pub const DEFAULTS: &str = include_str!("../config.toml");

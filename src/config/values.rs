@@ -76,7 +76,7 @@ pub(super) fn time_text<'de, D: Deserializer<'de>>(
 }
 
 /// Parses a date, which stands for its beginning, or a time, both in UTC.
-pub(super) fn parse_time(text: &str) -> Result<SystemTime, &'static str> {
+pub(crate) fn parse_time(text: &str) -> Result<SystemTime, &'static str> {
     let is_date = !text.contains(':');
     let time = if is_date { format!("{text}T00:00:00Z") } else { text.to_owned() };
     let problem = "allowed: a date or a time in UTC, such as 2027-01-31 or 2027-01-31T12:00:00Z";
