@@ -19,21 +19,24 @@ mod response;
 mod status;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use std::net::IpAddr;
-
+use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header::HOST;
 use axum::http::{HeaderValue, Method, Request, StatusCode, Version};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, head};
+use axum::routing::{MethodRouter, get, head, post};
 use axum::{Extension, Router};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use tokio::sync::Notify;
 use utoipa::ToSchema;
 
 use self::guard::Admitted;
@@ -47,9 +50,10 @@ use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
 use crate::config::{PoolConfig, PoolName};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Pools};
 use crate::on_demand::Handle;
 use crate::pool::{Pool, PoolHealth, TakeError};
+use crate::reload::{Reload, ReloadHandle};
 use crate::space::{Number, Space, Value};
 
 /// Hands out numbers.
@@ -69,6 +73,12 @@ const HEALTH: &str = "/health";
 
 /// Reports whether to send requests to this server.
 const READY: &str = "/ready";
+
+/// Reads the settings again.
+const RELOAD: &str = "/reload";
+
+/// The methods that `/reload` allows.
+const RELOAD_METHODS: &str = "POST";
 
 /// All figures of the pools as JSON, for the page and the console.
 const STATUS: &str = "/status";
@@ -96,8 +106,12 @@ struct App {
     monitor: Arc<Monitor>,
     keeper: Keeper,
     readiness: Readiness,
+    pools: Arc<Pools>,
     /// The names of the pools, in the order of the pools.
     names: Vec<PoolName>,
+    /// Whether a reload is about to replace these routes, so that a pool may be stopped.
+    is_outdated: AtomicBool,
+    reloads: ReloadHandle,
     /// All paths and their methods.
     paths: Vec<(&'static str, &'static str)>,
     /// The body of `/openapi.json` for callers that may see all pools.
@@ -118,7 +132,7 @@ impl App {
 
     /// Returns the pools that the caller may use.
     fn pools(&self, admitted: &Admitted) -> impl Iterator<Item = &Arc<Pool>> + Clone {
-        self.monitor.pools().iter().filter(|pool| self.guard.allows(admitted, pool.name()))
+        self.pools.iter().filter(|pool| self.guard.allows(admitted, pool.name()))
     }
 
     async fn random(
@@ -129,7 +143,7 @@ impl App {
         let key = keyed::key(request.method(), request.headers())?;
         let body = Parameters::of_body(request.method(), request.headers(), request.body())?;
         let wanted = self.wanted(admitted, request.uri().query(), body)?;
-        let pool = &self.monitor.pools()[wanted.pool];
+        let pool = &self.pools[wanted.pool];
         // Read only with a count, because a request for one number is the common case.
         let format = || Format::accepted(request.headers());
         let format = wanted.count.map_or(Format::Json, |_| format());
@@ -158,14 +172,21 @@ pub(crate) struct Routes {
     router: TowerToHyperService<Router>,
 }
 
+/// The parts of the routes of the mode sharded.
+#[derive(Debug)]
+pub(crate) struct PoolRoutes {
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) count_limit: NonZeroU32,
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) keeper: Keeper,
+    pub(crate) reloads: ReloadHandle,
+}
+
 impl Routes {
-    /// Returns the routes of the mode sharded, over the pools of `monitor`.
-    pub(crate) fn of_pools(
-        monitor: Arc<Monitor>,
-        count_limit: NonZeroU32,
-        guard: Arc<Guard>,
-        keeper: Keeper,
-    ) -> Self {
+    /// Returns the routes of the mode sharded, over the pools of the monitor. `previous` are those that they
+    /// replace.
+    pub(crate) fn of_pools(parts: PoolRoutes, previous: Option<&Self>) -> Self {
+        let PoolRoutes { monitor, count_limit, guard, keeper, reloads } = parts;
         // `Routes::handle` handles GET and POST of /random.
         let mut routes = vec![
             (RANDOM, RANDOM_METHODS, head(probe)),
@@ -175,6 +196,7 @@ impl Routes {
             (READY, TELL_METHODS, get(ready)),
             (STATUS, TELL_METHODS, get(status)),
             (METRICS, TELL_METHODS, get(metrics)),
+            (RELOAD, RELOAD_METHODS, post(reload)),
             (OPENAPI, TELL_METHODS, get(description)),
             (DOCS, TELL_METHODS, get(docs::page)),
             (docs::FILE, TELL_METHODS, get(docs::file)),
@@ -182,15 +204,23 @@ impl Routes {
         routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
         // Generated from the routes, so that no route is missing.
         let paths: Vec<_> = routes.iter().map(|&(path, methods, _)| (path, methods)).collect();
-        let offer = Offer::new(monitor.pools().iter(), count_limit, &guard);
+        let pools = monitor.pools();
+        let offer = Offer::new(pools.iter(), count_limit, &guard);
         let description = Bytes::from(offer.describe(&paths));
+        let readiness = match previous.and_then(|routes| routes.app.as_ref()) {
+            Some(app) => app.readiness.after_reload(pools.len()),
+            None => Readiness::new(pools.len()),
+        };
         let app = Arc::new(App {
             count_limit,
             guard: Arc::clone(&guard),
-            readiness: Readiness::new(monitor.pools().len()),
-            names: monitor.pools().iter().map(|pool| pool.name().clone()).collect(),
             monitor,
             keeper,
+            readiness,
+            names: pools.iter().map(|pool| pool.name().clone()).collect(),
+            pools,
+            is_outdated: AtomicBool::new(false),
+            reloads,
             paths,
             description,
         });
@@ -204,33 +234,113 @@ impl Routes {
         Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
     }
 
-    /// Returns the routes of a simpler mode. The handle is dropped with them.
-    pub(crate) fn on_demand(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Self {
-        let router =
-            TowerToHyperService::new(on_demand::router(pools, numbers, Arc::clone(&guard)));
-        Self { guard, app: None, router }
+    /// Returns the routes of a simpler mode.
+    pub(crate) fn on_demand(
+        pools: Vec<PoolConfig>,
+        numbers: Arc<Handle>,
+        guard: Arc<Guard>,
+        reloads: ReloadHandle,
+    ) -> Self {
+        let router = on_demand::router(pools, numbers, Arc::clone(&guard), reloads);
+        Self { guard, app: None, router: TowerToHyperService::new(router) }
     }
 
-    /// Handles a request that came from the address `peer`.
-    pub(crate) async fn handle(&self, mut request: Request<Bytes>, peer: IpAddr) -> AnyResponse {
-        if !has_host(&request) {
-            return not_http();
+    /// Returns the guard.
+    pub(crate) fn guard(&self) -> &Arc<Guard> {
+        &self.guard
+    }
+
+    /// Notes that a reload is about to replace these routes.
+    pub(crate) fn set_outdated(&self) {
+        if let Some(app) = &self.app {
+            app.is_outdated.store(true, Ordering::SeqCst);
         }
-        let admitted = match self.guard.admit(request.uri().path(), request.headers(), peer) {
+    }
+
+    /// Handles a request that came from the address `peer`. `is_charged` is whether its quota was charged before.
+    ///
+    /// # Errors
+    /// Returns the request if it got no numbers, perhaps because a reload has stopped its pool.
+    async fn handle(
+        &self,
+        mut request: Box<Request<Bytes>>,
+        peer: IpAddr,
+        is_charged: bool,
+    ) -> Result<AnyResponse, Box<Request<Bytes>>> {
+        if !has_host(&request) {
+            return Ok(not_http());
+        }
+        let mut admitted = match self.guard.admit(request.uri().path(), request.headers(), peer) {
             Ok(admitted) => admitted,
-            Err(error) => return error.into(),
+            Err(error) => return Ok(error.into()),
         };
         if let Some(app) = &self.app
             && request.uri().path() == RANDOM
             && matches!(*request.method(), Method::GET | Method::POST)
         {
+            admitted.account = admitted.account.filter(|_| !is_charged);
             let response = app.random(&request, &admitted).await;
-            return response.unwrap_or_else(AnyResponse::from);
+            let has_none =
+                matches!(response, Err(ApiError::Refilling | ApiError::Exhausted { .. }));
+            return match has_none && app.is_outdated.load(Ordering::SeqCst) {
+                true => Err(request),
+                false => Ok(response.unwrap_or_else(AnyResponse::from)),
+            };
         }
         request.extensions_mut().insert(admitted);
         match self.router.call(request.map(Body::from)).await {
-            Ok(response) => response.map(Either::Right),
+            Ok(response) => Ok(response.map(Either::Right)),
             Err(never) => match never {},
+        }
+    }
+}
+
+/// The routes in effect. A reload replaces them.
+#[derive(Debug)]
+pub(crate) struct LiveRoutes {
+    current: ArcSwap<Routes>,
+    replaced: Notify,
+}
+
+impl LiveRoutes {
+    pub(crate) fn new(routes: Routes) -> Self {
+        Self { current: ArcSwap::from_pointee(routes), replaced: Notify::new() }
+    }
+
+    /// Returns the routes in effect.
+    pub(crate) fn current(&self) -> Arc<Routes> {
+        self.current.load_full()
+    }
+
+    /// Replaces the routes. Requests that found their pool stopped go on with the new ones.
+    pub(crate) fn replace(&self, routes: Routes) {
+        self.current.store(Arc::new(routes));
+        self.replaced.notify_waiters();
+    }
+
+    /// Handles a request that came from the address `peer`.
+    pub(crate) async fn handle(&self, request: Request<Bytes>, peer: IpAddr) -> AnyResponse {
+        let mut request = Box::new(request);
+        let mut is_charged = false;
+        loop {
+            let routes = self.current();
+            match routes.handle(request, peer, is_charged).await {
+                Ok(response) => return response,
+                Err(unhandled) => request = unhandled,
+            }
+            is_charged = true;
+            self.replaced_since(&routes).await;
+        }
+    }
+
+    async fn replaced_since(&self, routes: &Arc<Routes>) {
+        loop {
+            // Before the look, so that no replacement is missed.
+            let replaced = self.replaced.notified();
+            if !Arc::ptr_eq(&self.current.load(), routes) {
+                return;
+            }
+            replaced.await;
         }
     }
 }
@@ -378,7 +488,7 @@ async fn probe(
     let Wanted { pool, count, .. } =
         app.wanted(&admitted, query.as_deref(), Parameters::default())?;
     quota::probe(admitted.account.as_ref(), count)?;
-    match app.monitor.pools()[pool].health() {
+    match app.pools[pool].health() {
         PoolHealth { serves: false, exhausted: true, shared, .. } => {
             Err(ApiError::Exhausted { asked: 1, left: 0, shared })
         }
@@ -397,7 +507,7 @@ fn api_error(pool: &Pool, error: TakeError, asked: u32) -> ApiError {
 }
 
 async fn health(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
-    let health: Vec<_> = app.monitor.pools().iter().map(|pool| pool.health()).collect();
+    let health: Vec<_> = app.pools.iter().map(|pool| pool.health()).collect();
     let pools = app.names.iter().zip(&health).map(|(name, health)| (name, health::of_pool(health)));
     health::response(pools, |name| app.guard.allows(&admitted, name)).map(Body::from)
 }
@@ -418,7 +528,7 @@ async fn description(
 }
 
 async fn ready(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
-    let health: Vec<_> = app.monitor.pools().iter().map(|pool| pool.health()).collect();
+    let health: Vec<_> = app.pools.iter().map(|pool| pool.health()).collect();
     let ready = app.readiness.look(health.iter());
     let pools = app.names.iter().zip(&health).map(|(name, health)| (name, health.serves));
     let pools = pools.filter(|(name, _)| app.guard.allows(&admitted, name));
@@ -426,16 +536,45 @@ async fn ready(State(app): State<Arc<App>>, Extension(admitted): Extension<Admit
 }
 
 async fn status(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
-    off_the_lane(move || status::response(&app.monitor, |name| app.guard.allows(&admitted, name)))
-        .await
+    off_the_lane(move || status::response(&app.monitor, app.guard.only_pools(&admitted))).await
 }
 
 async fn metrics(
     State(app): State<Arc<App>>,
     Extension(admitted): Extension<Admitted>,
 ) -> Response {
-    off_the_lane(move || metrics::response(&app.monitor, |name| app.guard.allows(&admitted, name)))
-        .await
+    off_the_lane(move || metrics::response(&app.monitor, app.guard.only_pools(&admitted))).await
+}
+
+/// The outcome of a reload that was applied.
+#[derive(Serialize, ToSchema)]
+struct Reloaded {
+    /// What changed.
+    message: String,
+}
+
+async fn reload(
+    State(app): State<Arc<App>>,
+    Extension(admitted): Extension<Admitted>,
+) -> Result<Response, ApiError> {
+    reloaded(&app.reloads, app.guard.only_pools(&admitted)).await
+}
+
+/// Reloads the settings for a caller that may use all pools.
+async fn reloaded(
+    reloads: &ReloadHandle,
+    only_pools: Option<&[PoolName]>,
+) -> Result<Response, ApiError> {
+    if only_pools.is_some() {
+        return Err(ApiError::RestrictedToken);
+    }
+    match reloads.reload().await {
+        Some(Reload { is_applied: true, message, .. }) => {
+            Ok(json(StatusCode::OK, &Reloaded { message }).map(Body::from))
+        }
+        Some(Reload { message, .. }) => Err(ApiError::NotReloaded { message }),
+        None => Err(ApiError::NotReloaded { message: "The server is stopping".to_owned() }),
+    }
 }
 
 /// Builds a response on a blocking thread, so that other requests don't wait while it is built.

@@ -38,6 +38,7 @@
 //! - [`receipts`]: which numbers a response contained, and the idempotency keys
 //! - [`refill`]: builds the next generation of a shard before the live one is used up
 //! - [`on_demand`]: the simpler modes, which draw a number when it is requested
+//! - [`reload`]: what changed settings mean for a running server
 //! - [`monitor`]: all counts, now and over the last minutes
 //! - [`http`]: access control, routes, wire types, status codes
 //! - [`server`]: opens the folder, starts the tasks, serves, and stops in order; [`telemetry`]: logs
@@ -98,6 +99,7 @@ mod pem;
 mod pool;
 mod receipts;
 mod refill;
+mod reload;
 #[cfg(any(feature = "etcd", feature = "postgres"))]
 mod remote;
 mod server;

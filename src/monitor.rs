@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::time::MissedTickBehavior;
 
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, Kind};
 use crate::histogram::Durations;
 use crate::pool::Pool;
 use crate::receipts::{Counts, ReceiptFigures};
+use crate::reload::Reload;
 use crate::traffic::{Route, Traffic};
 
 /// The interval between samples: as often as the status page polls.
@@ -36,11 +38,24 @@ pub(crate) struct Monitor {
     started_at: SystemTime,
     started: Instant,
     traffic: Traffic,
-    pools: Vec<Arc<Pool>>,
+    pools: ArcSwap<Pools>,
     receipts: Arc<Counts>,
     events: Arc<Events>,
     samples: Mutex<Samples>,
+    settings: Mutex<SettingsInEffect>,
 }
+
+/// The settings in effect, for people.
+#[derive(Clone, Debug)]
+pub(crate) struct SettingsInEffect {
+    /// The SHA-256 of all settings, as hexadecimal digits.
+    pub(crate) digest: String,
+    /// The last reload, if there was one.
+    pub(crate) reload: Option<Reload>,
+}
+
+/// The pools that serve, in ascending order of their names.
+pub(crate) type Pools = Vec<Arc<Pool>>;
 
 /// The last samples, oldest first.
 #[derive(Debug, Default)]
@@ -56,6 +71,8 @@ struct Sample {
     at: Instant,
     /// Durations of requests for numbers.
     durations: Durations,
+    /// The pools at that time.
+    pools: Arc<Pools>,
     /// Numbers issued, by pool.
     issued: Vec<u64>,
 }
@@ -65,6 +82,8 @@ struct Sample {
 pub(crate) struct Pace {
     /// Requests for numbers.
     pub requests_per_second: f64,
+    /// The pools at the end of the period.
+    pub pools: Arc<Pools>,
     /// Numbers issued, by pool.
     pub numbers_per_second: Vec<f64>,
     /// Durations of requests for numbers.
@@ -75,18 +94,20 @@ impl Monitor {
     /// Watches these counts from now on. [`run`](Self::run) records the history.
     pub(crate) fn new(
         traffic: Traffic,
-        pools: Vec<Arc<Pool>>,
+        pools: Pools,
         receipts: Arc<Counts>,
         events: Arc<Events>,
+        settings_digest: String,
     ) -> Self {
         let monitor = Self {
             started_at: SystemTime::now(),
             started: Instant::now(),
             traffic,
-            pools,
+            pools: ArcSwap::from_pointee(pools),
             receipts,
             events,
             samples: Mutex::default(),
+            settings: Mutex::new(SettingsInEffect { digest: settings_digest, reload: None }),
         };
         monitor.sample();
         monitor
@@ -119,8 +140,29 @@ impl Monitor {
         &self.traffic
     }
 
-    pub(crate) fn pools(&self) -> &[Arc<Pool>] {
-        &self.pools
+    /// Returns the pools that serve.
+    pub(crate) fn pools(&self) -> Arc<Pools> {
+        self.pools.load_full()
+    }
+
+    /// Watches these pools from now on.
+    pub(crate) fn set_pools(&self, pools: Pools) {
+        self.pools.store(Arc::new(pools));
+    }
+
+    /// Returns the settings in effect.
+    pub(crate) fn settings(&self) -> SettingsInEffect {
+        self.settings.lock().expect("no holder of it panics").clone()
+    }
+
+    /// Notes a reload, and the digest of the settings if it was applied.
+    pub(crate) fn reloaded(&self, reload: Reload, digest: String) {
+        self.events.add(Kind::Reloaded, None, None, reload.message.clone());
+        let mut settings = self.settings.lock().expect("no holder of it panics");
+        if reload.is_applied {
+            settings.digest = digest;
+        }
+        settings.reload = Some(reload);
     }
 
     /// Returns the counts of receipts.
@@ -165,10 +207,12 @@ impl Monitor {
     }
 
     fn counts(&self) -> Sample {
+        let pools = self.pools();
         Sample {
             at: Instant::now(),
             durations: self.traffic.durations(Route::RANDOM),
-            issued: self.pools.iter().map(|pool| pool.issued()).collect(),
+            issued: pools.iter().map(|pool| pool.issued()).collect(),
+            pools,
         }
     }
 
@@ -181,13 +225,30 @@ fn pace(earlier: &Sample, later: &Sample) -> Pace {
     // At least a millisecond, so that a tiny interval does not give an absurd rate.
     let seconds = (later.at - earlier.at).as_secs_f64().max(1e-3);
     let durations = later.durations.since(&earlier.durations);
-    let issued = later.issued.iter().zip(&earlier.issued);
+    let issued = later.pools.iter().zip(&later.issued).enumerate();
+    let numbers = issued.map(|(position, (pool, issued))| {
+        // A pool that is new has no rate yet.
+        let before = earlier.issued_by(pool, position).unwrap_or(*issued);
+        issued.saturating_sub(before) as f64 / seconds
+    });
     Pace {
         requests_per_second: durations.count() as f64 / seconds,
-        numbers_per_second: issued
-            .map(|(later, earlier)| later.saturating_sub(*earlier) as f64 / seconds)
-            .collect(),
+        numbers_per_second: numbers.collect(),
+        pools: Arc::clone(&later.pools),
         durations,
+    }
+}
+
+impl Sample {
+    /// Returns the numbers that a pool had issued. The pool is expected at this position, where it is unless
+    /// pools came or went.
+    fn issued_by(&self, pool: &Pool, position: usize) -> Option<u64> {
+        let is_it = |other: &Arc<Pool>| other.name() == pool.name();
+        let position = match self.pools.get(position).is_some_and(is_it) {
+            true => position,
+            false => self.pools.iter().position(is_it)?,
+        };
+        self.issued.get(position).copied()
     }
 }
 
@@ -196,7 +257,7 @@ mod tests {
     use super::*;
 
     fn monitor() -> Monitor {
-        Monitor::new(Traffic::new(1), Vec::new(), Arc::default(), Arc::default())
+        Monitor::new(Traffic::new(1), Vec::new(), Arc::default(), Arc::default(), String::new())
     }
 
     fn ask(monitor: &Monitor, requests: usize) {

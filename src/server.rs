@@ -4,6 +4,8 @@
 mod accept;
 mod connection;
 mod lanes;
+mod pools;
+mod reload;
 mod tls;
 
 use std::io;
@@ -13,23 +15,24 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::accept::Acceptor;
 use self::lanes::Lanes;
+use self::pools::{RunningPool, Shared};
+use self::reload::{Reloader, Serving, ServingPools};
 use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
 use crate::backoff::Backoff;
-use crate::config::{AuthConfig, Config, Mode, PoolConfig, RefillConfig};
+use crate::config::{AuthConfig, Config, Mode, Overrides, PoolConfig, RefillConfig};
 use crate::events::{Events, Kind};
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
 use crate::folder::{self, Folder, FolderError, PoolFiles};
-use crate::http::{Guard, Keeper, Routes};
+use crate::http::{Guard, LiveRoutes};
 use crate::monitor::Monitor;
 use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
-use crate::pool::Pool;
 use crate::receipts::{self, ReceiptReader, ReceiptStore, Receipts};
-use crate::refill::Refiller;
+use crate::reload::{Loaded, ReloadHandle};
 use crate::sqlite;
 use crate::traffic::Traffic;
 
@@ -81,30 +84,37 @@ pub(crate) struct Server {
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Acceptor,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
+    reloader: Reloader,
     tasks: Tasks,
     /// Held until all files are closed.
-    folder: Folder,
+    folder: Arc<Folder>,
 }
 
-/// The tasks behind the routes.
+/// The tasks beside those of the pools.
 #[derive(Debug)]
 enum Tasks {
     /// The tasks of the mode sharded.
     Pools {
-        pools: Vec<Arc<Pool>>,
-        workers: Vec<JoinHandle<()>>,
-        refillers: Vec<JoinHandle<Refiller>>,
+        watched: Arc<Monitor>,
         monitor: JoinHandle<Option<()>>,
-        /// The desk of the receipts, which ends when the routes are dropped.
+        /// The desk of the receipts, which ends when the routes and the reloader are dropped.
         desk: JoinHandle<()>,
         /// Stops the refillers, the monitor and the gatekeeper when it is dropped.
         stop_guard: DropGuard,
         /// The gate and its gatekeeper, in a fleet.
         gate: Option<(Gate, JoinHandle<()>)>,
     },
-    /// The generator of a mode below sharded, which ends when the routes are dropped. The mode simple has none.
+    /// The generator of a mode below sharded, which ends when the routes and the reloader are dropped. The mode simple
+    /// has none.
     Generator(Option<JoinHandle<()>>),
+}
+
+/// The parts of a server that depend on its mode.
+struct Opened {
+    folder: Arc<Folder>,
+    serving: Serving,
+    tasks: Tasks,
 }
 
 impl Server {
@@ -112,11 +122,12 @@ impl Server {
     ///
     /// # Errors
     /// [`ServerError`], with what to do about it.
-    pub(crate) async fn start(config: &Config) -> Result<Self, ServerError> {
+    pub(crate) async fn start(overrides: Overrides, loaded: Loaded) -> Result<Self, ServerError> {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
+        let config = &loaded.config;
         check_door(config)?;
-        let guard = Guard::new(config);
-        let tls = config.server.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let guard = Guard::new(config, None);
+        let tls = config.server.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
         // Before any file is opened: a shard that can't be opened for lack of descriptors would not serve.
         let connections_max = connections_max(config);
@@ -124,26 +135,31 @@ impl Server {
         let address = listener.local_addr().map_err(listen_error)?;
 
         let traffic = Traffic::new(Lanes::count());
-        let mut lanes = match config.server.mode {
+        let lanes = match config.server.mode {
             Mode::Simple => Lanes::of_caller(&traffic),
             Mode::Json | Mode::Sqlite | Mode::Sharded => {
                 Lanes::start(&traffic).map_err(ServerError::Threads)?
             }
         };
-        let (folder, routes, tasks) = match config.server.mode {
-            Mode::Sharded => open_pools(config, guard, traffic, &mut lanes).await?,
-            Mode::Sqlite => open_generator::<TableStore>(config, guard).await?,
-            Mode::Json => open_generator::<JsonStore>(config, guard).await?,
-            Mode::Simple => open_simple(config, guard)?,
+        let lanes = Arc::new(lanes);
+        let Opened { folder, serving, tasks } = match config.server.mode {
+            Mode::Sharded => open_pools(&loaded, traffic, &lanes).await?,
+            Mode::Sqlite => open_generator::<TableStore>(config).await?,
+            Mode::Json => open_generator::<JsonStore>(config).await?,
+            Mode::Simple => open_simple(config)?,
         };
+        let (handle, requests) = ReloadHandle::new();
+        let routes = serving.routes(config, guard, handle.clone(), None);
+        let live = Arc::new(LiveRoutes::new(routes));
         let acceptor = Acceptor {
-            routes,
-            tls,
+            routes: Arc::clone(&live),
+            tls: tls.clone(),
             connections_max,
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
-        Ok(Self { listener, address, acceptor, lanes, tasks, folder })
+        let reloader = Reloader { overrides, loaded, live, tls, handle, requests, serving };
+        Ok(Self { listener, address, acceptor, lanes, reloader, tasks, folder })
     }
 
     /// Returns the address that it listens on.
@@ -151,16 +167,9 @@ impl Server {
         self.address
     }
 
-    /// Returns a function that reloads the certificate and its key, for any thread.
-    pub(crate) fn reloader(&self) -> impl Fn() + Send + 'static {
-        let tls = self.acceptor.tls.clone();
-        move || match tls.as_ref().map(|tls| tls.reload()) {
-            Some(Ok(())) => info!("the certificate was reloaded; new connections use it"),
-            Some(Err(error)) => {
-                error!(%error, "the certificate was not reloaded: its files can't be used");
-            }
-            None => info!("there is nothing to reload: this server has no certificate"),
-        }
+    /// Returns the handle that makes it read its settings again.
+    pub(crate) fn reloads(&self) -> ReloadHandle {
+        self.reloader.handle.clone()
     }
 
     /// Serves until `shutdown` completes. Then it finishes the requests in flight, gives unserved leases back
@@ -169,7 +178,7 @@ impl Server {
     /// # Errors
     /// [`Lost`] if the instance has lost its fence. It then stops by itself.
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Lost> {
-        let Self { listener, acceptor, mut lanes, tasks, folder, .. } = self;
+        let Self { listener, acceptor, lanes, reloader, tasks, folder, .. } = self;
         let mut lost = None;
         let ended = async {
             tokio::select! {
@@ -182,8 +191,14 @@ impl Server {
                 }
             }
         };
-        acceptor.run(listener, &mut lanes, ended).await;
-        tasks.end().await;
+        let stop_reloads = CancellationToken::new();
+        let serving = async {
+            // Requests in flight may wait for a reload, so reloads end after them.
+            acceptor.run(listener, &lanes, ended).await;
+            stop_reloads.cancel();
+        };
+        let ((), pools) = tokio::join!(serving, reloader.run(stop_reloads.clone()));
+        tasks.end(pools).await;
         drop(lanes);
         drop(folder);
         info!("stopped");
@@ -201,28 +216,24 @@ impl Tasks {
     }
 
     fn stop_pools(&self) {
-        if let Self::Pools { pools, .. } = self {
-            pools.iter().for_each(|pool| pool.stop());
+        if let Self::Pools { watched, .. } = self {
+            watched.pools().iter().for_each(|pool| pool.stop());
         }
     }
 
-    async fn end(self) {
+    async fn end(self, pools: Vec<RunningPool>) {
         match self {
-            Self::Pools { pools, workers, refillers, monitor, desk, stop_guard, gate } => {
+            Self::Pools { monitor, desk, stop_guard, gate, .. } => {
                 // Refillers first, so that a build that is no longer needed does not delay the rest.
                 drop(stop_guard);
-                let refillers = join(refillers).await;
+                let mut stopping = Vec::new();
+                for pool in pools {
+                    stopping.push(pool.stop_refilling().await);
+                }
                 join(vec![monitor]).await;
                 // Before the pools, to which the numbers of refused requests go back.
                 join(vec![desk]).await;
-                for pool in &pools {
-                    pool.stop();
-                }
-                join(workers).await;
-                // The ledgers last, because they record how the files were closed.
-                for refiller in refillers {
-                    refiller.close().await;
-                }
+                join(stopping.into_iter().map(|pool| tokio::spawn(pool.end())).collect()).await;
                 if let Some((_, gatekeeper)) = gate {
                     join(vec![gatekeeper]).await;
                 }
@@ -238,7 +249,7 @@ impl Tasks {
 /// [`ServerError::OpenDoor`] and [`ServerError::Tls`].
 pub(crate) fn check(config: &Config) -> Result<(), ServerError> {
     check_door(config)?;
-    config.server.tls.clone().map(Tls::open).transpose()?;
+    config.server.tls.as_ref().map(Tls::open).transpose()?;
     Ok(())
 }
 
@@ -261,12 +272,12 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
 }
 
 async fn open_pools(
-    config: &Config,
-    guard: Arc<Guard>,
+    loaded: &Loaded,
     traffic: Traffic,
-    lanes: &mut Lanes,
-) -> Result<(Folder, Routes, Tasks), ServerError> {
-    let Opened { folder, pools: found, gate } = open_folder(config).await?;
+    lanes: &Arc<Lanes>,
+) -> Result<Opened, ServerError> {
+    let config = &loaded.config;
+    let FoundFolder { folder, pools: found, gate } = open_folder(config).await?;
     // Before the pools lease rows, which would be lost if the receipts can't be opened.
     let (store, reader) = open_receipts(config).await?;
     let stop = CancellationToken::new();
@@ -275,28 +286,28 @@ async fn open_pools(
     let events = Arc::new(Events::default());
     // Before the tasks begin, so that it is the first event.
     events.add(Kind::Started, None, None, "The server started".to_owned());
-    let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-    for (pool_config, (files, membership)) in config.pools.iter().zip(found) {
-        let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
-        let PoolFiles { paths, shards, .. } = &files;
-        let events = Arc::clone(&events);
-        let (pool, tasks) = Pool::open(pool_config, paths, shards, events, gate).await;
-        let refiller = Refiller::new(files, Arc::clone(&pool), pool_config, claims);
-        refillers.push(tokio::spawn(refiller.run(stop.clone())));
-        workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
-        pools.push(pool);
+    let folder = Arc::new(folder);
+    let shared = Shared {
+        folder: Arc::clone(&folder),
+        lanes: Arc::clone(lanes),
+        events: Arc::clone(&events),
+        stop: stop.clone(),
+    };
+    let mut pools = Vec::new();
+    for (pool, (files, membership)) in config.pools.iter().zip(found) {
+        pools.push(RunningPool::start(&shared, pool, files, membership).await);
     }
     let RefillConfig { retry, retry_limit, .. } = config.pools[0].refill;
     let backoff = Backoff::new(retry, retry_limit);
     let (receipts, desk) = Receipts::new(store, reader, Arc::clone(&events), backoff);
     let (receipts, desk) = (Arc::new(receipts), tokio::task::spawn_blocking(desk));
-    let monitor = Monitor::new(traffic, pools.clone(), receipts.counts(), events);
-    let monitor = Arc::new(monitor);
-    let keeper = Keeper::new(receipts, config.receipts.keys, &config.pools);
-    let routes = Routes::of_pools(Arc::clone(&monitor), config.server.count_limit, guard, keeper);
-    let monitor = tokio::spawn(stop.run_until_cancelled_owned(monitor.run()));
-    let tasks = Tasks::Pools { pools, workers, refillers, monitor, desk, stop_guard, gate };
-    Ok((folder, routes, tasks))
+    let watched = pools.iter().map(|pool| Arc::clone(&pool.pool)).collect();
+    let monitor = Monitor::new(traffic, watched, receipts.counts(), events, loaded.digest());
+    let watched = Arc::new(monitor);
+    let serving = ServingPools { shared, monitor: Arc::clone(&watched), receipts, pools };
+    let monitor = tokio::spawn(stop.run_until_cancelled_owned(Arc::clone(&watched).run()));
+    let tasks = Tasks::Pools { watched, monitor, desk, stop_guard, gate };
+    Ok(Opened { folder, serving: Serving::Pools(Box::new(serving)), tasks })
 }
 
 async fn open_receipts(
@@ -308,35 +319,33 @@ async fn open_receipts(
     Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
 }
 
-async fn open_generator<S: Store>(
-    config: &Config,
-    guard: Arc<Guard>,
-) -> Result<(Folder, Routes, Tasks), ServerError> {
+async fn open_generator<S: Store>(config: &Config) -> Result<Opened, ServerError> {
     let opening = config.clone();
     let (folder, generator) =
         tokio::task::spawn_blocking(move || Generator::<S>::open(&opening)).await.expect(OPENS)?;
     let (handle, queue) = Handle::queued(&generator);
-    let routes = Routes::on_demand(config.pools.clone(), handle, guard);
+    let serving = Serving::Generator { pools: config.pools.clone(), numbers: Arc::new(handle) };
     let running = tokio::task::spawn_blocking(move || generator.run(queue));
-    Ok((folder, routes, Tasks::Generator(Some(running))))
+    Ok(Opened { folder: Arc::new(folder), serving, tasks: Tasks::Generator(Some(running)) })
 }
 
 /// Everything blocks the one thread, the opening too.
-fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Routes, Tasks), ServerError> {
+fn open_simple(config: &Config) -> Result<Opened, ServerError> {
     let (folder, generator) = Generator::open(config)?;
-    let routes = Routes::on_demand(config.pools.clone(), Handle::direct(generator), guard);
-    Ok((folder, routes, Tasks::Generator(None)))
+    let handle = Arc::new(Handle::direct(generator));
+    let serving = Serving::Generator { pools: config.pools.clone(), numbers: handle };
+    Ok(Opened { folder: Arc::new(folder), serving, tasks: Tasks::Generator(None) })
 }
 
 /// An opened data folder that may be served.
-struct Opened {
+struct FoundFolder {
     folder: Folder,
     /// The files of each pool, and in a fleet its membership.
     pools: Vec<(PoolFiles, Option<Membership>)>,
     gate: Option<(Gate, Gatekeeper)>,
 }
 
-async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
+async fn open_folder(config: &Config) -> Result<FoundFolder, ServerError> {
     let (dir, in_fleet) = (config.dir.clone(), config.fleet.is_some());
     let open = move || Folder::open(&dir, Mode::Sharded, in_fleet, folder::PATIENCE);
     let folder = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
@@ -356,7 +365,7 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
             Ok((folder.open_pool(pool, share, true)?, membership))
         };
         let pools = pools.iter().map(open).collect::<Result<_, FolderError>>()?;
-        Ok::<_, FolderError>(Opened { folder, pools, gate })
+        Ok::<_, FolderError>(FoundFolder { folder, pools, gate })
     };
     Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::exit::Exit;
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
+use crate::reload::{Loaded, ReloadHandle};
 use crate::server::Server;
 use crate::telemetry::{self, LogFormat};
 
@@ -52,7 +53,9 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     // Registered before anything is opened, so that no signal is missed.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| anyhow!("can't listen for signals: {error}"))?;
-    let config = Config::load(&flags.settings.overrides())?;
+    let overrides = flags.settings.overrides();
+    let loaded = Loaded::read(&overrides)?;
+    let config = loaded.config.clone();
     let mut runtime = match config.server.mode {
         // One request at a time, from its reading to its saved number.
         Mode::Simple => runtime::Builder::new_current_thread(),
@@ -63,10 +66,10 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
         .build()
         .map_err(|error| anyhow!("can't start the runtime: {error}"))?;
     runtime.block_on(async {
-        let server = Server::start(&config).await?;
+        let server = Server::start(overrides, loaded).await?;
         greet(server.address(), &config);
         let (stop, stopped) = oneshot::channel();
-        on_signals(signals, server.reloader(), || stop.send(()).unwrap_or(()));
+        on_signals(signals, server.reloads(), || stop.send(()).unwrap_or(()));
         Ok(server.run(async { stopped.await.unwrap_or(()) }).await?)
     })
 }
@@ -94,18 +97,14 @@ fn greet(address: SocketAddr, config: &Config) {
 
 /// Reloads at each SIGHUP. Stops at the first SIGTERM or Ctrl-C; the second one ends the process at once,
 /// with nothing cleaned up.
-fn on_signals(
-    mut signals: Signals,
-    reload: impl Fn() + Send + 'static,
-    stop: impl FnOnce() + Send + 'static,
-) {
+fn on_signals(mut signals: Signals, reloads: ReloadHandle, stop: impl FnOnce() + Send + 'static) {
     thread::spawn(move || {
         let mut stop = Some(stop);
         for signal in signals.forever() {
             match (signal, stop.take()) {
                 (SIGHUP, kept) => {
                     stop = kept;
-                    reload();
+                    reloads.request();
                 }
                 (_, Some(stop)) => stop(),
                 (_, None) => {

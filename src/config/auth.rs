@@ -77,6 +77,8 @@ pub enum Scope {
     Lookup,
     /// Reading all receipts
     Audit,
+    /// Changing the server: imports and reloads
+    Admin,
     /// Everything else
     Observe,
 }
@@ -88,6 +90,7 @@ impl Scope {
             Self::Draw => "draw",
             Self::Lookup => "lookup",
             Self::Audit => "audit",
+            Self::Admin => "admin",
             Self::Observe => "observe",
         }
     }
@@ -170,7 +173,10 @@ impl TokenKeys {
         };
         let scopes = Scope::value_variants();
         let scope = *scopes.iter().find(|known| known.as_str() == self.scope).ok_or_else(|| {
-            ("scope", "allowed: \"draw\", \"lookup\", \"audit\" and \"observe\"".to_owned())
+            (
+                "scope",
+                "allowed: \"draw\", \"lookup\", \"audit\", \"admin\" and \"observe\"".to_owned(),
+            )
         })?;
         let digest = |field, text: &String| {
             let mut sha256 = [0; 32];

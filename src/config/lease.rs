@@ -8,7 +8,7 @@ use super::values::Integer;
 pub(super) type LeaseRows = Integer<0, 1_000_000>;
 
 /// How shards lease rows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseConfig {
     /// Rows leased ahead of need: `fleet.lease_rows` in a fleet, otherwise `lease.rows`. 0 is strict.
     pub rows: usize,

@@ -8,7 +8,7 @@ use super::RefusedKey;
 use super::values::{WaitMs, number};
 
 /// When and how shards are refilled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RefillConfig {
     /// Share of the shard size below which the next generation is built, 0 to 1.
     pub low_water: f64,

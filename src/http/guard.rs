@@ -14,9 +14,9 @@ use ipnet::IpNet;
 
 use super::forwarded;
 use super::page;
-use super::quota::{Account, Key, Quotas};
+use super::quota::{Account, Key, Quotas, TokenId};
 use super::response::ApiError;
-use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS, RELOAD};
 use crate::auth::{self, Denied, TokenIndex};
 use crate::config::{AuthConfig, Config, PoolName, QuotaConfig, Scope, TokenConfig};
 use crate::receipts::Caller;
@@ -46,6 +46,8 @@ pub(crate) struct Guard {
     proxies: Vec<IpNet>,
     /// The caller behind each token, and last the one without a token.
     callers: Vec<Caller>,
+    /// The identifier of each token.
+    ids: Vec<TokenId>,
 }
 
 /// The right of an admitted request.
@@ -60,14 +62,20 @@ pub(crate) struct Admitted {
 }
 
 impl Guard {
-    /// Creates the guard that the settings describe.
-    pub(crate) fn new(config: &Config) -> Arc<Self> {
+    /// Creates the guard that the settings describe. Callers keep the quotas that they have used up at the previous
+    /// guard, if there is one with the same quotas.
+    pub(crate) fn new(config: &Config, previous: Option<&Self>) -> Arc<Self> {
         let tokens = match &config.auth {
             AuthConfig::Unsaid | AuthConfig::Anyone => Vec::new(),
             AuthConfig::Tokens(tokens) => tokens.clone(),
         };
         let quota = config.quota.as_ref();
-        let quotas = quota.map(|quota| Arc::new(Quotas::new(quota, MonotonicClock)));
+        let of_previous = |quotas: fn(&Self) -> &Option<Arc<Quotas>>, config: &QuotaConfig| {
+            let kept = previous.and_then(|guard| quotas(guard).as_ref());
+            kept.filter(|quotas| quotas.are_of(config))
+                .map_or_else(|| Arc::new(Quotas::new(config, MonotonicClock)), Arc::clone)
+        };
+        let quotas = quota.map(|quota| of_previous(|guard| &guard.quotas, quota));
         let proxies = quota.map(|quota| quota.trusted_proxies.clone()).unwrap_or_default();
         let hosts = config.server.hosts.clone();
         let is_loopback = config.server.listen.ip().to_canonical().is_loopback();
@@ -75,14 +83,15 @@ impl Guard {
         let lookups = config.receipts.lookups.map(|burst| {
             let period = Duration::from_secs(1) / burst.get();
             let quota = QuotaConfig { period, burst, trusted_proxies: Vec::new() };
-            Arc::new(Quotas::new(&quota, MonotonicClock))
+            of_previous(|guard| &guard.lookups, &quota)
         });
         let caller = |token: &TokenConfig| Caller {
             owner: token.owner.to_string().into(),
             token: token.name.to_string().into(),
         };
         let callers = tokens.iter().map(caller).chain([Caller::default()]).collect();
-        Arc::new(Self { tokens, hosts, checks_host, quotas, lookups, proxies, callers })
+        let ids = tokens.iter().map(|token| TokenId::new(&token.name)).collect();
+        Arc::new(Self { tokens, hosts, checks_host, quotas, lookups, proxies, callers, ids })
     }
 
     /// Returns whether an admitted request may use and see a pool. A request without a token may do so unless
@@ -168,12 +177,12 @@ impl Guard {
         let quotas = match scope {
             Scope::Draw => self.quotas.as_ref(),
             Scope::Lookup => self.lookups.as_ref(),
-            Scope::Audit | Scope::Observe => None,
+            Scope::Audit | Scope::Admin | Scope::Observe => None,
         };
         let account = quotas.map(|quotas| {
             let key = token.map_or_else(
                 || Key::of_peer(forwarded::client(peer, headers, &self.proxies)),
-                Key::Token,
+                |TokenIndex(token)| Key::Token(self.ids[usize::from(token)]),
             );
             Account { quotas: Arc::clone(quotas), key }
         });
@@ -186,7 +195,7 @@ impl Guard {
     /// Returns the caller of a request that needs no token, if it has one and it matters.
     fn caller_of_open_path(&self, headers: &HeaderMap) -> Option<usize> {
         let token = bearer(headers).filter(|_| self.hides_pools())?;
-        let scopes = [Scope::Observe, Scope::Audit, Scope::Draw, Scope::Lookup];
+        let scopes = [Scope::Observe, Scope::Audit, Scope::Admin, Scope::Draw, Scope::Lookup];
         let mut known =
             scopes.iter().filter_map(|&scope| auth::recognise(&self.tokens, token, scope).ok());
         known.next().map(|TokenIndex(token)| token.into())
@@ -271,6 +280,7 @@ pub(super) fn scope(path: &str) -> Option<Scope> {
         _ if path.strip_prefix(RECEIPTS).is_some_and(|rest| rest.starts_with('/')) => {
             Some(Scope::Lookup)
         }
+        RELOAD => Some(Scope::Admin),
         HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,

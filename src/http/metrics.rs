@@ -26,8 +26,9 @@ const TEXT_FORMAT: HeaderValue =
 /// the first sample of a series.
 const AWAITED_STATUSES: [u16; 2] = [200, 503];
 
-/// Returns the response to a caller that may see these pools only.
-pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> JsonResponse {
+/// Returns the response to a caller that may see only these pools, or all.
+pub(super) fn response(monitor: &Monitor, only_pools: Option<&[PoolName]>) -> JsonResponse {
+    let sees = |pool: &PoolName| only_pools.is_none_or(|pools| pools.contains(pool));
     let mut families = Families::default();
     families.gauge(
         "tombola_build_info",
@@ -35,8 +36,8 @@ pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> J
         [(labels([("version", env!("CARGO_PKG_VERSION"))]), 1.0)],
     );
     tell_traffic(&mut families, monitor.traffic());
-    let pools = monitor.pools().iter().filter(|pool| sees(pool.name()));
-    tell_pools(&mut families, pools);
+    let pools = monitor.pools();
+    tell_pools(&mut families, pools.iter().filter(|pool| sees(pool.name())));
     tell_receipts(&mut families, monitor.receipts());
     tell_fence(&mut families, monitor);
     #[cfg(target_os = "linux")]

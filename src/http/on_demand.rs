@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde::Serialize;
 
@@ -16,9 +16,13 @@ use super::keyed;
 use super::query::{Names, Parameters};
 use super::quota;
 use super::response::{ApiError, json};
-use super::{HEALTH, RANDOM, RANDOM_METHODS, READY, TELL_METHODS, only, query, ready as readiness};
+use super::{
+    HEALTH, RANDOM, RANDOM_METHODS, READY, RELOAD, RELOAD_METHODS, TELL_METHODS, only, query,
+    ready as readiness, reloaded,
+};
 use crate::config::{PoolConfig, PoolName};
 use crate::on_demand::{DrawError, GeneratorHealth, Handle, PoolIndex, TRIES_MAX};
+use crate::reload::ReloadHandle;
 use crate::space::Number;
 
 /// The state that the handlers share.
@@ -27,8 +31,9 @@ struct App {
     pools: Vec<PoolConfig>,
     /// The names of the pools, in the order of the pools.
     names: Vec<PoolName>,
-    numbers: Handle,
+    numbers: Arc<Handle>,
     guard: Arc<Guard>,
+    reloads: ReloadHandle,
 }
 
 /// The body of one number.
@@ -37,15 +42,21 @@ struct One {
     number: Number,
 }
 
-/// Returns the routes. The handle is dropped with them.
-pub(super) fn router(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Router {
+/// Returns the routes.
+pub(super) fn router(
+    pools: Vec<PoolConfig>,
+    numbers: Arc<Handle>,
+    guard: Arc<Guard>,
+    reloads: ReloadHandle,
+) -> Router {
     let names = pools.iter().map(|pool| pool.name.clone()).collect();
     Router::new()
         .route(RANDOM, only(get(random).post(random).head(probe), RANDOM_METHODS))
         .route(HEALTH, only(get(health), TELL_METHODS))
         .route(READY, only(get(ready), TELL_METHODS))
+        .route(RELOAD, only(post(reload), RELOAD_METHODS))
         .fallback(async || ApiError::UnknownPath)
-        .with_state(Arc::new(App { pools, names, numbers, guard }))
+        .with_state(Arc::new(App { pools, names, numbers, guard, reloads }))
 }
 
 impl App {
@@ -98,6 +109,13 @@ async fn probe(
         true => Ok(json(StatusCode::OK, &()).map(Body::from)),
         false => Err(ApiError::NotSaved),
     }
+}
+
+async fn reload(
+    State(app): State<Arc<App>>,
+    admitted: Extension<Admitted>,
+) -> Result<Response, ApiError> {
+    reloaded(&app.reloads, app.guard.only_pools(&admitted)).await
 }
 
 async fn ready(State(app): State<Arc<App>>, admitted: Extension<Admitted>) -> Response {

@@ -32,7 +32,7 @@ use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
     DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, RECEIPT,
-    RECEIPTS, STATUS, docs, keyed, many_of, metrics, one_of, page, query, status,
+    RECEIPTS, RELOAD, Reloaded, STATUS, docs, keyed, many_of, metrics, one_of, page, query, status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
@@ -58,7 +58,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TOKEN: &str = "token";
 
 /// The groups of routes, in the order in which they are shown.
-const TAGS: [&str; 4] = ["numbers", "receipts", "operations", "pages"];
+const TAGS: [&str; 5] = ["numbers", "receipts", "administration", "operations", "pages"];
 
 /// The parts of a server that the description depends on.
 pub(super) struct Offer<'a> {
@@ -133,6 +133,7 @@ impl<'a> Offer<'a> {
             schemas_of::<HealthBody<'_>>,
             schemas_of::<ReadyBody<'_>>,
             schemas_of::<status::Status>,
+            schemas_of::<Reloaded>,
         ] {
             schemas_of(&mut schemas);
         }
@@ -140,7 +141,8 @@ impl<'a> Offer<'a> {
         if self.asks_for_tokens() {
             let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
                 "`Authorization: Bearer TOKEN`. A token has the scope `draw` for numbers, `lookup` for the \
-                 receipts of numbers, `audit` for all receipts, or `observe` for everything else. \
+                 receipts of numbers, `audit` for all receipts, `admin` for imports and reloads, or `observe` for \
+                 everything else. \
                  `tombola token new` creates one.",
             ));
             components = components.security_scheme(TOKEN, SecurityScheme::Http(scheme.build()));
@@ -186,6 +188,7 @@ impl<'a> Offer<'a> {
             READY => self.ready(),
             STATUS => self.status(),
             METRICS => self.metrics(),
+            RELOAD => reload(),
             OPENAPI => description(),
             DOCS => docs_page(),
             docs::FILE => docs_file(),
@@ -516,7 +519,8 @@ impl<'a> Offer<'a> {
 
     fn status(&self) -> Route {
         // A static example, because the figures of this server need a token.
-        let nobody = Monitor::new(Traffic::new(1), Vec::new(), Arc::default(), Arc::default());
+        let (traffic, digest) = (Traffic::new(1), "ac94".repeat(16));
+        let nobody = Monitor::new(traffic, Vec::new(), Arc::default(), Arc::default(), digest);
         Route {
             summary: "All figures of the pools",
             description:
@@ -526,7 +530,7 @@ impl<'a> Offer<'a> {
             responses: described(
                 "The state of the server.",
                 Ref::from_schema_name(status::Status::name()),
-                vec![("at the start".to_owned(), status::response(&nobody, |_| true))],
+                vec![("at the start".to_owned(), status::response(&nobody, None))],
             ),
             ..Route::default()
         }
@@ -552,6 +556,28 @@ fn label() -> Parameter {
         "A text to find the receipt by, such as an order number: up to 128 bytes. It is kept with the receipt \
          and never interpreted.",
     )
+}
+
+fn reload() -> Route {
+    let message = "The settings were reloaded; none changed".to_owned();
+    let refused =
+        "server.listen can't change while the server runs: restart it, or undo the change";
+    Route {
+        summary: "Read the settings again",
+        description: "Puts all changed settings into effect, or none. A token that is restricted to some pools can't \
+                      do this."
+            .to_owned(),
+        responses: described(
+            "The new settings are in effect.",
+            Ref::from_schema_name(Reloaded::name()),
+            vec![("nothing changed".to_owned(), json(StatusCode::OK, &Reloaded { message }))],
+        ),
+        errors: vec![(
+            "a setting that can't change".to_owned(),
+            ApiError::NotReloaded { message: refused.to_owned() },
+        )],
+        ..Route::default()
+    }
 }
 
 fn description() -> Route {
@@ -612,6 +638,7 @@ fn tag(path: &str) -> &'static str {
     match path {
         RANDOM => "numbers",
         RECEIPTS | RECEIPT => "receipts",
+        RELOAD => "administration",
         HEALTH | READY | STATUS | METRICS => "operations",
         _ => "pages",
     }

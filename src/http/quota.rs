@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
@@ -13,10 +14,10 @@ use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::{HashMapStateStore, ShrinkableKeyedStateStore};
 use governor::{InsufficientCapacity, RateLimiter};
+use siphasher::sip::SipHasher13;
 
 use super::response::ApiError;
-use crate::auth::TokenIndex;
-use crate::config::QuotaConfig;
+use crate::config::{QuotaConfig, TokenName};
 
 /// The most callers with a bucket of their own, about 40 bytes each. A bucket is dropped once it is full
 /// again.
@@ -29,7 +30,7 @@ const SWEEP_EVERY: u64 = 10_000;
 /// The owner of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    Token(TokenIndex),
+    Token(TokenId),
     /// An address or a network, see [`Key::of_peer`].
     Network(IpAddr),
     /// All callers that arrived while [`KEYS_MAX`] others had a bucket of their own.
@@ -49,11 +50,22 @@ impl Key {
     }
 }
 
+/// Identifies a token's entry by its name, as long as the process runs, although a reload may move it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TokenId(u64);
+
+impl TokenId {
+    pub(super) fn new(name: &TokenName) -> Self {
+        Self(SipHasher13::new().hash(name.to_string().as_bytes()))
+    }
+}
+
 /// The buckets of all callers.
 #[derive(Debug)]
 pub(super) struct Quotas<C: Clock = MonotonicClock> {
     limiter: RateLimiter<Key, Buckets, C, NoOpMiddleware<C::Instant>>,
     burst: NonZeroU32,
+    period: Duration,
     charges: AtomicU64,
 }
 
@@ -63,7 +75,13 @@ impl<C: Clock> Quotas<C> {
             .expect("a period above zero was checked in QuotaKeys::validate")
             .allow_burst(config.burst);
         let limiter = RateLimiter::new(quota, Buckets::default(), clock);
-        Self { limiter, burst: config.burst, charges: AtomicU64::new(0) }
+        let (burst, period) = (config.burst, config.period);
+        Self { limiter, burst, period, charges: AtomicU64::new(0) }
+    }
+
+    /// Returns whether these are the quotas of the settings.
+    pub(super) fn are_of(&self, config: &QuotaConfig) -> bool {
+        (self.burst, self.period) == (config.burst, config.period)
     }
 
     /// Returns how many numbers a full bucket holds.
@@ -151,8 +169,6 @@ pub(super) fn probe(account: Option<&Account>, count: Option<NonZeroU32>) -> Res
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use governor::clock::FakeRelativeClock;
 
     use super::*;

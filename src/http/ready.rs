@@ -45,6 +45,12 @@ impl Readiness {
         Self { started: (0..pools).map(|_| AtomicBool::new(false)).collect() }
     }
 
+    /// Returns the readiness after a reload. If all pools have served once, new ones need not.
+    pub(super) fn after_reload(&self, pools: usize) -> Self {
+        let all = self.started.iter().all(|started| started.load(Ordering::Relaxed));
+        Self { started: (0..pools).map(|_| AtomicBool::new(all)).collect() }
+    }
+
     /// Returns whether the server is ready. It is not ready before each pool could serve once or was
     /// exhausted; from then on it is ready while any pool serves. It is also ready if all pools are
     /// exhausted, because another server would give the same response.

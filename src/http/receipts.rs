@@ -171,7 +171,7 @@ pub(super) async fn of_number(
     }
     quota::charge(admitted.account.as_ref(), None)?;
     let (name, text) = path.map(|Path(path)| path).unwrap_or_default();
-    let pools = app.monitor.pools();
+    let pools = &app.pools;
     let pool = pools.iter().find(|pool| pool.name().as_str() == name);
     if let Some(pool) = pool
         && !app.guard.allows(&admitted, pool.name())

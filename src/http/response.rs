@@ -74,6 +74,10 @@ pub(crate) enum ApiError {
     Forbidden { scope: Scope },
     #[error("The token is not for the pool {given}.")]
     ForbiddenPool { given: String },
+    #[error("The token is restricted to some pools, so it is not for the settings.")]
+    RestrictedToken,
+    #[error("The settings were not reloaded: {message}.")]
+    NotReloaded { message: String },
     #[error("The token has expired.")]
     Expired,
     #[error("Web pages of other sites may not use this server.")]
@@ -166,6 +170,7 @@ pub(super) enum Code {
     NoReceipt,
     LookupsOff,
     BadNumber,
+    NotReloaded,
 }
 
 impl ApiError {
@@ -200,6 +205,14 @@ impl ApiError {
             Self::ForbiddenPool { .. } => {
                 (StatusCode::FORBIDDEN, Code::Forbidden, "Use one of the token's pools.")
             }
+            Self::RestrictedToken => {
+                (StatusCode::FORBIDDEN, Code::Forbidden, "Send a token for all pools.")
+            }
+            Self::NotReloaded { .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Code::NotReloaded,
+                "Nothing changed. Correct what the message names, and reload again.",
+            ),
             Self::CrossSite | Self::OtherHost => (
                 StatusCode::FORBIDDEN,
                 Code::CrossSite,

@@ -2,6 +2,7 @@
 //! itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
@@ -16,9 +17,10 @@ use super::health::{Status as Fitness, fitness};
 use crate::config::PoolName;
 use crate::events::{Event, Kind};
 use crate::fleet::Partitions;
-use crate::monitor::{Monitor, Pace, STEP};
+use crate::monitor::{Monitor, Pace, STEP, SettingsInEffect};
 use crate::pool::{Figures, LastRefill, Outcome, Pool, ShardFigures, ShardState};
 use crate::receipts::ReceiptFigures;
+use crate::reload::Reload;
 use crate::space::Number;
 use crate::traffic::{Route, STATUSES, status_name};
 
@@ -37,6 +39,7 @@ pub(super) struct Status {
     history: History,
     pools: BTreeMap<String, PoolStatus>,
     receipts: ReceiptsStatus,
+    settings: SettingsStatus,
     /// The last 100 events, newest first.
     events: Vec<EventStatus>,
 }
@@ -86,6 +89,24 @@ struct ReceiptsStatus {
     waiting: u64,
     /// Why receipts can't be saved.
     trouble: Option<String>,
+}
+
+/// The settings in effect.
+#[derive(Serialize, ToSchema)]
+struct SettingsStatus {
+    /// The SHA-256 of all settings with their values.
+    digest: String,
+    /// The last time that the settings were read again. It is null if there was none, and for tokens that are
+    /// restricted to some pools.
+    reload: Option<ReloadStatus>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ReloadStatus {
+    at: String,
+    /// Whether the new settings are in effect. Otherwise nothing changed.
+    applied: bool,
+    message: String,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -163,18 +184,19 @@ struct EventStatus {
     message: String,
 }
 
-/// Returns the response to a caller that may see these pools only. The counts of requests and receipts are those
-/// of all pools.
-pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> JsonResponse {
+/// Returns the response to a caller that may see only these pools, or all. The counts of requests and receipts are
+/// those of all pools.
+pub(super) fn response(monitor: &Monitor, only_pools: Option<&[PoolName]>) -> JsonResponse {
+    let sees = |pool: &PoolName| only_pools.is_none_or(|pools| pools.contains(pool));
     let pace = monitor.pace();
-    let seen: Vec<bool> = monitor.pools().iter().map(|pool| sees(pool.name())).collect();
-    let rated = monitor.pools().iter().zip(&pace.numbers_per_second).zip(&seen);
-    let pools: BTreeMap<_, _> = rated
-        .filter(|(_, seen)| **seen)
-        .map(|((pool, &rate), _)| (pool.name().to_string(), pool_status(pool, rate)))
+    let pools: BTreeMap<_, _> = rates(&pace)
+        .filter(|(pool, _)| sees(pool.name()))
+        .map(|(pool, rate)| (pool.name().to_string(), pool_status(pool, rate)))
         .collect();
     let events = monitor.events().into_iter();
-    let events = events.filter(|event| event.pool.as_ref().is_none_or(&sees));
+    // A reload names pools.
+    let is_for_all = |event: &Event| event.kind != Kind::Reloaded || only_pools.is_none();
+    let events = events.filter(|event| event.pool.as_ref().map_or(is_for_all(event), sees));
     let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         time: time(SystemTime::now()),
@@ -183,9 +205,10 @@ pub(super) fn response(monitor: &Monitor, sees: impl Fn(&PoolName) -> bool) -> J
         status: pools.values().map(|pool| pool.status).max().unwrap_or(Fitness::Ok),
         connections: monitor.traffic().connections(),
         requests: requests(monitor, &pace),
-        history: history(&monitor.history(), &seen),
+        history: history(&monitor.history(), &sees),
         pools,
         receipts: receipts(monitor.receipts()),
+        settings: settings(monitor.settings(), only_pools.is_none()),
         events: events.map(event_status).collect(),
     };
     json(StatusCode::OK, &status)
@@ -221,12 +244,23 @@ fn receipts(figures: ReceiptFigures) -> ReceiptsStatus {
     }
 }
 
-/// Returns the history, with the numbers of the pools that are `seen`.
-fn history(steps: &[Pace], seen: &[bool]) -> History {
-    let numbers = |step: &Pace| {
-        let rates = step.numbers_per_second.iter().zip(seen);
-        rates.filter(|(_, seen)| **seen).map(|(rate, _)| rate).sum()
-    };
+fn settings(settings: SettingsInEffect, sees_all: bool) -> SettingsStatus {
+    let SettingsInEffect { digest, reload } = settings;
+    let reload = reload.filter(|_| sees_all).map(|Reload { at, is_applied, message }| {
+        ReloadStatus { at: time(at), applied: is_applied, message }
+    });
+    SettingsStatus { digest, reload }
+}
+
+/// Returns the pools with their rates.
+fn rates(pace: &Pace) -> impl Iterator<Item = (&Arc<Pool>, f64)> {
+    pace.pools.iter().zip(pace.numbers_per_second.iter().copied())
+}
+
+/// Returns the history, with the numbers of the pools that the caller may see.
+fn history(steps: &[Pace], sees: impl Fn(&PoolName) -> bool) -> History {
+    let numbers =
+        |step: &Pace| rates(step).filter(|(pool, _)| sees(pool.name())).map(|(_, rate)| rate).sum();
     let quantiles = |share| {
         let quantile = |step: &Pace| step.durations.quantile_seconds(share);
         steps.iter().map(quantile).collect()

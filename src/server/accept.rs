@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::connection::{self, ClientTimer, Context};
 use super::lanes::Lanes;
 use super::tls::Tls;
-use crate::http::Routes;
+use crate::http::LiveRoutes;
 
 /// How long to wait for a connection to end if no more can be accepted.
 const FULL_RETRY: Duration = Duration::from_millis(10);
@@ -30,7 +30,7 @@ const LOOKS: usize = 32;
 /// Accepts connections, within limits that all of them share.
 #[derive(Debug)]
 pub(super) struct Acceptor {
-    pub(super) routes: Routes,
+    pub(super) routes: Arc<LiveRoutes>,
     pub(super) tls: Option<Arc<Tls>>,
     /// The most connections at once.
     pub(super) connections_max: usize,
@@ -43,7 +43,7 @@ impl Acceptor {
     pub(super) async fn run(
         self,
         listener: TcpListener,
-        lanes: &mut Lanes,
+        lanes: &Lanes,
         shutdown: impl Future<Output = ()>,
     ) {
         let mut connections = Connections::default();
@@ -63,7 +63,7 @@ impl Acceptor {
                         let (lane, counts) = lanes.next();
                         let timer = Arc::new(ClientTimer::new());
                         let context = Context {
-                            routes: self.routes.clone(),
+                            routes: Arc::clone(&self.routes),
                             peer: peer.ip(),
                             timer: Arc::clone(&timer),
                             counts: counts.open_connection(),

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{AnyResponse, ApiError, BODY_MAX, Routes};
+use crate::http::{AnyResponse, ApiError, BODY_MAX, LiveRoutes};
 use crate::traffic::{OpenConnection, Route};
 
 /// The largest request head in bytes, as in other servers. It also bounds the memory of a connection.
@@ -70,7 +70,7 @@ impl ClientTimer {
 /// The parts that all requests of a connection share.
 #[derive(Debug)]
 pub(super) struct Context {
-    pub(super) routes: Routes,
+    pub(super) routes: Arc<LiveRoutes>,
     /// The client's address.
     pub(super) peer: IpAddr,
     pub(super) timer: Arc<ClientTimer>,

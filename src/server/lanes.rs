@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
@@ -16,7 +17,7 @@ use crate::traffic::{self, Traffic};
 #[derive(Debug)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    next: usize,
+    next: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -37,7 +38,10 @@ impl Lanes {
     /// Returns one lane that is the runtime of the caller, with a block of counts.
     pub(super) fn of_caller(traffic: &Traffic) -> Self {
         let counts = Arc::clone(&traffic.lanes()[0]);
-        Self { lanes: vec![Lane { runtime: Handle::current(), counts, thread: None }], next: 0 }
+        Self {
+            lanes: vec![Lane { runtime: Handle::current(), counts, thread: None }],
+            next: AtomicUsize::new(0),
+        }
     }
 
     /// Starts a thread for each block of counts.
@@ -45,21 +49,17 @@ impl Lanes {
         let lanes = traffic.lanes().iter().enumerate();
         let lanes = lanes.map(|(number, counts)| Lane::start(number, Arc::clone(counts)));
         let lanes = lanes.collect::<io::Result<_>>()?;
-        Ok(Self { lanes, next: 0 })
+        Ok(Self { lanes, next: AtomicUsize::new(0) })
     }
 
     /// Returns the runtime for the next connection and the counts of its thread. The threads take turns.
-    pub(super) fn next(&mut self) -> (&Handle, &Arc<traffic::Lane>) {
-        self.next = (self.next + 1) % self.lanes.len();
-        let lane = &self.lanes[self.next];
+    pub(super) fn next(&self) -> (&Handle, &Arc<traffic::Lane>) {
+        let lane = &self.lanes[self.next.fetch_add(1, Ordering::Relaxed) % self.lanes.len()];
         (&lane.runtime, &lane.counts)
     }
 
     /// Runs a task on the next thread.
-    pub(super) fn spawn(
-        &mut self,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> JoinHandle<()> {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         self.next().0.spawn(task)
     }
 }

@@ -31,27 +31,31 @@ pub(crate) enum TlsError {
 
 /// The certificate that new connections get.
 #[derive(Debug)]
-pub(super) struct Tls {
-    files: TlsConfig,
-    current: ArcSwap<ServerConfig>,
-}
+pub(super) struct Tls(ArcSwap<ServerConfig>);
+
+/// A certificate and its key that were read and belong together.
+#[derive(Debug)]
+pub(super) struct Certificate(Arc<ServerConfig>);
 
 impl Tls {
     /// Reads the files.
-    pub(super) fn open(files: TlsConfig) -> Result<Self, TlsError> {
-        let current = ArcSwap::new(read(&files)?);
-        Ok(Self { files, current })
+    pub(super) fn open(files: &TlsConfig) -> Result<Self, TlsError> {
+        Self::read(files).map(|Certificate(config)| Self(ArcSwap::new(config)))
     }
 
-    /// Reads the files again. If they can't be used, the previous certificate stays in use.
-    pub(super) fn reload(&self) -> Result<(), TlsError> {
-        self.current.store(read(&self.files)?);
-        Ok(())
+    /// Reads the files.
+    pub(super) fn read(files: &TlsConfig) -> Result<Certificate, TlsError> {
+        read(files).map(Certificate)
+    }
+
+    /// Uses the certificate for new connections.
+    pub(super) fn install(&self, Certificate(config): Certificate) {
+        self.0.store(config);
     }
 
     /// Returns the acceptor for a new connection. Open connections keep the certificate that they began with.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.current.load_full())
+        TlsAcceptor::from(self.0.load_full())
     }
 }
 

@@ -1,0 +1,230 @@
+//! Applies changed settings to a running server: all of them, or none. Knows nothing of signals and connections.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::check_door;
+use super::pools::{RunningPool, Shared};
+use super::tls::Tls;
+use crate::backoff::Backoff;
+use crate::config::{Config, Overrides, PoolConfig, PoolName};
+use crate::http::{Guard, Keeper, LiveRoutes, PoolRoutes, Routes};
+use crate::monitor::Monitor;
+use crate::on_demand::Handle;
+use crate::receipts::Receipts;
+use crate::reload::{Loaded, Plan, Reload, ReloadHandle, ReloadRequests, plan};
+
+/// How often a pool that could not be opened again with the settings in effect is tried.
+const TRIES: u32 = 5;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Reloader {
+    pub(super) overrides: Overrides,
+    pub(super) loaded: Loaded,
+    pub(super) live: Arc<LiveRoutes>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) handle: ReloadHandle,
+    pub(super) requests: ReloadRequests,
+    pub(super) serving: Serving,
+}
+
+/// The parts of a mode that a reload replaces.
+#[derive(Debug)]
+pub(super) enum Serving {
+    Pools(Box<ServingPools>),
+    /// The mode is below sharded.
+    Generator {
+        pools: Vec<PoolConfig>,
+        numbers: Arc<Handle>,
+    },
+}
+
+/// The pools of the mode sharded.
+#[derive(Debug)]
+pub(super) struct ServingPools {
+    pub(super) shared: Shared,
+    pub(super) monitor: Arc<Monitor>,
+    pub(super) receipts: Arc<Receipts>,
+    /// In ascending order of their names.
+    pub(super) pools: Vec<RunningPool>,
+}
+
+impl Reloader {
+    /// Reloads at each request until `stop` is cancelled. Returns the pools, which serve.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<RunningPool> {
+        while let Some(Some(reply)) = stop.run_until_cancelled(self.requests.recv()).await {
+            let (outcome, digest) = self.reload().await;
+            match outcome.is_applied {
+                true => info!("{}", outcome.message),
+                false => error!("the settings were not reloaded: {}", outcome.message),
+            }
+            if let Serving::Pools(serving) = &self.serving {
+                serving.monitor.reloaded(outcome.clone(), digest);
+            }
+            let _ = reply.send(outcome);
+        }
+        match self.serving {
+            Serving::Pools(serving) => serving.pools,
+            Serving::Generator { .. } => Vec::new(),
+        }
+    }
+
+    /// Returns the outcome, and the digest of the settings that were read.
+    async fn reload(&mut self) -> (Reload, String) {
+        let overrides = self.overrides.clone();
+        let load = move || Loaded::read(&overrides);
+        let loaded = tokio::task::spawn_blocking(load).await.expect("reading does not panic");
+        let (digest, applied) = match loaded {
+            Ok(loaded) => (loaded.digest(), self.apply(loaded).await),
+            Err(error) => (String::new(), Err(error.to_string())),
+        };
+        let is_applied = applied.is_ok();
+        let message = applied.unwrap_or_else(|problem| problem);
+        (Reload { at: SystemTime::now(), is_applied, message }, digest)
+    }
+
+    /// Puts the settings into effect. Returns a sentence about what changed.
+    async fn apply(&mut self, after: Loaded) -> Result<String, String> {
+        let plan = plan(&self.loaded, &after)?;
+        check_door(&after.config).map_err(|error| error.to_string())?;
+        let certificate = match (&self.tls, &after.config.server.tls) {
+            (Some(_), Some(files)) => Some(Tls::read(files).map_err(|error| error.to_string())?),
+            _ => None,
+        };
+        let previous = self.live.current();
+        let changed = match &mut self.serving {
+            Serving::Pools(serving) => serving.change(&plan, &previous).await,
+            Serving::Generator { .. } => Ok(Vec::new()),
+        };
+        let ended = match changed {
+            Ok(ended) => ended,
+            Err(problem) => {
+                // Pools that were opened again need new routes all the same.
+                let guard = Arc::clone(previous.guard());
+                self.live.replace(self.routes(&self.loaded.config, guard, &previous));
+                return Err(problem);
+            }
+        };
+        let guard = Guard::new(&after.config, Some(previous.guard()));
+        self.live.replace(self.routes(&after.config, guard, &previous));
+        if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
+            tls.install(certificate);
+        }
+        // Requests that these turn away find that they are gone.
+        end(ended).await;
+        self.loaded = after;
+        Ok(plan.summary())
+    }
+
+    fn routes(&self, config: &Config, guard: Arc<Guard>, previous: &Routes) -> Routes {
+        self.serving.routes(config, guard, self.handle.clone(), Some(previous))
+    }
+}
+
+impl Serving {
+    /// Returns the routes to the pools.
+    pub(super) fn routes(
+        &self,
+        config: &Config,
+        guard: Arc<Guard>,
+        reloads: ReloadHandle,
+        previous: Option<&Routes>,
+    ) -> Routes {
+        let serving = match self {
+            Self::Pools(serving) => serving,
+            Self::Generator { pools, numbers } => {
+                return Routes::on_demand(pools.clone(), Arc::clone(numbers), guard, reloads);
+            }
+        };
+        let receipts = Arc::clone(&serving.receipts);
+        let parts = PoolRoutes {
+            monitor: Arc::clone(&serving.monitor),
+            count_limit: config.server.count_limit,
+            guard,
+            keeper: Keeper::new(receipts, config.receipts.keys, &config.pools),
+            reloads,
+        };
+        Routes::of_pools(parts, previous)
+    }
+}
+
+impl ServingPools {
+    /// Opens the new pools, and opens again those that change. Returns those that are to be ended.
+    ///
+    /// # Errors
+    /// The first problem. All pools are then as they were before.
+    async fn change(&mut self, plan: &Plan, routes: &Routes) -> Result<Vec<RunningPool>, String> {
+        let mut opened = Vec::new();
+        for config in &plan.opened {
+            match RunningPool::open(&self.shared, config).await {
+                Ok(pool) => opened.push(pool),
+                Err(error) => {
+                    end(opened).await;
+                    return Err(error.to_string());
+                }
+            }
+        }
+        // From here on, requests that are turned away wait for the next routes.
+        routes.set_outdated();
+        let mut before = Vec::new();
+        for config in &plan.reopened {
+            let pool = self.take(&config.name);
+            before.extend(pool.iter().map(|pool| pool.config.clone()));
+            end(pool).await;
+            match RunningPool::open(&self.shared, config).await {
+                Ok(pool) => self.pools.push(pool),
+                Err(error) => {
+                    end(opened).await;
+                    self.restore(before).await;
+                    self.watch();
+                    return Err(error.to_string());
+                }
+            }
+        }
+        self.pools.append(&mut opened);
+        let ended = plan.ended.iter().filter_map(|name| self.take(name)).collect();
+        self.watch();
+        Ok(ended)
+    }
+
+    /// Opens pools with the settings that they had.
+    async fn restore(&mut self, before: Vec<PoolConfig>) {
+        for config in before {
+            end(self.take(&config.name)).await;
+            let mut backoff = Backoff::new(config.refill.retry, config.refill.retry_limit);
+            for _ in 0..TRIES {
+                match RunningPool::open(&self.shared, &config).await {
+                    Ok(pool) => {
+                        self.pools.push(pool);
+                        break;
+                    }
+                    Err(error) => {
+                        error!(pool = %config.name, %error, "the pool can't be opened again");
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, name: &PoolName) -> Option<RunningPool> {
+        let position = self.pools.iter().position(|pool| pool.name() == name)?;
+        Some(self.pools.remove(position))
+    }
+
+    /// Makes the pools those that are monitored.
+    fn watch(&mut self) {
+        self.pools.sort_by(|one, other| one.name().cmp(other.name()));
+        self.monitor.set_pools(self.pools.iter().map(|pool| Arc::clone(&pool.pool)).collect());
+    }
+}
+
+async fn end(pools: impl IntoIterator<Item = RunningPool>) {
+    for pool in pools {
+        pool.end().await;
+    }
+}
