@@ -9,6 +9,7 @@ mod export;
 mod fleet;
 mod health;
 mod receipts;
+mod reload;
 mod serve;
 mod shell;
 mod status;
@@ -58,6 +59,8 @@ enum Command {
     Draw(draw::Flags),
     /// Shows the pools, shards, rates and events of a running server
     Status(status::Flags),
+    /// Makes a running server read its settings again: all changes take effect, or none
+    Reload(reload::Flags),
     /// Checks whether a running server is ready for requests, and reports it as an exit code
     Health(health::Flags),
     /// Creates the tokens with which callers authenticate
@@ -91,6 +94,7 @@ impl Arguments {
             Command::CheckConfig(settings) => check_config::run(settings),
             Command::Draw(flags) => draw::run(flags),
             Command::Status(flags) => status::run(flags),
+            Command::Reload(flags) => reload::run(flags),
             Command::Health(flags) => health::run(flags),
             Command::Token(command) => token::run(&command),
             Command::Fleet(command) => fleet::run(command),

@@ -68,7 +68,7 @@ impl Plan {
 
     /// Returns a sentence about what the reload did.
     pub(crate) fn summary(&self) -> String {
-        if self.changed.is_empty() {
+        if self.changed.is_empty() && !self.touches_pools() {
             return "The settings were reloaded; none changed".to_owned();
         }
         let names = |pools: &[PoolConfig]| pools.iter().map(|pool| pool.name.clone()).collect();
@@ -78,7 +78,10 @@ impl Plan {
             ("pools ended", self.ended.clone()),
         ];
         let changed: Vec<_> = self.changed.iter().map(String::as_str).collect();
-        let mut text = format!("The settings were reloaded; changed: {}", changed.join(", "));
+        let mut text = "The settings were reloaded".to_owned();
+        if !changed.is_empty() {
+            text += &format!("; changed: {}", changed.join(", "));
+        }
         for (what, pools) in parts.iter().filter(|(_, pools)| !pools.is_empty()) {
             let pools: Vec<_> = pools.iter().map(PoolName::as_str).collect();
             text += &format!("; {what}: {}", pools.join(", "));

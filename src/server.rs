@@ -11,6 +11,7 @@ mod tls;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -23,6 +24,7 @@ use self::pools::{RunningPool, Shared};
 use self::reload::{Reloader, Serving, ServingPools};
 use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
+use crate::auth;
 use crate::backoff::Backoff;
 use crate::config::{AuthConfig, Config, Mode, Overrides, PoolConfig, RefillConfig};
 use crate::events::{Events, Kind};
@@ -126,6 +128,7 @@ impl Server {
         sqlite::check_version().map_err(ServerError::Sqlite)?;
         let config = &loaded.config;
         check_door(config)?;
+        warn_of_tokens(config);
         let guard = Guard::new(config, None);
         let tls = config.server.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
@@ -249,6 +252,7 @@ impl Tasks {
 /// [`ServerError::OpenDoor`] and [`ServerError::Tls`].
 pub(crate) fn check(config: &Config) -> Result<(), ServerError> {
     check_door(config)?;
+    warn_of_tokens(config);
     config.server.tls.as_ref().map(Tls::open).transpose()?;
     Ok(())
 }
@@ -269,6 +273,15 @@ fn check_door(config: &Config) -> Result<(), ServerError> {
         AuthConfig::Tokens(_) | AuthConfig::Anyone => {}
     }
     Ok(())
+}
+
+/// Logs a warning about each token that has expired, or will within a week.
+fn warn_of_tokens(config: &Config) {
+    if let AuthConfig::Tokens(tokens) = &config.auth {
+        for notice in auth::notices(tokens, SystemTime::now()) {
+            warn!("{notice}; replace it, or give it another end");
+        }
+    }
 }
 
 async fn open_pools(

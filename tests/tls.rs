@@ -211,14 +211,14 @@ async fn bad_files_at_a_reload_are_told_and_change_nothing() {
 
 /// Story: SIGHUP ended a process that did not expect it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hang_up_signal_without_a_certificate_does_nothing() {
+async fn a_hang_up_signal_without_a_change_does_nothing() {
     for mode in ["sharded", "json", "simple"] {
         let config = Config::new().pool("int", 1, 10, 1, 5).set("server.mode", format!("'{mode}'"));
         let site = Site::new(&config);
         let server = site.start().await;
 
         server.process.signal(Signal::SIGHUP);
-        server.process.says("nothing to reload").await;
+        server.process.says("The settings were reloaded; none changed").await;
 
         server.take("int", None).await;
         server.stop().await;

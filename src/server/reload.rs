@@ -1,14 +1,14 @@
 //! Applies changed settings to a running server: all of them, or none. Knows nothing of signals and connections.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::check_door;
 use super::pools::{RunningPool, Shared};
 use super::tls::Tls;
+use super::{check_door, warn_of_tokens};
 use crate::backoff::Backoff;
 use crate::config::{Config, Overrides, PoolConfig, PoolName};
 use crate::http::{Guard, Keeper, LiveRoutes, PoolRoutes, Routes};
@@ -19,6 +19,9 @@ use crate::reload::{Loaded, Plan, Reload, ReloadHandle, ReloadRequests, plan};
 
 /// How often a pool that could not be opened again with the settings in effect is tried.
 const TRIES: u32 = 5;
+
+/// The time between two warnings of tokens that end.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -54,23 +57,38 @@ pub(super) struct ServingPools {
 }
 
 impl Reloader {
-    /// Reloads at each request until `stop` is cancelled. Returns the pools, which serve.
+    /// Reloads at each request until `stop` is cancelled, and warns of tokens that end. Returns the pools, which
+    /// serve.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<RunningPool> {
-        while let Some(Some(reply)) = stop.run_until_cancelled(self.requests.recv()).await {
-            let (outcome, digest) = self.reload().await;
-            match outcome.is_applied {
-                true => info!("{}", outcome.message),
-                false => error!("the settings were not reloaded: {}", outcome.message),
+        let mut days = tokio::time::interval(DAY);
+        // The first tick is immediate, and the start has warned already.
+        days.tick().await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(reply) = self.requests.recv() => {
+                    let outcome = self.reload_and_report().await;
+                    let _ = reply.send(outcome);
+                }
+                _ = days.tick() => warn_of_tokens(&self.loaded.config),
             }
-            if let Serving::Pools(serving) = &self.serving {
-                serving.monitor.reloaded(outcome.clone(), digest);
-            }
-            let _ = reply.send(outcome);
         }
         match self.serving {
             Serving::Pools(serving) => serving.pools,
             Serving::Generator { .. } => Vec::new(),
         }
+    }
+
+    async fn reload_and_report(&mut self) -> Reload {
+        let (outcome, digest) = self.reload().await;
+        match outcome.is_applied {
+            true => info!("{}", outcome.message),
+            false => error!("the settings were not reloaded: {}", outcome.message),
+        }
+        if let Serving::Pools(serving) = &self.serving {
+            serving.monitor.reloaded(outcome.clone(), digest);
+        }
+        outcome
     }
 
     /// Returns the outcome, and the digest of the settings that were read.
@@ -91,6 +109,7 @@ impl Reloader {
     async fn apply(&mut self, after: Loaded) -> Result<String, String> {
         let plan = plan(&self.loaded, &after)?;
         check_door(&after.config).map_err(|error| error.to_string())?;
+        warn_of_tokens(&after.config);
         let certificate = match (&self.tls, &after.config.server.tls) {
             (Some(_), Some(files)) => Some(Tls::read(files).map_err(|error| error.to_string())?),
             _ => None,
@@ -103,6 +122,7 @@ impl Reloader {
         let ended = match changed {
             Ok(ended) => ended,
             Err(problem) => {
+                self.forget_lost_pools();
                 // Pools that were opened again need new routes all the same.
                 let guard = Arc::clone(previous.guard());
                 self.live.replace(self.routes(&self.loaded.config, guard, &previous));
@@ -111,13 +131,25 @@ impl Reloader {
         };
         let guard = Guard::new(&after.config, Some(previous.guard()));
         self.live.replace(self.routes(&after.config, guard, &previous));
+        let mut summary = plan.summary();
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
             tls.install(certificate);
+            summary += "; new connections get the certificate that is in its file now";
         }
         // Requests that these turn away find that they are gone.
         end(ended).await;
         self.loaded = after;
-        Ok(plan.summary())
+        Ok(summary)
+    }
+
+    /// Takes the pools that could not be opened again out of the settings in effect, so that the next reload opens
+    /// them.
+    fn forget_lost_pools(&mut self) {
+        if let Serving::Pools(serving) = &self.serving {
+            let runs =
+                |config: &PoolConfig| serving.pools.iter().any(|pool| *pool.name() == config.name);
+            self.loaded.config.pools.retain(runs);
+        }
     }
 
     fn routes(&self, config: &Config, guard: Arc<Guard>, previous: &Routes) -> Routes {
@@ -156,7 +188,8 @@ impl ServingPools {
     /// Opens the new pools, and opens again those that change. Returns those that are to be ended.
     ///
     /// # Errors
-    /// The first problem. All pools are then as they were before.
+    /// The first problem. All pools are then as they were before, except those that can't be opened with the settings
+    /// that they had either.
     async fn change(&mut self, plan: &Plan, routes: &Routes) -> Result<Vec<RunningPool>, String> {
         let mut opened = Vec::new();
         for config in &plan.opened {

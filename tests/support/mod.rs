@@ -856,8 +856,13 @@ pub(crate) struct Token {
 
 impl Token {
     pub(crate) async fn new(name: &str, scope: &str) -> Self {
+        Self::with(name, scope, &[]).await
+    }
+
+    /// Creates a token with more flags.
+    pub(crate) async fn with(name: &str, scope: &str, flags: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tombola"));
-        command.args(["token", "new", "--name", name, "--scope", scope]);
+        command.args(["token", "new", "--name", name, "--scope", scope]).args(flags);
         let Finished { status, stdout, stderr } = run(command).await;
         assert_eq!(status.code(), Some(0), "{stderr}");
         let lines = stdout.trim().strip_prefix("[[auth.tokens]]\n").unwrap().replace('\n', ", ");

@@ -1,0 +1,317 @@
+//! Changed settings take effect without a restart: all of them, or none.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::Value;
+use support::{
+    Answer, Config, Failure, Finished, Server, Site, Token, eventually, missing, run, with_tokens,
+};
+use tokio::task::JoinSet;
+
+const CLIENTS: usize = 64;
+const RELOADS: usize = 100;
+const LAST: i64 = 100_000_000;
+
+fn config() -> Config {
+    Config::new().pool("int", 0, LAST, 2, 20_000)
+}
+
+async fn reload(server: &Server) -> Answer {
+    server.send(Method::POST, "/reload").await
+}
+
+/// Reloads, which has to succeed. Returns what changed.
+async fn reloaded(server: &Server) -> String {
+    let answer = reload(server).await;
+    answer.assert_status(200);
+    answer.parse::<Value>()["message"].as_str().unwrap().to_owned()
+}
+
+async fn status(server: &Server) -> Value {
+    server.get("/status").await.parse()
+}
+
+/// Takes numbers of a pool that has just begun to serve.
+async fn take(server: &Server, target: &str) -> Vec<String> {
+    eventually("numbers", async || {
+        let answer = server.get(target).await;
+        if answer.status == 503 {
+            return None;
+        }
+        answer.assert_status(200);
+        Some(answer.numbers())
+    })
+    .await
+}
+
+/// Story: a new campaign needed a restart, so all shops had errors for a moment. Pools come, go and change while
+/// clients draw from the others. The only requests that fail are those to a pool that ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_reloads_under_load_fail_only_requests_to_pools_that_ended() {
+    // Enough that no shard runs dry, whatever the rate of the machine.
+    let config = || Config::new().pool("int", 0, LAST, 2, 1_000_000);
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let ended = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for index in 0..CLIENTS {
+        let (client, stop, ended) = (server.client(), Arc::clone(&stop), Arc::clone(&ended));
+        // Every fourth client draws from the pool that comes and goes, and some use keys.
+        let pool = if index % 4 == 0 { "gift" } else { "int" };
+        clients.spawn(async move {
+            let mut numbers = Vec::new();
+            for request in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let target = format!("/random?type={pool}&count={}", 1 + request % 7);
+                let key = format!("{index}-{request}");
+                let header = [("idempotency-key", &*key)];
+                let headers = if index % 8 == 1 { &header[..] } else { &[] };
+                let answer = client.send_with(Method::POST, &target, headers).await.unwrap();
+                match answer.status {
+                    200 => numbers.extend(answer.numbers()),
+                    // The pool has just begun.
+                    503 if pool == "gift" => answer.assert_refilling(),
+                    400 if pool == "gift" => {
+                        assert_eq!(answer.parse::<Failure>().code, "unknown_type");
+                        ended.fetch_add(1, Ordering::SeqCst);
+                    }
+                    status => panic!("{status} of {pool}: {}", answer.body),
+                }
+            }
+            (pool, numbers)
+        });
+    }
+    let mut settings = config();
+    for round in 0..RELOADS {
+        settings = match round % 4 {
+            0 => config().pool("gift", 0, LAST, 1, 20_000),
+            1 => settings.set("pools.int.shards", 3 + round % 2),
+            2 => settings.set("refill.low_water", "0.5").set("pools.int.shard_size", 900_000),
+            _ => config(),
+        };
+        site.configure(&settings);
+        let message = reloaded(&server).await;
+        let words = ["new pools: gift", "opened again: int", "opened again: ", "ended: gift"];
+        assert!(message.contains(words[round % 4]), "{message}");
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (mut ints, mut gifts) = (Vec::new(), Vec::new());
+    while let Some(client) = clients.join_next().await {
+        let (pool, numbers) = client.unwrap();
+        if pool == "int" { &mut ints } else { &mut gifts }.extend(numbers);
+    }
+    println!("{} int, {} gift, {} unknown", ints.len(), gifts.len(), ended.load(Ordering::SeqCst));
+    assert!(ended.load(Ordering::SeqCst) > 0 && !gifts.is_empty(), "no pool came or went");
+    // No number came twice, and nothing was burned.
+    missing(&ints, 0..=LAST);
+    missing(&gifts, 0..=LAST);
+    let status = status(&server).await;
+    assert_eq!(status["pools"]["int"]["burned"], 0);
+    assert_eq!(status["pools"].as_object().unwrap().len(), 1);
+    server.stop().await;
+}
+
+/// Story: half of a change was in effect, and nobody knew which half.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_all_changes_or_none() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let before = status(&server).await["settings"]["digest"].clone();
+    let more = || config().pool("gift", 0, 9, 1, 5).set("server.count_limit", 7);
+    let cases = [
+        (more().set("server.listen", "'127.0.0.1:1'"), "server.listen can't change"),
+        (more().set("server.drain_ms", 77), "server.drain_ms can't change"),
+        (more().set("pools.int.max", LAST + 1), "pools.int.max can't change"),
+        (more().set("server.mode", "'sqlite'"), "server.mode can't change"),
+        (more().set("receipts.keep", "'1h'"), "receipts.keep can't change"),
+        (more().set("pools.int.shards", 0), "pools.int.shards = 0"),
+        (more().set("colour", "'red'"), "colour"),
+    ];
+    for (wrong, words) in cases {
+        site.configure(&wrong);
+        let answer = reload(&server).await;
+        assert_eq!(answer.status, 422, "{}", answer.body);
+        assert_eq!(answer.parse::<Failure>().code, "not_reloaded");
+        assert!(answer.body.contains(words), "{words}: {}", answer.body);
+        let status = status(&server).await;
+        assert_eq!(status["settings"]["digest"], before);
+        assert_eq!(status["settings"]["reload"]["applied"], false);
+        assert!(status["settings"]["reload"]["message"].as_str().unwrap().contains(words));
+        assert_eq!(status["events"][0]["kind"], "reloaded");
+        server.get("/random?count=8").await.assert_status(200);
+        server.get("/random?type=gift").await.assert_status(400);
+    }
+
+    // A new pool can't be opened: another one changed in the same reload.
+    site.configure(&more().set("pools.int.shards", 1));
+    std::fs::create_dir(site.file("used_numbers_gift.db")).unwrap();
+    let answer = reload(&server).await;
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    assert_eq!(status(&server).await["pools"]["int"]["shards"].as_array().unwrap().len(), 2);
+    server.get("/random?count=8").await.assert_status(200);
+    std::fs::remove_dir(site.file("used_numbers_gift.db")).unwrap();
+
+    // One of two pools that change can't be opened again, so the other one goes on as before.
+    let two =
+        |shards: u16| config().pool("gift", 0, 9, shards, 1).set("pools.int.shards", shards + 1);
+    site.configure(&two(1));
+    reloaded(&server).await;
+    let mut gifts = take(&server, "/random?type=gift").await;
+    let blocked = site.file("gift_shard_7.db");
+    std::fs::create_dir(&blocked).unwrap();
+    site.configure(&two(2));
+    let answer = reload(&server).await;
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    assert!(answer.body.contains("gift_shard_7.db"), "{}", answer.body);
+    assert_eq!(status(&server).await["pools"]["int"]["shards"].as_array().unwrap().len(), 2);
+    take(&server, "/random?count=8").await;
+    server.get("/random?type=gift").await.assert_status(400);
+    // The next reload opens it.
+    std::fs::remove_dir(blocked).unwrap();
+    let message = reloaded(&server).await;
+    assert!(message.contains("pools.int.shards"), "{message}");
+    let status = status(&server).await;
+    assert_ne!(status["settings"]["digest"], before);
+    assert_eq!(status["settings"]["reload"]["applied"], true);
+    assert_eq!(status["pools"]["int"]["shards"].as_array().unwrap().len(), 3);
+    gifts.extend(take(&server, "/random?type=gift&count=9").await);
+    assert_eq!(missing(&gifts, 0..=9), 0);
+    server.stop().await;
+}
+
+/// Story: a rotated token worked only after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_rotated_by_reloads_and_its_keys_stay() {
+    let admin = Token::new("admin", "admin").await;
+    let (old, new) = (Token::new("shop", "draw").await, Token::new("shop", "draw").await);
+    let hash = |token: &Token| token.entry.split('"').nth_back(1).unwrap().to_owned();
+    let both = Token {
+        text: String::new(),
+        entry: old.entry.replace(" }", &format!(", next_sha256 = \"{}\" }}", hash(&new))),
+    };
+    let site = Site::new(&with_tokens(config(), &[&old, &admin]));
+    site.fill().await;
+    let server = site.start().await;
+    let draw = async |token: &Token| {
+        let (header, key) = (token.header(), ("idempotency-key", "order-17"));
+        let headers = [("authorization", &*header), key];
+        server.client().send_with(Method::POST, "/random", &headers).await.unwrap()
+    };
+    let first = draw(&old).await;
+    first.assert_status(200);
+    for (tokens, accepted) in [
+        ([&old, &admin], [true, false]),
+        ([&both, &admin], [true, true]),
+        ([&new, &admin], [false, true]),
+    ] {
+        site.configure(&with_tokens(config(), &tokens));
+        let header = admin.header();
+        let headers = [("authorization", &*header)];
+        let answer = server.client().send_with(Method::POST, "/reload", &headers).await.unwrap();
+        answer.assert_status(200);
+        for (token, accepted) in [&old, &new].into_iter().zip(accepted) {
+            let answer = draw(token).await;
+            assert_eq!(answer.status, if accepted { 200 } else { 401 }, "{}", answer.body);
+            assert!(!accepted || answer.body == first.body, "{}", answer.body);
+        }
+    }
+    // Others may not reload.
+    let header = new.header();
+    let headers = [("authorization", &*header)];
+    let answer = server.client().send_with(Method::POST, "/reload", &headers).await.unwrap();
+    answer.assert_status(403);
+    server.stop().await;
+}
+
+/// Story: each reload gave every caller a full quota again.
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_and_limits_change_and_what_was_used_stays_used() {
+    let quota =
+        |burst: u32| config().set("quota.numbers_per_second", "0.001").set("quota.burst", burst);
+    let site = Site::new(&quota(5));
+    site.fill().await;
+    let server = site.start().await;
+    server.get("/random?count=5").await.assert_status(200);
+    site.configure(&quota(5).set("server.count_limit", 3));
+    assert!(reloaded(&server).await.contains("server.count_limit"));
+    server.get("/random").await.assert_status(429);
+    server.get("/random?count=4").await.assert_status(400);
+    site.configure(&quota(2));
+    reloaded(&server).await;
+    server.get("/random?count=2").await.assert_status(200);
+    site.configure(&config());
+    reloaded(&server).await;
+    server.get("/random?count=4").await.assert_status(200);
+    server.stop().await;
+}
+
+/// A server without a network is reloaded by a signal, and by the console.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_and_the_console_reload_in_each_mode() {
+    for mode in ["sharded", "sqlite", "json", "simple"] {
+        let site = Site::new(&config().set("server.mode", format!("'{mode}'")));
+        let server = site.start().await;
+        let more = |rate: u32| {
+            let config = config().set("server.mode", format!("'{mode}'"));
+            config.set("quota.numbers_per_second", rate)
+        };
+        site.configure(&more(5));
+        server.process.signal(Signal::SIGHUP);
+        server.process.says("changed: quota.burst, quota.numbers_per_second").await;
+
+        site.configure(&more(7));
+        let url = format!("http://{}", server.address());
+        let Finished { status, stdout, stderr } =
+            run(site.bare(env!("CARGO_BIN_EXE_tombola"), &["reload", "--url", &url])).await;
+        assert_eq!(status.code(), Some(0), "{mode}: {stderr}");
+        assert!(stdout.contains("changed: quota.burst, quota.numbers_per_second"), "{stdout}");
+
+        site.configure(&more(7).set("server.drain_ms", 77));
+        let Finished { status, stderr, .. } =
+            run(site.bare(env!("CARGO_BIN_EXE_tombola"), &["reload", "--url", &url])).await;
+        assert_eq!(status.code(), Some(2), "{mode}: {stderr}");
+        assert!(stderr.contains("server.drain_ms can't change"), "{stderr}");
+        if mode != "sharded" {
+            site.configure(&more(7).pool("gift", 0, 9, 1, 5));
+            let answer = reload(&server).await;
+            assert_eq!(answer.status, 422, "{}", answer.body);
+            assert!(answer.body.contains("restart the server"), "{}", answer.body);
+        }
+        server.stop().await;
+    }
+}
+
+/// The files of a pool that ended stay, and it goes on where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_ended_goes_on_where_it_was() {
+    let all = || config().pool("gift", 0, 99, 1, 100);
+    let site = Site::new(&all());
+    site.fill().await;
+    let server = site.start().await;
+    let mut numbers = server.take("gift", Some(40)).await;
+    site.configure(&all().set("pools.gift.enabled", "false"));
+    assert!(reloaded(&server).await.contains("ended: gift"));
+    server.get("/random?type=gift").await.assert_status(400);
+    let metrics = server.get("/metrics").await;
+    assert!(!metrics.body.contains("gift"), "{}", metrics.body);
+    // The server stays ready while a new pool fills.
+    site.configure(&all());
+    assert!(reloaded(&server).await.contains("new pools: gift"));
+    assert_eq!(server.get("/ready").await.status, 200);
+    numbers.extend(take(&server, "/random?type=gift&count=60").await);
+    assert_eq!(missing(&numbers, 0..=99), 0);
+    server.get("/random?type=gift").await.assert_status(410);
+    server.stop().await;
+}
