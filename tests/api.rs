@@ -224,7 +224,9 @@ async fn every_route_is_described_and_every_described_route_is_there() {
 
     // A route for GET serves HEAD too.
     for (path, mut methods) in methods {
-        methods.insert("HEAD".to_owned());
+        if methods.contains("GET") {
+            methods.insert("HEAD".to_owned());
+        }
         let answer = server.send(Method::DELETE, &path.replace("{file}", "index.css")).await;
         answer.assert_status(405);
         let allowed = answer.header("allow").unwrap().split(", ").map(str::to_owned).collect();
@@ -345,6 +347,10 @@ async fn each_example_is_what_the_server_answers() {
     keyed(Method::POST, "/random?count=5", "order-3").await.assert_status(200);
     let other = keyed(Method::POST, "/random", "order-3").await;
     assert_is("the key of another request", &other);
+    assert_is("nothing changed", &server.send(Method::POST, "/reload").await);
+    site.configure(&config().set("server.listen", "'127.0.0.1:1'"));
+    let refused = server.send(Method::POST, "/reload").await;
+    assert_is("a setting that can't change", &refused);
     server.stop().await;
 
     // Without look-ups.
@@ -363,9 +369,11 @@ async fn each_example_is_what_the_server_answers() {
     let draw = Token::new("shop", "draw").await;
     let observe = Token::new("monitor", "observe").await;
     let (lookup, audit) = (Token::new("desk", "lookup").await, Token::new("audit", "audit").await);
+    let admin = Token::new("admin", "admin").await;
+    let past = Token::with("past", "observe", &["--expires", "2026-01-31"]).await;
     let guarded = config().set("quota.numbers_per_second", 0.001).set("quota.burst", 20);
     let guarded = guarded.set("receipts.lookups_per_second", 1);
-    site.configure(&with_tokens(guarded, &[&draw, &observe, &lookup, &audit]));
+    site.configure(&with_tokens(guarded, &[&draw, &observe, &lookup, &audit, &admin, &past]));
     let server = site.start().await;
     let description = Description::of(&server).await;
     remember(&description);
@@ -374,6 +382,7 @@ async fn each_example_is_what_the_server_answers() {
         "/random" => draw.header(),
         "/receipts" => audit.header(),
         RECEIPT => lookup.header(),
+        "/reload" => admin.header(),
         _ => observe.header(),
     };
     answered.extend(replay(&server, &description, right).await);
@@ -386,8 +395,20 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_answered(&spent);
         answered.insert(example.name());
     }
-    let is_of_token =
-        |example: &Example| example.status == 401 || example.body["code"] == "forbidden";
+    for example in description.when(|example| example.when == "a token that has expired") {
+        // It is the same for each scope.
+        answered.insert(example.name());
+        if ["/status", "/metrics"].contains(&&*example.path) {
+            let header = [("authorization", &*past.header())];
+            let client = server.client();
+            let answer = client.send_with(Method::GET, &example.path, &header).await.unwrap();
+            example.assert_answered(&answer);
+        }
+    }
+    let is_of_token = |example: &Example| {
+        example.when != "a token that has expired"
+            && (example.status == 401 || example.body["code"] == "forbidden")
+    };
     for example in description.when(is_of_token) {
         let wrong = if example.path == "/random" { &observe } else { &draw };
         let header = [("authorization", &*wrong.header())];
@@ -516,7 +537,7 @@ async fn the_words_of_the_status_are_described() {
         (
             "EventStatus",
             "kind",
-            "started depleted refilled refill_failed damaged exhausted receipts_failed",
+            "started depleted refilled refill_failed damaged exhausted receipts_failed reloaded",
         ),
     ] {
         let described = schemas[schema]["properties"][field]["enum"].as_array().unwrap().iter();

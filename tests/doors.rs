@@ -412,7 +412,10 @@ async fn a_token_needs_a_name_and_a_scope() {
         (&["token"][..], "new"),
         (&["token", "new"], "--name"),
         (&["token", "new", "--name", "shop"], "--scope"),
-        (&["token", "new", "--name", "shop", "--scope", "all"], "draw, lookup, audit, observe"),
+        (
+            &["token", "new", "--name", "shop", "--scope", "all"],
+            "draw, lookup, audit, admin, observe",
+        ),
         (&["token", "new", "--name", "the shop", "--scope", "draw"], "a-z"),
         (&["token", "new", "--name", "", "--scope", "draw"], "a-z"),
         (&["token", "new", "--name", "a\"\nb", "--scope", "draw"], "a-z"),
