@@ -549,7 +549,7 @@ async fn metrics(
 /// The outcome of a reload that was applied.
 #[derive(Serialize, ToSchema)]
 struct Reloaded {
-    /// What changed.
+    /// A sentence about what changed.
     message: String,
 }
 

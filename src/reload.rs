@@ -47,7 +47,7 @@ impl Loaded {
     }
 }
 
-/// What a reload does besides replacing the access control and the limits.
+/// The steps of a reload besides replacing the access control and the limits.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     /// Pools that begin to serve.

@@ -70,12 +70,13 @@ async fn status_has_the_fields_that_pages_and_consoles_read() {
     assert_fields(
         &status,
         "version time started_at uptime_seconds status connections requests history pools receipts \
-         events",
+         settings events",
     );
     assert_fields(
         &status["receipts"],
         "count head keys_known_since bytes keyed unkeyed replayed refused waiting trouble",
     );
+    assert_fields(&status["settings"], "digest reload");
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     for time in ["time", "started_at"] {
         let time = status[time].as_str().unwrap();

@@ -122,7 +122,7 @@ async fn a_hundred_reloads_under_load_fail_only_requests_to_pools_that_ended() {
     server.stop().await;
 }
 
-/// Story: half of a change was in effect, and nobody knew which half.
+/// Story: half of a change was in effect, and no operator knew which half.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_all_changes_or_none() {
     let site = Site::new(&config());

@@ -152,7 +152,7 @@ async fn the_simpler_modes_know_tokens_for_some_pools() {
     }
 }
 
-/// Story: a token was to end with a campaign, and nobody remembered to remove it.
+/// Story: a token was to end with a campaign, and the operator forgot to remove it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_refused_once_it_has_expired_and_reported_in_its_last_week() {
     let day = Duration::from_secs(86_400);

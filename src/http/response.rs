@@ -314,7 +314,7 @@ impl From<ApiError> for JsonResponse {
             ApiError::OverQuota { seconds } => {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
-            ApiError::Unauthorized => {
+            ApiError::Unauthorized | ApiError::Expired => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the body would be read as the next request.
