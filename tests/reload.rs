@@ -163,21 +163,21 @@ async fn a_reload_takes_all_changes_or_none() {
     server.get("/random?count=8").await.assert_status(200);
     std::fs::remove_dir(site.file("used_numbers_gift.db")).unwrap();
 
-    // One of two pools that change can't be opened again, so the other one goes on as before.
+    // The second of two pools that change can't be opened again, so the first one goes on as before.
     let two =
-        |shards: u16| config().pool("gift", 0, 9, shards, 1).set("pools.int.shards", shards + 1);
+        |shards: u16| config().pool("ticket", 0, 9, shards, 1).set("pools.int.shards", shards + 1);
     site.configure(&two(1));
     reloaded(&server).await;
-    let mut gifts = take(&server, "/random?type=gift").await;
-    let blocked = site.file("gift_shard_7.db");
+    let mut tickets = take(&server, "/random?type=ticket").await;
+    let blocked = site.file("ticket_shard_7.db");
     std::fs::create_dir(&blocked).unwrap();
     site.configure(&two(2));
     let answer = reload(&server).await;
     assert_eq!(answer.status, 422, "{}", answer.body);
-    assert!(answer.body.contains("gift_shard_7.db"), "{}", answer.body);
+    assert!(answer.body.contains("ticket_shard_7.db"), "{}", answer.body);
     assert_eq!(status(&server).await["pools"]["int"]["shards"].as_array().unwrap().len(), 2);
     take(&server, "/random?count=8").await;
-    server.get("/random?type=gift").await.assert_status(400);
+    server.get("/random?type=ticket").await.assert_status(400);
     // The next reload opens it.
     std::fs::remove_dir(blocked).unwrap();
     let message = reloaded(&server).await;
@@ -186,8 +186,8 @@ async fn a_reload_takes_all_changes_or_none() {
     assert_ne!(status["settings"]["digest"], before);
     assert_eq!(status["settings"]["reload"]["applied"], true);
     assert_eq!(status["pools"]["int"]["shards"].as_array().unwrap().len(), 3);
-    gifts.extend(take(&server, "/random?type=gift&count=9").await);
-    assert_eq!(missing(&gifts, 0..=9), 0);
+    tickets.extend(take(&server, "/random?type=ticket&count=9").await);
+    assert_eq!(missing(&tickets, 0..=9), 0);
     server.stop().await;
 }
 
