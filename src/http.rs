@@ -13,6 +13,7 @@ mod openapi;
 mod page;
 mod query;
 mod quota;
+mod reads;
 mod ready;
 mod receipts;
 mod response;
@@ -43,6 +44,7 @@ use self::lines::Format;
 pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
 use self::query::{Parameters, Wanted};
+use self::reads::Reads;
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
@@ -96,6 +98,7 @@ struct App {
     monitor: Arc<Monitor>,
     keeper: Keeper,
     readiness: Readiness,
+    reads: Arc<Reads>,
     /// The body of `/openapi.json`.
     description: Bytes,
 }
@@ -170,9 +173,15 @@ impl Routes {
         let offer = Offer { pools: monitor.pools(), count_limit, guard: &guard };
         let description = Bytes::from(offer.describe(paths));
         let readiness = Readiness::new(monitor.pools().len());
-        let app =
-            App { count_limit, guard: Arc::clone(&guard), monitor, keeper, readiness, description };
-        let app = Arc::new(app);
+        let app = Arc::new(App {
+            count_limit,
+            guard: Arc::clone(&guard),
+            monitor,
+            keeper,
+            readiness,
+            reads: Arc::new(Reads::new()),
+            description,
+        });
         let router = routes
             .into_iter()
             .fold(Router::new(), |router, (path, methods, handler)| {
@@ -392,15 +401,15 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn status(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || status::response(&app.monitor)).await
+    let monitor = Arc::clone(&app.monitor);
+    let told = app.reads.start(move || status::response(&monitor)).await;
+    told.expect(TELLS).map(Body::from)
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    off_the_lane(move || metrics::response(&app.monitor)).await
+    let monitor = Arc::clone(&app.monitor);
+    let told = app.reads.start(move || metrics::response(&monitor)).await;
+    told.expect(TELLS).map(Body::from)
 }
 
-/// Builds a response on a blocking thread, so that other requests don't wait while it is built.
-async fn off_the_lane(tell: impl FnOnce() -> JsonResponse + Send + 'static) -> Response {
-    let response = tokio::task::spawn_blocking(tell).await;
-    response.expect("telling figures does not panic").map(Body::from)
-}
+const TELLS: &str = "telling figures does not panic";

@@ -6,6 +6,7 @@ mod connection;
 mod lanes;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use self::lanes::Lanes;
 use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
 use crate::backoff::Backoff;
+use crate::batch::ShardIndex;
 use crate::config::{AuthConfig, Config, Mode, PoolConfig, RefillConfig};
 use crate::events::{Events, Kind};
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
@@ -29,15 +31,22 @@ use crate::monitor::Monitor;
 use crate::on_demand::{Generator, Handle, JsonStore, OpenError, Store, TableStore};
 use crate::pool::Pool;
 use crate::receipts::{self, ReceiptReader, ReceiptStore, Receipts};
-use crate::refill::Refiller;
+use crate::refill::{Builders, Refiller};
 use crate::sqlite;
 use crate::traffic::Traffic;
 
-/// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
-const FILES_PER_SHARD: usize = 5;
+/// The blocking threads of the runtime that starts a server: for the desk, builds and reads, of which there are
+/// only a few at once, and for openings.
+pub(crate) const BLOCKING_THREADS: usize = 64;
 
-/// All other file descriptors of the process: ledgers, receipts, the runtime and the log, with a reserve.
-const OWN_FILES: usize = 128;
+/// File descriptors of a shard: its file, `-wal` and `-shm`.
+const FILES_PER_SHARD: usize = 3;
+
+/// File descriptors of a pool at a start: its ledger, `-wal` and `-shm`.
+const FILES_PER_POOL: usize = 3;
+
+/// All other file descriptors of the process: receipts, builds, the runtime and the log, with a reserve.
+const OWN_FILES: usize = 256;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +93,7 @@ pub(crate) struct Server {
     lanes: Lanes,
     tasks: Tasks,
     /// Held until all files are closed.
-    folder: Folder,
+    folder: Arc<Folder>,
 }
 
 /// The tasks behind the routes.
@@ -220,9 +229,7 @@ impl Tasks {
                 }
                 join(workers).await;
                 // The ledgers last, because they record how the files were closed.
-                for refiller in refillers {
-                    refiller.close().await;
-                }
+                join(refillers.into_iter().map(|refiller| tokio::spawn(refiller.close()))).await;
                 if let Some((_, gatekeeper)) = gate {
                     join(vec![gatekeeper]).await;
                 }
@@ -265,7 +272,7 @@ async fn open_pools(
     guard: Arc<Guard>,
     traffic: Traffic,
     lanes: &mut Lanes,
-) -> Result<(Folder, Routes, Tasks), ServerError> {
+) -> Result<(Arc<Folder>, Routes, Tasks), ServerError> {
     let Opened { folder, pools: found, gate } = open_folder(config).await?;
     // Before the pools lease rows, which would be lost if the receipts can't be opened.
     let (store, reader) = open_receipts(config).await?;
@@ -275,13 +282,12 @@ async fn open_pools(
     let events = Arc::new(Events::default());
     // Before the tasks begin, so that it is the first event.
     events.add(Kind::Started, None, None, "The server started".to_owned());
+    let builders = Arc::new(Builders::default());
+    let openings = config.pools.iter().cloned().zip(found).map(|(config, (files, membership))| {
+        open_pool(config, files, membership, Arc::clone(&events), Arc::clone(&builders))
+    });
     let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-    for (pool_config, (files, membership)) in config.pools.iter().zip(found) {
-        let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
-        let PoolFiles { paths, shards, .. } = &files;
-        let events = Arc::clone(&events);
-        let (pool, tasks) = Pool::open(pool_config, paths, shards, events, gate).await;
-        let refiller = Refiller::new(files, Arc::clone(&pool), pool_config, claims);
+    for (pool, tasks, refiller) in at_once(openings).await {
         refillers.push(tokio::spawn(refiller.run(stop.clone())));
         workers.extend(tasks.into_iter().map(|worker| lanes.spawn(worker)));
         pools.push(pool);
@@ -299,6 +305,20 @@ async fn open_pools(
     Ok((folder, routes, tasks))
 }
 
+/// Opens the live files of a pool. Returns the pool, its workers and its refiller, which have to run.
+async fn open_pool(
+    config: PoolConfig,
+    files: PoolFiles,
+    membership: Option<Membership>,
+    events: Arc<Events>,
+    builders: Arc<Builders>,
+) -> (Arc<Pool>, Vec<impl Future<Output = ()> + Send + 'static>, Refiller) {
+    let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
+    let (pool, workers) = Pool::open(&config, &files.paths, &files.shards, events, gate).await;
+    let refiller = Refiller::new(files, Arc::clone(&pool), &config, claims, builders);
+    (pool, workers, refiller)
+}
+
 async fn open_receipts(
     config: &Config,
 ) -> Result<(Box<dyn ReceiptStore>, Arc<dyn ReceiptReader>), ServerError> {
@@ -311,26 +331,29 @@ async fn open_receipts(
 async fn open_generator<S: Store>(
     config: &Config,
     guard: Arc<Guard>,
-) -> Result<(Folder, Routes, Tasks), ServerError> {
+) -> Result<(Arc<Folder>, Routes, Tasks), ServerError> {
     let opening = config.clone();
     let (folder, generator) =
         tokio::task::spawn_blocking(move || Generator::<S>::open(&opening)).await.expect(OPENS)?;
     let (handle, queue) = Handle::queued(&generator);
     let routes = Routes::on_demand(config.pools.clone(), handle, guard);
     let running = tokio::task::spawn_blocking(move || generator.run(queue));
-    Ok((folder, routes, Tasks::Generator(Some(running))))
+    Ok((Arc::new(folder), routes, Tasks::Generator(Some(running))))
 }
 
 /// Everything blocks the one thread, the opening too.
-fn open_simple(config: &Config, guard: Arc<Guard>) -> Result<(Folder, Routes, Tasks), ServerError> {
+fn open_simple(
+    config: &Config,
+    guard: Arc<Guard>,
+) -> Result<(Arc<Folder>, Routes, Tasks), ServerError> {
     let (folder, generator) = Generator::open(config)?;
     let routes = Routes::on_demand(config.pools.clone(), Handle::direct(generator), guard);
-    Ok((folder, routes, Tasks::Generator(None)))
+    Ok((Arc::new(folder), routes, Tasks::Generator(None)))
 }
 
 /// An opened data folder that may be served.
 struct Opened {
-    folder: Folder,
+    folder: Arc<Folder>,
     /// The files of each pool, and in a fleet its membership.
     pools: Vec<(PoolFiles, Option<Membership>)>,
     gate: Option<(Gate, Gatekeeper)>,
@@ -347,18 +370,44 @@ async fn open_folder(config: &Config) -> Result<Opened, ServerError> {
         }
         None => (Vec::new(), None),
     };
-    let pools = config.pools.clone();
+    let folder = Arc::new(folder);
+    let listed = Arc::clone(&folder);
+    let found = tokio::task::spawn_blocking(move || listed.shards()).await.expect(OPENS);
+    let found = found.map_err(FolderError::from)?;
+    let memberships = memberships.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let openings = config.pools.iter().cloned().zip(memberships).map(|(config, membership)| {
+        let found = found.get(&config.name).cloned().unwrap_or_default();
+        open_files(Arc::clone(&folder), config, found, membership)
+    });
+    let pools = at_once(openings).await.into_iter().collect::<Result<_, FolderError>>()?;
+    Ok(Opened { folder, pools, gate })
+}
+
+/// Opens a pool's files, of which the folder has the shards `found`.
+async fn open_files(
+    folder: Arc<Folder>,
+    config: PoolConfig,
+    found: BTreeSet<ShardIndex>,
+    membership: Option<Membership>,
+) -> Result<(PoolFiles, Option<Membership>), FolderError> {
     let open = move || {
-        let mut memberships = memberships.into_iter();
-        let open = |pool: &PoolConfig| {
-            let membership = memberships.next();
-            let share = membership.as_ref().map(|membership| &membership.share);
-            Ok((folder.open_pool(pool, share, true)?, membership))
-        };
-        let pools = pools.iter().map(open).collect::<Result<_, FolderError>>()?;
-        Ok::<_, FolderError>(Opened { folder, pools, gate })
+        let share = membership.as_ref().map(|membership| &membership.share);
+        Ok((folder.open_pool(&config, &found, share, true)?, membership))
     };
-    Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
+    tokio::task::spawn_blocking(open).await.expect(OPENS)
+}
+
+/// Waits for all of these openings, several of which are under way at once, since each mostly waits for the disk.
+/// Returns their results in order.
+async fn at_once<T: Send + 'static>(
+    openings: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let tasks: Vec<_> = openings.map(tokio::spawn).collect();
+    let mut opened = Vec::new();
+    for task in tasks {
+        opened.push(task.await.expect(OPENS));
+    }
+    opened
 }
 
 const OPENS: &str = "opening does not panic";
@@ -367,7 +416,7 @@ const OPENS: &str = "opening does not panic";
 fn connections_max(config: &Config) -> usize {
     let wanted = config.server.connections;
     let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();
-    let own = OWN_FILES + FILES_PER_SHARD * shards;
+    let own = OWN_FILES + FILES_PER_POOL * config.pools.len() + FILES_PER_SHARD * shards;
     let files = (wanted + own) as u64;
     let allowed = rlimit::increase_nofile_limit(files).unwrap_or(files);
     let possible = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(own).max(1);
@@ -381,7 +430,7 @@ fn connections_max(config: &Config) -> usize {
     wanted.min(possible)
 }
 
-async fn join<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
+async fn join<T>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     let mut ended = Vec::new();
     for task in tasks {
         match task.await {
