@@ -6,7 +6,6 @@ mod builders;
 mod plan;
 
 use std::ops::ControlFlow;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -351,16 +350,19 @@ impl Refiller {
 
 /// Waits for a turn to build ahead of need. If the pool runs dry before that, it goes before all others that do so.
 async fn ahead_of_need(pool: &Pool, builders: &Builders) -> Turn {
-    let mut turn = pin!(builders.ahead_of_need());
-    loop {
-        tokio::select! {
-            turn = &mut turn => return turn,
-            () = pool.refill_wanted() => {
-                if is_dry(&pool.levels()) {
-                    return builders.urgent().await;
-                }
-            }
+    let runs_dry = async {
+        while !is_dry(&pool.levels()) {
+            pool.refill_wanted().await;
         }
+    };
+    // Its place in the line is given up before it gets another one: a turn that it got there would be lost.
+    let turn = tokio::select! {
+        turn = builders.ahead_of_need() => Some(turn),
+        () = runs_dry => None,
+    };
+    match turn {
+        Some(turn) => turn,
+        None => builders.urgent().await,
     }
 }
 
