@@ -31,9 +31,9 @@ const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442
 /// Rows per block: about as many as fit into a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
 
-/// The pages for which space is reserved on the disk in the write-ahead log of an open shard, or all pages of a
-/// shorter file. A lease of 1024 rows writes about ten.
-const LOG_PAGES: u64 = 64;
+/// The space reserved on the disk for the write-ahead log of an open shard: 64 pages with their headers. A
+/// lease of 1024 rows writes about ten.
+const LOG_BYTES: u64 = 64 * (4096 + 24) + 32;
 
 /// The pages of an open shard that SQLite keeps in memory. Each lease reads about ten, most of them at random. With
 /// more pages, a thousand small shards would be in memory as a whole.
@@ -327,8 +327,7 @@ impl Shard {
         // Invariant: the log's name and space are durable before the mark is in the file, and the mark is in
         // the file before the first lease is in the log. So a file with the mark but no log has lost it.
         // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
-        let pages: u64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
-        files::reserve(&sqlite::wal_of(path), pages.min(LOG_PAGES) * (4096 + 24) + 32)?;
+        files::reserve(&sqlite::wal_of(path), LOG_BYTES)?;
         files::sync_folder(files::parent(path))?;
         connection.execute(BEGIN_USE, [])?;
         sqlite::checkpoint(connection, Checkpoint::Restart)?;
