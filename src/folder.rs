@@ -4,6 +4,7 @@
 mod names;
 mod start;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +15,10 @@ pub(crate) use self::names::{
     FLEET_RECORD, JSON_STORE, RECEIPTS, RECEIPTS_COPIED, TABLE_STORE, parse_shard_file, shard_name,
     survey,
 };
-use self::names::{README, owners_of_file, shard_of_file};
+use self::names::{README, owners_of_file};
 pub(crate) use self::start::{Known, adopt};
 use crate::batch::ShardIndex;
-use crate::config::{Mode, PoolConfig};
+use crate::config::{Mode, PoolConfig, PoolName};
 use crate::files::{self, FileError, Lock, LockError};
 use crate::ledger::{Ledger, LedgerError, RESTORE, StratumKey};
 use crate::shard::{Label, Seen, ShardError};
@@ -153,26 +154,32 @@ impl Folder {
         &self.path
     }
 
+    /// Returns the shards of each pool that have a file.
+    pub fn shards(&self) -> Result<BTreeMap<PoolName, BTreeSet<ShardIndex>>, FileError> {
+        Ok(survey(&self.path)?.pools)
+    }
+
     /// Opens a pool's ledger, or creates one in a folder without shards, and recovers the shards' files:
     /// adopts or removes unfinished builds, takes over files that a crash left in use, and sets damaged files
-    /// aside. With a share, the ledger draws only from its partitions. Takes over live files only if
-    /// `to_serve` is true.
+    /// aside. `found` are its [shards](Self::shards) that have a file. With a share, the ledger draws only from its
+    /// partitions. Takes over live files only if `to_serve` is true.
     ///
     /// # Errors
     /// Returns [`FolderError`] if there is a file that could lead to repeated numbers.
     pub fn open_pool(
         &self,
         config: &PoolConfig,
+        found: &BTreeSet<ShardIndex>,
         share: Option<&Share>,
         to_serve: bool,
     ) -> Result<PoolFiles, FolderError> {
-        match self.open_pool_once(config, share, to_serve) {
+        match self.open_pool_once(config, found, share, to_serve) {
             // SQLite finds wrong content also if the disk can't read it. Other errors are final.
             Err(FolderError::Ledger(error @ LedgerError::Sqlite { .. }))
                 if error.fault() == Fault::Content =>
             {
                 sqlite::read_through(&PoolPaths::new(&self.path, &config.name).ledger())?;
-                self.open_pool_once(config, share, to_serve).map_err(|error| match error {
+                self.open_pool_once(config, found, share, to_serve).map_err(|error| match error {
                     FolderError::Ledger(error) => error.proven().into(),
                     other => other,
                 })
@@ -184,22 +191,17 @@ impl Folder {
     fn open_pool_once(
         &self,
         config: &PoolConfig,
+        found: &BTreeSet<ShardIndex>,
         share: Option<&Share>,
         to_serve: bool,
     ) -> Result<PoolFiles, FolderError> {
         let paths = PoolPaths::new(&self.path, &config.name);
-        let found: Vec<ShardIndex> = files::list(&self.path)?
-            .iter()
-            .filter_map(|name| shard_of_file(&config.name, name))
-            .collect();
         let mut ledger = open_ledger(&paths, config, found.first(), share)?;
         if let Some(share) = share {
             ledger.hold(&share.partitions);
         }
-        let mut indexes: Vec<ShardIndex> =
-            (0..config.shards).map(ShardIndex).chain(found).collect();
-        indexes.sort_unstable();
-        indexes.dedup();
+        let mut indexes: BTreeSet<ShardIndex> = (0..config.shards).map(ShardIndex).collect();
+        indexes.extend(found);
         let shards = indexes
             .into_iter()
             .map(|index| start::open_shard(&paths, &mut ledger, index, to_serve))

@@ -13,6 +13,7 @@ mod openapi;
 mod page;
 mod query;
 mod quota;
+mod reads;
 mod ready;
 mod receipts;
 mod response;
@@ -46,6 +47,7 @@ use self::lines::Format;
 pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
 use self::query::{Names, Parameters, Wanted};
+use self::reads::Reads;
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
@@ -112,6 +114,7 @@ struct App {
     /// Whether a reload is about to replace these routes, so that a pool may be stopped.
     is_outdated: AtomicBool,
     reloads: ReloadHandle,
+    reads: Arc<Reads>,
     /// All paths and their methods.
     paths: Vec<(&'static str, &'static str)>,
     /// The body of `/openapi.json` for callers that may see all pools.
@@ -128,6 +131,16 @@ impl App {
         let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
         let names = Names { sorted: &self.names, allows: &allows };
         query::parse(&names, Some(self.count_limit), query, body)
+    }
+
+    /// Makes a response on a blocking thread, so that other requests don't wait while it is made.
+    async fn tell(
+        self: Arc<Self>,
+        tell: impl FnOnce(&Self) -> JsonResponse + Send + 'static,
+    ) -> Response {
+        let app = Arc::clone(&self);
+        let told = self.reads.start(move || tell(&app)).await;
+        told.expect("telling figures does not panic").map(Body::from)
     }
 
     /// Returns the pools that the caller may use.
@@ -222,6 +235,7 @@ impl Routes {
             is_outdated: AtomicBool::new(false),
             reloads,
             paths,
+            reads: Arc::new(Reads::new()),
             description,
         });
         let router = routes
@@ -520,7 +534,7 @@ async fn description(
     if !app.guard.hides_pools() {
         return typed(json, None, shared(app.description.clone()));
     }
-    off_the_lane(move || {
+    app.tell(move |app| {
         let offer = Offer::new(app.pools(&admitted), app.count_limit, &app.guard);
         typed(json, None, offer.describe(&app.paths).into_bytes())
     })
@@ -536,14 +550,16 @@ async fn ready(State(app): State<Arc<App>>, Extension(admitted): Extension<Admit
 }
 
 async fn status(State(app): State<Arc<App>>, Extension(admitted): Extension<Admitted>) -> Response {
-    off_the_lane(move || status::response(&app.monitor, app.guard.only_pools(&admitted))).await
+    let told = move |app: &App| status::response(&app.monitor, app.guard.only_pools(&admitted));
+    app.tell(told).await
 }
 
 async fn metrics(
     State(app): State<Arc<App>>,
     Extension(admitted): Extension<Admitted>,
 ) -> Response {
-    off_the_lane(move || metrics::response(&app.monitor, app.guard.only_pools(&admitted))).await
+    let told = move |app: &App| metrics::response(&app.monitor, app.guard.only_pools(&admitted));
+    app.tell(told).await
 }
 
 /// The outcome of a reload that was applied.
@@ -575,10 +591,4 @@ async fn reloaded(
         Some(Reload { message, .. }) => Err(ApiError::NotReloaded { message }),
         None => Err(ApiError::NotReloaded { message: "The server is stopping".to_owned() }),
     }
-}
-
-/// Builds a response on a blocking thread, so that other requests don't wait while it is built.
-async fn off_the_lane(tell: impl FnOnce() -> JsonResponse + Send + 'static) -> Response {
-    let response = tokio::task::spawn_blocking(tell).await;
-    response.expect("telling figures does not panic").map(Body::from)
 }

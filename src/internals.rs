@@ -46,7 +46,7 @@ pub mod on_demand {
 
 /// The building of a shard's next generation.
 pub mod refill {
-    pub use crate::refill::{Built, Refill, Refiller, build};
+    pub use crate::refill::{Builders, Built, Refill, Refiller, build};
 }
 
 /// One shard's file.

@@ -507,6 +507,38 @@ impl Ledger {
         self.batch_of(value).map(|batch| batch.is_some())
     }
 
+    /// Checks that the ledger has this id and at least as many values: that it is the one that was open before,
+    /// and not an older copy of it.
+    ///
+    /// # Errors
+    /// Returns [`LedgerError::Damaged`] if it is not.
+    pub fn check_continues(&self, id: Uuid, values: u64) -> Result<(), LedgerError> {
+        let State { id: found, count, path, .. } = &self.state;
+        if *found != id {
+            return Err(damaged(
+                path,
+                format!("it is the ledger {found} now, and was {id} before"),
+            ));
+        }
+        if *count < values {
+            let problem = format!("it has {count} values, and had {values} before");
+            return Err(damaged(path, problem));
+        }
+        Ok(())
+    }
+
+    /// Closes the file for a while: after its log was cut, so that the next opening has no log to copy. Returns the
+    /// ledger if another process reads the log, which then can't be cut.
+    pub fn rest(mut self) -> Option<Self> {
+        match self.cut_log() {
+            // An error is ignored, because everything is in the file, and the next opening reads it.
+            Ok(()) => drop(self.close()),
+            Err(error) if error.fault() == Fault::Passing => return Some(self),
+            Err(_) => {}
+        }
+        None
+    }
+
     /// Closes the file, after its log was written back and removed.
     pub fn close(self) -> Result<(), LedgerError> {
         let Self { connection, state } = self;

@@ -2,6 +2,7 @@
 //! only user of the ledger while the server runs. Knows nothing of requests.
 
 mod build;
+mod builders;
 mod plan;
 
 use std::ops::ControlFlow;
@@ -10,12 +11,16 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 pub(crate) use self::build::BuildError;
 pub use self::build::{Built, build};
+pub use self::builders::Builders;
+use self::builders::Turn;
 pub use self::plan::Refill;
 pub(crate) use self::plan::plan;
+use self::plan::{STARTER_ROWS, is_dry, starter_rows};
 use crate::backoff::Backoff;
 use crate::batch::ShardIndex;
 use crate::config::{PoolConfig, RefillConfig};
@@ -30,9 +35,12 @@ use crate::sqlite::{self, Fault};
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Refiller {
-    /// `None` after a disk fault. The ledger is then opened again before the next build, because the state in
-    /// memory may not be on the disk.
+    /// `None` while no build is due, because an open ledger takes memory and three open files, and after a disk
+    /// fault, because the state in memory may not be on the disk. The ledger is opened again before the next
+    /// build.
     ledger: Option<Ledger>,
+    /// The ledger when it was last open.
+    known: Known,
     space: Space,
     paths: PoolPaths,
     pool: Arc<Pool>,
@@ -42,6 +50,22 @@ pub struct Refiller {
     suspects: bool,
     /// The source of partitions to draw from, in a fleet.
     claims: Option<Claims>,
+    builders: Arc<Builders>,
+}
+
+/// The state of a ledger when it was last open.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    id: Uuid,
+    /// The number of its values. After a disk fault it may have more.
+    values: u64,
+    exhausted: bool,
+}
+
+impl Known {
+    fn of(ledger: &Ledger) -> Self {
+        Self { id: ledger.id(), values: ledger.count(), exhausted: ledger.is_exhausted() }
+    }
 }
 
 impl Refiller {
@@ -51,13 +75,14 @@ impl Refiller {
         pool: Arc<Pool>,
         config: &PoolConfig,
         claims: Option<Claims>,
+        builders: Arc<Builders>,
     ) -> Self {
         let PoolFiles { paths, ledger, .. } = files;
         let &PoolConfig { refill: config, shard_size, .. } = config;
         let space = ledger.space().clone();
         pool.open_books(figures(&ledger));
-        let (ledger, suspects) = (Some(ledger), false);
-        Self { ledger, space, paths, pool, config, shard_size, suspects, claims }
+        let (known, ledger, suspects) = (Known::of(&ledger), Some(ledger), false);
+        Self { ledger, known, space, paths, pool, config, shard_size, suspects, claims, builders }
     }
 
     /// Refills until it is stopped, which cancels a running build. Returns itself, to be
@@ -72,6 +97,7 @@ impl Refiller {
                     self.pool.set_refill_trouble(None);
                 }
                 Ok(false) => {
+                    self.rest().await;
                     stop.run_until_cancelled(self.pool.refill_wanted()).await;
                 }
                 Err(error) if error.is_cancelled() => break,
@@ -88,15 +114,30 @@ impl Refiller {
 
     /// Closes the ledger, after recording which numbers the workers have burned and which files they closed.
     pub async fn close(self) {
-        let Self { ledger, pool, .. } = self;
-        let close = move |mut ledger: Ledger| {
+        let Self { ledger, known, space, paths, pool, .. } = self;
+        let close = move || {
+            let mut ledger = match ledger {
+                Some(ledger) => ledger,
+                None => open_again(&paths, &space, known)?,
+            };
             note_burned(&pool, &mut ledger)?;
             ledger.note_closed(&pool.closed_files())?;
             ledger.close()
         };
-        let closed = tokio::task::spawn_blocking(move || ledger.map(close)).await;
-        if let Ok(Some(Err(error))) = closed {
+        let closed = tokio::task::spawn_blocking(close).await;
+        if let Ok(Err(error)) = closed {
             error!(%error, "the ledger could not be closed");
+        }
+    }
+
+    /// Closes the ledger until the next build. In a fleet it stays open, because claims depend on it.
+    async fn rest(&mut self) {
+        if self.claims.is_none()
+            && let Some(ledger) = self.ledger.take()
+        {
+            self.known = Known::of(&ledger);
+            let rested = tokio::task::spawn_blocking(move || ledger.rest()).await;
+            self.ledger = rested.expect("closing does not panic");
         }
     }
 
@@ -108,29 +149,23 @@ impl Refiller {
             true => u64::MAX,
             false => self.config.low_water_rows(self.shard_size),
         };
-        let due = plan(&self.pool.levels(), low_water, self.shard_size.into());
-        let exhausted = self.ledger.as_ref().is_some_and(Ledger::is_exhausted)
-            && self.claims.as_ref().is_none_or(Claims::none_left);
-        if self.pool.set_exhausted(exhausted) && exhausted {
-            let message = match self.claims {
-                None => "Every number of the range has entered a shard: no shard can be refilled",
-                Some(_) => {
-                    "Every number that this instance may draw has entered a shard, and no partitions are \
-                     left to claim: no shard can be refilled here. Other instances may have numbers left"
-                }
-            };
-            warn!(pool = %self.pool.name(), "{message}");
-            self.pool.tell(Kind::Exhausted, None, message.to_owned());
-        }
-        let Some(&refill) = due.first() else {
+        if self.due(low_water).is_none() {
             return Ok(false);
+        }
+        let Some(turn) = self.turn(stop).await else {
+            return Ok(true);
         };
-        if exhausted {
-            return Ok(false);
-        }
+        // Planned again, because the levels may have changed.
+        let Some(refill) = self.due(low_water) else {
+            return Ok(true);
+        };
+        debug!(
+            pool = %self.pool.name(), shard = refill.shard.0, rows = refill.rows,
+            "the next generation of a shard is begun"
+        );
         let started = Instant::now();
         self.pool.refill_began(refill.shard, refill.rows);
-        let built = self.build_off_the_runtime(refill, stop).await;
+        let built = self.build_off_the_runtime(refill, turn, stop).await;
         let built = self.prove(built).await;
         let took = started.elapsed();
         let outcome = match &built {
@@ -166,15 +201,50 @@ impl Refiller {
         Ok(true)
     }
 
+    /// Returns the most urgent refill, unless none is due or the ledger has no values left. Reports when the latter
+    /// begins.
+    fn due(&self, low_water: u64) -> Option<Refill> {
+        let starter = starter_rows(self.builders.dry());
+        let due = plan(&self.pool.levels(), low_water, self.shard_size.into(), starter);
+        let exhausted = self.ledger.as_ref().map_or(self.known.exhausted, Ledger::is_exhausted)
+            && self.claims.as_ref().is_none_or(Claims::none_left);
+        if self.pool.set_exhausted(exhausted) && exhausted {
+            let message = match self.claims {
+                None => "Every number of the range has entered a shard: no shard can be refilled",
+                Some(_) => {
+                    "Every number that this instance may draw has entered a shard, and no partitions are \
+                     left to claim: no shard can be refilled here. Other instances may have numbers left"
+                }
+            };
+            warn!(pool = %self.pool.name(), "{message}");
+            self.pool.tell(Kind::Exhausted, None, message.to_owned());
+        }
+        due.first().copied().filter(|_| !exhausted)
+    }
+
+    /// Waits until this pool may build. Returns `None` if it is stopped first.
+    async fn turn(&mut self, stop: &CancellationToken) -> Option<Turn> {
+        if is_dry(&self.pool.levels()) {
+            return stop.run_until_cancelled(self.builders.urgent()).await;
+        }
+        if let Some(turn) = self.builders.free() {
+            return Some(turn);
+        }
+        // It may be long until its turn.
+        self.rest().await;
+        stop.run_until_cancelled(ahead_of_need(&self.pool, &self.builders)).await
+    }
+
     /// Builds a generation on a blocking thread. Returns the result and the number of rows in the shard's
     /// next generation.
     async fn build_off_the_runtime(
         &mut self,
         refill: Refill,
+        turn: Turn,
         stop: &CancellationToken,
     ) -> Result<(Built, u64), BuildError> {
         let held = self.claim_ahead(refill.rows, stop).await?;
-        let ledger = self.ledger.take();
+        let (ledger, known) = (self.ledger.take(), self.known);
         let shared = self.claims.is_some();
         let (space, paths) = (self.space.clone(), self.paths.clone());
         let (pool, stop) = (Arc::clone(&self.pool), stop.clone());
@@ -182,14 +252,21 @@ impl Refiller {
             let reopened = ledger.is_none();
             let mut ledger = match ledger {
                 Some(ledger) => ledger,
-                None => Ledger::open(&paths.ledger(), &space)?,
+                None => open_again(&paths, &space, known)?,
             };
             if shared && (reopened || !held.is_empty()) {
                 ledger.hold(&held);
             }
             note_burned(&pool, &mut ledger)?;
+            let (mut turn, mut missing) = (Some(turn), 2 * refill.rows);
             let mut progress = |values| {
                 pool.refill_advanced(refill.shard, values);
+                missing = missing.saturating_sub(values);
+                if missing == 0 && refill.rows <= STARTER_ROWS && turn.is_some() {
+                    debug!(pool = %pool.name(), shard = refill.shard.0, "the next generation of a shard is written");
+                    // The rest of the work is waiting for the disk, with little in memory.
+                    turn = None;
+                }
                 match stop.is_cancelled() {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
@@ -269,6 +346,35 @@ impl Refiller {
             "a refill failed; the shards still serve the numbers that they have"
         );
     }
+}
+
+/// Waits for a turn to build ahead of need. If the pool runs dry before that, it goes before all others that do so.
+async fn ahead_of_need(pool: &Pool, builders: &Builders) -> Turn {
+    let runs_dry = async {
+        while !is_dry(&pool.levels()) {
+            pool.refill_wanted().await;
+        }
+    };
+    // Its place in the line is given up before it gets another one: a turn that it got there would be lost.
+    let turn = tokio::select! {
+        turn = builders.ahead_of_need() => Some(turn),
+        () = runs_dry => None,
+    };
+    match turn {
+        Some(turn) => turn,
+        None => builders.urgent().await,
+    }
+}
+
+/// Opens a ledger that this process has closed.
+///
+/// # Errors
+/// Returns [`LedgerError::Damaged`] if the file is another ledger now, or has lost values: these could be drawn
+/// again.
+fn open_again(paths: &PoolPaths, space: &Space, known: Known) -> Result<Ledger, LedgerError> {
+    let ledger = Ledger::open(&paths.ledger(), space)?;
+    ledger.check_continues(known.id, known.values)?;
+    Ok(ledger)
 }
 
 /// Records in the ledger the numbers that the pool has burned since the last call.

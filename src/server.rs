@@ -8,6 +8,7 @@ mod pools;
 mod reload;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::tls::Tls;
 pub(crate) use self::tls::TlsError;
 use crate::auth;
 use crate::backoff::Backoff;
+use crate::batch::ShardIndex;
 use crate::config::{AuthConfig, Config, Mode, Overrides, PoolConfig, RefillConfig};
 use crate::events::{Events, Kind};
 use crate::fleet::{Fleet, FleetError, Gate, Gatekeeper, Lost, Membership};
@@ -38,11 +40,18 @@ use crate::reload::{Loaded, ReloadHandle};
 use crate::sqlite;
 use crate::traffic::Traffic;
 
-/// File descriptors of a shard: its file, `-wal` and `-shm`, and its next generation with a journal.
-const FILES_PER_SHARD: usize = 5;
+/// The blocking threads of the runtime that starts a server: for the desk, builds and reads, of which there are
+/// only a few at once, and for openings.
+pub(crate) const BLOCKING_THREADS: usize = 64;
 
-/// All other file descriptors of the process: ledgers, receipts, the runtime and the log, with a reserve.
-const OWN_FILES: usize = 128;
+/// File descriptors of a shard: its file, `-wal` and `-shm`.
+const FILES_PER_SHARD: usize = 3;
+
+/// File descriptors of a pool at a start: its ledger, `-wal` and `-shm`.
+const FILES_PER_POOL: usize = 3;
+
+/// All other file descriptors of the process: receipts, builds, the runtime and the log, with a reserve.
+const OWN_FILES: usize = 256;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +245,7 @@ impl Tasks {
                 join(vec![monitor]).await;
                 // Before the pools, to which the numbers of refused requests go back.
                 join(vec![desk]).await;
-                join(stopping.into_iter().map(|pool| tokio::spawn(pool.end())).collect()).await;
+                join(stopping.into_iter().map(|pool| tokio::spawn(pool.end()))).await;
                 if let Some((_, gatekeeper)) = gate {
                     join(vec![gatekeeper]).await;
                 }
@@ -299,17 +308,18 @@ async fn open_pools(
     let events = Arc::new(Events::default());
     // Before the tasks begin, so that it is the first event.
     events.add(Kind::Started, None, None, "The server started".to_owned());
-    let folder = Arc::new(folder);
     let shared = Shared {
         folder: Arc::clone(&folder),
         lanes: Arc::clone(lanes),
         events: Arc::clone(&events),
+        builders: Arc::default(),
         stop: stop.clone(),
     };
-    let mut pools = Vec::new();
-    for (pool, (files, membership)) in config.pools.iter().zip(found) {
-        pools.push(RunningPool::start(&shared, pool, files, membership).await);
-    }
+    let openings = config.pools.iter().cloned().zip(found).map(|(config, (files, membership))| {
+        let shared = shared.clone();
+        async move { RunningPool::start(&shared, &config, files, membership).await }
+    });
+    let pools = at_once(openings).await;
     let RefillConfig { retry, retry_limit, .. } = config.pools[0].refill;
     let backoff = Backoff::new(retry, retry_limit);
     let (receipts, desk) = Receipts::new(store, reader, Arc::clone(&events), backoff);
@@ -352,7 +362,7 @@ fn open_simple(config: &Config) -> Result<Opened, ServerError> {
 
 /// An opened data folder that may be served.
 struct FoundFolder {
-    folder: Folder,
+    folder: Arc<Folder>,
     /// The files of each pool, and in a fleet its membership.
     pools: Vec<(PoolFiles, Option<Membership>)>,
     gate: Option<(Gate, Gatekeeper)>,
@@ -369,18 +379,44 @@ async fn open_folder(config: &Config) -> Result<FoundFolder, ServerError> {
         }
         None => (Vec::new(), None),
     };
-    let pools = config.pools.clone();
+    let folder = Arc::new(folder);
+    let listed = Arc::clone(&folder);
+    let found = tokio::task::spawn_blocking(move || listed.shards()).await.expect(OPENS);
+    let found = found.map_err(FolderError::from)?;
+    let memberships = memberships.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let openings = config.pools.iter().cloned().zip(memberships).map(|(config, membership)| {
+        let found = found.get(&config.name).cloned().unwrap_or_default();
+        open_files(Arc::clone(&folder), config, found, membership)
+    });
+    let pools = at_once(openings).await.into_iter().collect::<Result<_, FolderError>>()?;
+    Ok(FoundFolder { folder, pools, gate })
+}
+
+/// Opens a pool's files, of which the folder has the shards `found`.
+async fn open_files(
+    folder: Arc<Folder>,
+    config: PoolConfig,
+    found: BTreeSet<ShardIndex>,
+    membership: Option<Membership>,
+) -> Result<(PoolFiles, Option<Membership>), FolderError> {
     let open = move || {
-        let mut memberships = memberships.into_iter();
-        let open = |pool: &PoolConfig| {
-            let membership = memberships.next();
-            let share = membership.as_ref().map(|membership| &membership.share);
-            Ok((folder.open_pool(pool, share, true)?, membership))
-        };
-        let pools = pools.iter().map(open).collect::<Result<_, FolderError>>()?;
-        Ok::<_, FolderError>(FoundFolder { folder, pools, gate })
+        let share = membership.as_ref().map(|membership| &membership.share);
+        Ok((folder.open_pool(&config, &found, share, true)?, membership))
     };
-    Ok(tokio::task::spawn_blocking(open).await.expect(OPENS)?)
+    tokio::task::spawn_blocking(open).await.expect(OPENS)
+}
+
+/// Waits for all of these openings, several of which are under way at once, since each mostly waits for the disk.
+/// Returns their results in order.
+async fn at_once<T: Send + 'static>(
+    openings: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let tasks: Vec<_> = openings.map(tokio::spawn).collect();
+    let mut opened = Vec::new();
+    for task in tasks {
+        opened.push(task.await.expect(OPENS));
+    }
+    opened
 }
 
 const OPENS: &str = "opening does not panic";
@@ -389,7 +425,7 @@ const OPENS: &str = "opening does not panic";
 fn connections_max(config: &Config) -> usize {
     let wanted = config.server.connections;
     let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();
-    let own = OWN_FILES + FILES_PER_SHARD * shards;
+    let own = OWN_FILES + FILES_PER_POOL * config.pools.len() + FILES_PER_SHARD * shards;
     let files = (wanted + own) as u64;
     let allowed = rlimit::increase_nofile_limit(files).unwrap_or(files);
     let possible = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(own).max(1);
@@ -403,7 +439,7 @@ fn connections_max(config: &Config) -> usize {
     wanted.min(possible)
 }
 
-async fn join<T>(tasks: Vec<JoinHandle<T>>) -> Vec<T> {
+async fn join<T>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     let mut ended = Vec::new();
     for task in tasks {
         match task.await {

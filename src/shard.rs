@@ -35,6 +35,10 @@ const BLOCK_ROWS: u32 = 256;
 /// lease of 1024 rows writes about ten.
 const LOG_BYTES: u64 = 64 * (4096 + 24) + 32;
 
+/// The pages of an open shard that SQLite keeps in memory. Each lease reads about ten, most of them at random. With
+/// more pages, a thousand small shards would be in memory as a whole.
+const CACHE_PAGES: u32 = 8;
+
 /// Rows between two calls of the [`Progress`].
 const REPORTED_ROWS: usize = 1 << 14;
 
@@ -310,6 +314,7 @@ impl Shard {
         had_log: bool,
     ) -> Result<Self, ShardError> {
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
+        connection.pragma_update(None, "cache_size", CACHE_PAGES)?;
         let Header { label, block_rows, in_use, open_rows, leases, .. } = read_header(connection)?;
         let (blocks, left) = read_blocks(connection)?;
         lost_log(in_use, had_log, left).map_err(ShardError::Damaged)?;
@@ -376,6 +381,8 @@ impl Shard {
     ) -> Result<Vec<Row>, ShardError> {
         self.load(connection, count, rng)?;
         let mut rows = self.loaded.split_off(self.loaded.len().saturating_sub(count));
+        // At most a block is left of those that were loaded for this lease.
+        self.loaded.shrink_to_fit();
         // In a fleet the rows of a strict lease wait for a step of the fence, which may take long.
         let open_rows = match leased {
             None if !self.counts_leases => 0,

@@ -193,10 +193,13 @@ fn check_receipts(
     let selects = connections.iter().map(shard::select_unused);
     let mut selects = selects.collect::<Result<Vec<_>, _>>()?;
     let unused = selects.iter_mut().map(UnusedValues::new).collect::<Result<Vec<_>, _>>()?;
-    let mut shards: Vec<_> = files.iter().zip(unused).collect();
+    let mut pools: BTreeMap<&PoolName, Vec<_>> = BTreeMap::new();
+    for (file, values) in files.iter().zip(unused) {
+        pools.entry(&file.pool).or_default().push((file, values));
+    }
     let mut failed = None;
     let mut unused = |origin: &Origin, value| {
-        for (file, values) in &mut shards {
+        for (file, values) in pools.get_mut(&origin.pool).into_iter().flatten() {
             if origin.is(&file.pool, &file.space) {
                 match values.has(value) {
                     Ok(false) => {}

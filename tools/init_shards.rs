@@ -1,12 +1,15 @@
-//! `init-shards`: fills every missing or empty shard, the pools in parallel.
+//! `init-shards`: fills every missing or empty shard, as many pools at once as there are cores.
 
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::iter;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,8 +24,8 @@ use tombola::Exit;
 use tombola::internals::Ledger;
 use tombola::internals::fleet::{Fleet, Membership};
 use tombola::internals::refill::{Built, Refill, build};
-use tombola::internals::{Config, Location, Mode, Overrides, PoolConfig};
-use tombola::internals::{Folder, PoolFiles, PoolPaths, ShardFiles};
+use tombola::internals::{Config, Location, Mode, Overrides, PoolConfig, PoolName};
+use tombola::internals::{Folder, PoolFiles, PoolPaths, ShardFiles, ShardIndex};
 use tombola::internals::{shard, sqlite};
 
 /// Fills every missing or empty shard with numbers that the ledger does not have. Shards that still
@@ -82,27 +85,72 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(fleet) => runtime.block_on(Fleet::join(fleet, &config.pools, &folder))?.memberships,
         None => Vec::new(),
     };
-    let mut memberships = memberships.into_iter();
-    let bars = MultiProgress::new();
-    let lines: Vec<Line> = thread::scope(|scope| {
-        let (folder, bars, runtime) = (&folder, &bars, &runtime);
-        let fillers: Vec<_> = config
-            .pools
-            .iter()
-            .map(|pool| {
-                let membership = memberships.next();
-                scope.spawn(move || fill_pool(folder, pool, membership, runtime, bars))
-            })
-            .collect();
+    let memberships = memberships.into_iter().map(Some).chain(iter::repeat_with(|| None));
+    let pools = Mutex::new(config.pools.iter().zip(memberships).enumerate());
+    let shards = folder.shards()?;
+    let filling = Filling { folder, shards, runtime, bars: MultiProgress::new() };
+    let filled = thread::scope(|scope| {
+        // A build keeps a core busy.
+        let fillers: Vec<_> =
+            (0..num_cpus::get()).map(|_| scope.spawn(|| filling.fill_pools(&pools))).collect();
         fillers
             .into_iter()
             .map(|filler| filler.join().expect("filling does not panic"))
             .collect::<anyhow::Result<Vec<_>>>()
-    })?
-    .into_iter()
-    .flatten()
-    .collect();
-    Ok(print_table(&lines)?)
+    })?;
+    let mut filled: Vec<_> = filled.into_iter().flatten().collect();
+    filled.sort_by_key(|&(position, _)| position);
+    Ok(print_table(filled.iter().flat_map(|(_, lines)| lines))?)
+}
+
+/// The state that the threads share.
+struct Filling {
+    folder: Folder,
+    /// The shards of each pool that had a file at the start.
+    shards: BTreeMap<PoolName, BTreeSet<ShardIndex>>,
+    runtime: Runtime,
+    bars: MultiProgress,
+}
+
+impl Filling {
+    /// Fills pools until none is left. Returns the position of each and the rows of its table.
+    fn fill_pools<'p>(
+        &self,
+        pools: &Mutex<impl Iterator<Item = (usize, (&'p PoolConfig, Option<Membership>))>>,
+    ) -> anyhow::Result<Vec<(usize, Vec<Line>)>> {
+        let mut filled = Vec::new();
+        loop {
+            let next = pools.lock().expect("the iterator does not panic").next();
+            let Some((position, (pool, membership))) = next else {
+                return Ok(filled);
+            };
+            filled.push((position, self.fill_pool(pool, membership)?));
+        }
+    }
+
+    fn fill_pool(
+        &self,
+        config: &PoolConfig,
+        mut membership: Option<Membership>,
+    ) -> anyhow::Result<Vec<Line>> {
+        let share = membership.as_ref().map(|membership| &membership.share);
+        let shards = self.shards.get(&config.name).cloned().unwrap_or_default();
+        let opened = self.folder.open_pool(config, &shards, share, false)?;
+        let PoolFiles { paths, mut ledger, shards } = opened;
+        let mut lines = Vec::new();
+        for files in shards.iter().filter(|files| files.index.0 < config.shards) {
+            let wanted = ledger.partitions_wanted(config.shard_size.into());
+            if wanted > 0
+                && let Some(Membership { claims, .. }) = &mut membership
+                && !claims.none_left()
+            {
+                ledger.hold(&self.runtime.block_on(claims.claim(wanted))?);
+            }
+            lines.push(fill_shard(&mut ledger, &paths, config, files, &self.bars)?);
+        }
+        ledger.close()?;
+        Ok(lines)
+    }
 }
 
 /// Cancels the builds at the first signal, and ends the process at the second.
@@ -116,30 +164,6 @@ fn cancel_on_signal() -> io::Result<()> {
         }
     });
     Ok(())
-}
-
-fn fill_pool(
-    folder: &Folder,
-    config: &PoolConfig,
-    mut membership: Option<Membership>,
-    runtime: &Runtime,
-    bars: &MultiProgress,
-) -> anyhow::Result<Vec<Line>> {
-    let share = membership.as_ref().map(|membership| &membership.share);
-    let PoolFiles { paths, mut ledger, shards } = folder.open_pool(config, share, false)?;
-    let mut lines = Vec::new();
-    for files in shards.iter().filter(|files| files.index.0 < config.shards) {
-        let wanted = ledger.partitions_wanted(config.shard_size.into());
-        if wanted > 0
-            && let Some(Membership { claims, .. }) = &mut membership
-            && !claims.none_left()
-        {
-            ledger.hold(&runtime.block_on(claims.claim(wanted))?);
-        }
-        lines.push(fill_shard(&mut ledger, &paths, config, files, bars)?);
-    }
-    ledger.close()?;
-    Ok(lines)
 }
 
 fn fill_shard(
@@ -246,7 +270,7 @@ impl Progress {
     }
 }
 
-fn print_table(lines: &[Line]) -> io::Result<()> {
+fn print_table<'l>(lines: impl Iterator<Item = &'l Line>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:<24} {:>12} {:>16} {:>8}", "shard", "rows", "ledger total", "seconds")?;
     for Line { shard, rows, ledger_total, seconds } in lines {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::exit::Exit;
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
 use crate::reload::{Loaded, ReloadHandle};
-use crate::server::Server;
+use crate::server::{self, Server};
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     };
     let runtime = runtime
         .enable_all()
+        .max_blocking_threads(server::BLOCKING_THREADS)
         .build()
         .map_err(|error| anyhow!("can't start the runtime: {error}"))?;
     runtime.block_on(async {

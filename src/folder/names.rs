@@ -184,11 +184,6 @@ pub(super) fn owners_of_file(name: &str) -> &'static [Mode] {
     }
 }
 
-/// Returns the pool's shard that a file of this name belongs to, whether it is live, standby or unfinished.
-pub(super) fn shard_of_file(pool: &PoolName, name: &str) -> Option<ShardIndex> {
-    parse_shard_file(name).filter(|(of, _)| of == pool).map(|(_, index)| index)
-}
-
 /// Returns the pool and the index of the shard that a file of this name belongs to.
 pub(crate) fn parse_shard_file(name: &str) -> Option<(PoolName, ShardIndex)> {
     let endings = [".db", ".db.next", ".db.tmp"];

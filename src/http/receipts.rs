@@ -11,11 +11,12 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use hyper::body::Frame;
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle};
 
 use super::App;
 use super::guard::Admitted;
 use super::quota;
+use super::reads::Reads;
 use super::response::{ApiError, json, typed};
 use crate::config::PoolName;
 use crate::receipts::{Filter, Label, Receipt, ReceiptReader, StoreError};
@@ -45,10 +46,10 @@ pub(super) async fn list(
     let wanted = Wanted { filter, pools, limit };
     let reader = app.keeper.receipts().reader();
     // The first page is read before the response begins, so that a failure is an error response.
-    let read = spawn_blocking(move || Page::read(&*reader, wanted)).await;
+    let read = app.reads.start(move || Page::read(&*reader, wanted)).await;
     let first = read.expect("reading does not panic").map_err(|_| ApiError::ReceiptsAway)?;
-    let reader = app.keeper.receipts().reader();
-    Ok(typed(NDJSON, None, Body::new(Pages { reader, next: Next::Read(first) })))
+    let (reader, reads) = (app.keeper.receipts().reader(), Arc::clone(&app.reads));
+    Ok(typed(NDJSON, None, Body::new(Pages { reader, reads, next: Next::Read(first) })))
 }
 
 fn parse(query: &str) -> Result<(Filter, usize), ApiError> {
@@ -111,6 +112,7 @@ impl Page {
 /// A body that reads a page when the one before it was sent.
 struct Pages {
     reader: Arc<dyn ReceiptReader>,
+    reads: Arc<Reads>,
     next: Next,
 }
 
@@ -153,7 +155,7 @@ impl HttpBody for Pages {
             return Poll::Ready(None);
         }
         let reader = Arc::clone(&self.reader);
-        self.next = Next::Reading(spawn_blocking(move || Page::read(&*reader, rest)));
+        self.next = Next::Reading(self.reads.start(move || Page::read(&*reader, rest)));
         Poll::Ready(Some(Ok(Frame::data(text.into()))))
     }
 }
@@ -185,7 +187,7 @@ pub(super) async fn of_number(
     let (name, sought) = (pool.name().clone(), value.unwrap_or(pool.space().min()));
     let owner = Arc::clone(&app.guard.caller(&admitted).owner);
     let reader = app.keeper.receipts().reader();
-    let read = spawn_blocking(move || {
+    let read = app.reads.start(move || {
         let owner = (!admitted.sees_all).then_some(&*owner);
         reader.of_number(&name, sought, owner)
     });

@@ -132,7 +132,7 @@ impl Model {
                 true => u64::MAX,
                 false => REFILL.low_water_rows(SHARD_SIZE),
             };
-            let due = plan(&self.pool.levels(), low_water, SHARD_SIZE.into());
+            let due = plan(&self.pool.levels(), low_water, SHARD_SIZE.into(), SHARD_SIZE.into());
             let first = self.built.load(Ordering::SeqCst);
             self.pool.set_exhausted(first == RANGE);
             let Some(next) = due.first().filter(|_| first < RANGE) else {

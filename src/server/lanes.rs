@@ -13,6 +13,13 @@ use tokio::task::JoinHandle;
 
 use crate::traffic::{self, Traffic};
 
+/// The blocking threads of all lanes together, on which the workers wait for the disk. More leases at once are
+/// not faster, since the disk completes syncs in groups.
+const BLOCKING_THREADS: usize = 32;
+
+/// The blocking threads of each lane, if there are many lanes.
+const BLOCKING_THREADS_MIN: usize = 4;
+
 /// See the [module](self). Dropping them ends the threads.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -46,8 +53,10 @@ impl Lanes {
 
     /// Starts a thread for each block of counts.
     pub(super) fn start(traffic: &Traffic) -> io::Result<Self> {
-        let lanes = traffic.lanes().iter().enumerate();
-        let lanes = lanes.map(|(number, counts)| Lane::start(number, Arc::clone(counts)));
+        let lanes = traffic.lanes();
+        let blocking = (BLOCKING_THREADS / lanes.len()).max(BLOCKING_THREADS_MIN);
+        let lanes = lanes.iter().enumerate();
+        let lanes = lanes.map(|(number, counts)| Lane::start(number, Arc::clone(counts), blocking));
         let lanes = lanes.collect::<io::Result<_>>()?;
         Ok(Self { lanes, next: AtomicUsize::new(0) })
     }
@@ -65,8 +74,9 @@ impl Lanes {
 }
 
 impl Lane {
-    fn start(number: usize, counts: Arc<traffic::Lane>) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+    fn start(number: usize, counts: Arc<traffic::Lane>, blocking: usize) -> io::Result<Self> {
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(blocking).build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || runtime.block_on(async { stopped.await.unwrap_or(()) });

@@ -12,7 +12,7 @@ use crate::events::Events;
 use crate::fleet::Membership;
 use crate::folder::{Folder, FolderError, PoolFiles};
 use crate::pool::Pool;
-use crate::refill::Refiller;
+use crate::refill::{Builders, Refiller};
 
 /// The parts that the pools of a server share.
 #[derive(Clone, Debug)]
@@ -20,6 +20,7 @@ pub(super) struct Shared {
     pub(super) folder: Arc<Folder>,
     pub(super) lanes: Arc<Lanes>,
     pub(super) events: Arc<Events>,
+    pub(super) builders: Arc<Builders>,
     /// Stops all refillers.
     pub(super) stop: CancellationToken,
 }
@@ -41,7 +42,10 @@ impl RunningPool {
     /// [`FolderError`], with what to do about it. No task runs then.
     pub(super) async fn open(shared: &Shared, config: &PoolConfig) -> Result<Self, FolderError> {
         let (folder, opened) = (Arc::clone(&shared.folder), config.clone());
-        let open = move || folder.open_pool(&opened, None, true);
+        let open = move || {
+            let found = folder.shards()?.remove(&opened.name).unwrap_or_default();
+            folder.open_pool(&opened, &found, None, true)
+        };
         let files = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
         Ok(Self::start(shared, config, files, None).await)
     }
@@ -57,7 +61,8 @@ impl RunningPool {
         let PoolFiles { paths, shards, .. } = &files;
         let events = Arc::clone(&shared.events);
         let (pool, tasks) = Pool::open(config, paths, shards, events, gate).await;
-        let refiller = Refiller::new(files, Arc::clone(&pool), config, claims);
+        let builders = Arc::clone(&shared.builders);
+        let refiller = Refiller::new(files, Arc::clone(&pool), config, claims, builders);
         let stop = shared.stop.child_token();
         Self {
             config: config.clone(),
@@ -76,7 +81,7 @@ impl RunningPool {
     pub(super) async fn stop_refilling(self) -> StoppingPool {
         let Self { pool, workers, refiller, stop, .. } = self;
         stop.cancel();
-        StoppingPool { pool, workers, refiller: join(vec![refiller]).await.pop() }
+        StoppingPool { pool, workers, refiller: join([refiller]).await.pop() }
     }
 
     /// Gives the leased rows back and closes all files.

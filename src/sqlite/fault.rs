@@ -62,7 +62,7 @@ pub(crate) fn is_full(error: &Error) -> bool {
     matches!(error, Error::SqliteFailure(failure, _) if is_full_code(failure))
 }
 
-/// Returns whether SQLite's code stands for a full disk.
+/// Returns whether SQLite's code stands for a full disk, on which the index of a log can't grow either.
 pub(crate) fn is_full_code(failure: &ffi::Error) -> bool {
-    failure.code == ErrorCode::DiskFull
+    failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tombola::internals::Space;
 use tombola::internals::receipts::Receipts;
-use tombola::internals::refill::Refiller;
+use tombola::internals::refill::{Builders, Refiller};
 use tombola::internals::sqlite;
 use tombola::internals::{Folder, PoolFiles};
 use tombola::internals::{LeaseConfig, Mode, PoolConfig, PoolName, Recorded, RefillConfig};
@@ -185,9 +185,13 @@ impl Service {
         let pools = configs.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let folder = Folder::open(&path, Mode::Sharded, false, Duration::ZERO)?;
-            let found: Result<Vec<PoolFiles>, _> =
-                pools.iter().map(|pool| folder.open_pool(pool, None, true)).collect();
-            found.map(|found| (folder, found))
+            let found = folder.shards()?;
+            let shards = |pool: &PoolConfig| found.get(&pool.name).cloned().unwrap_or_default();
+            let opened: Result<Vec<PoolFiles>, _> = pools
+                .iter()
+                .map(|pool| folder.open_pool(pool, &shards(pool), None, true))
+                .collect();
+            opened.map(|opened| (folder, opened))
         });
         let (folder, found) =
             opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
@@ -195,12 +199,13 @@ impl Service {
         let (receipts, desk) =
             opened.await.expect("no panic").map_err(|error| format!("refused: {error}"))?;
         let (receipts, desk) = (Arc::new(receipts), tokio::task::spawn_blocking(desk));
-        let stop = CancellationToken::new();
+        let (stop, builders) = (CancellationToken::new(), Arc::new(Builders::default()));
         let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
         for (config, files) in configs.iter().zip(found) {
             let PoolFiles { paths, shards, .. } = &files;
             let (pool, tasks) = Pool::open(config, paths, shards, Arc::default(), None).await;
-            let refiller = Refiller::new(files, Arc::clone(&pool), config, None);
+            let refiller =
+                Refiller::new(files, Arc::clone(&pool), config, None, Arc::clone(&builders));
             refillers.push(tokio::spawn(refiller.run(stop.clone())));
             workers.extend(tasks.into_iter().map(tokio::spawn));
             pools.push(pool);

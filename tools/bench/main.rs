@@ -4,7 +4,7 @@
 //! control one after the other (A B A B …), and reported as the median of the pairs' ratios: on a noisy
 //! machine, a ratio is more stable than a figure. A row is not reported if a side gave a wrong response.
 //!
-//! The parts are `requests`, `fill`, `start`, `receipts`, `growth`, `modes`, `peers` and `fleet`. `side` has the
+//! The parts are `requests`, `fill`, `start`, `receipts`, `growth`, `pools`, `modes`, `peers` and `fleet`. `side` has the
 //! processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
 
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ mod growth;
 mod modes;
 mod nginx;
 mod peers;
+mod pools;
 mod receipts;
 mod report;
 mod requests;
@@ -50,7 +51,7 @@ struct Arguments {
 /// The parts to measure, and how long each takes.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all except receipts, growth, modes, peers and fleet]
+    /// Only these parts [default: all except receipts, growth, pools, modes, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -71,6 +72,9 @@ struct Plan {
     /// Values of a draw between the sizes that the part growth reports: larger draws reach them sooner
     #[arg(long, default_value_t = growth::BATCH, value_name = "N")]
     stride: u64,
+    /// Pools of the part pools
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pools: u64,
     /// Measure the part peers in addition to the default ones
     #[arg(long)]
     peers: bool,
@@ -82,7 +86,9 @@ struct Plan {
 impl Plan {
     fn wants(&self, part: Part) -> bool {
         match part {
-            Part::Growth | Part::Modes | Part::Fleet | Part::Receipts => self.only.contains(&part),
+            Part::Growth | Part::Pools | Part::Modes | Part::Fleet | Part::Receipts => {
+                self.only.contains(&part)
+            }
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -109,6 +115,8 @@ enum Part {
     Receipts,
     /// Cost of a draw as the ledger grows, with a plot
     Growth,
+    /// Many small pools: how soon the last one serves, and the memory, files, threads and disk of each
+    Pools,
     /// The four modes, each on an empty folder: speed, CPU and disk as numbers are issued
     Modes,
     /// SPOP of a Redis behind webdis, where both are installed
@@ -182,6 +190,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Growth) {
         growth::growth(plan, &mut report)?;
+    }
+    if plan.wants(Part::Pools) {
+        pools::pools(plan, &mut report)?;
     }
     if plan.wants(Part::Modes) {
         modes::modes(plan, &mut report)?;

@@ -109,6 +109,10 @@ impl Side {
         Self::start(Command::new(program).arg("constant").arg(length.to_string()))
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Returns the user and system time of the process so far, in seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(self.process.id())
@@ -145,7 +149,28 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 }
 
 fn peak_memory(pid: u32) -> Option<u64> {
+    status(pid, "VmHWM:").map(|kilobytes| kilobytes * 1024)
+}
+
+/// Returns the resident memory of a process in bytes.
+pub(crate) fn resident_memory(pid: u32) -> anyhow::Result<u64> {
+    let kilobytes = status(pid, "VmRSS:").context("/proc/PID/status has no VmRSS")?;
+    Ok(kilobytes * 1024)
+}
+
+/// Returns the number of threads of a process.
+pub(crate) fn threads(pid: u32) -> anyhow::Result<u64> {
+    status(pid, "Threads:").context("/proc/PID/status has no Threads")
+}
+
+/// Returns the number of open files of a process.
+pub(crate) fn open_files(pid: u32) -> anyhow::Result<u64> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64)
+}
+
+/// Returns a number of `/proc/PID/status`.
+fn status(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
