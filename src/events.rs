@@ -26,11 +26,13 @@ pub enum Kind {
     Exhausted,
     /// Receipts can't be saved.
     ReceiptsFailed,
+    /// Numbers that were issued by other means were imported.
+    Imported,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Started,
         Self::Depleted,
         Self::Refilled,
@@ -38,6 +40,7 @@ impl Kind {
         Self::Damaged,
         Self::Exhausted,
         Self::ReceiptsFailed,
+        Self::Imported,
     ];
 
     /// Returns the kind's name for programs.
@@ -50,6 +53,7 @@ impl Kind {
             Self::Damaged => "damaged",
             Self::Exhausted => "exhausted",
             Self::ReceiptsFailed => "receipts_failed",
+            Self::Imported => "imported",
         }
     }
 }

@@ -5,6 +5,7 @@ mod docs;
 mod forwarded;
 mod guard;
 mod health;
+mod import;
 mod keyed;
 mod lines;
 mod metrics;
@@ -27,9 +28,10 @@ use std::net::IpAddr;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header::HOST;
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, StatusCode, Version};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, head};
+use axum::routing::{MethodRouter, get, head, post};
 use axum::{Extension, Router};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
@@ -44,9 +46,9 @@ pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
 use self::query::{Parameters, Wanted};
 use self::ready::Readiness;
-pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
-use self::response::{json, json_text, shared, typed};
-use crate::config::PoolConfig;
+pub(crate) use self::response::{ApiError, JsonResponse};
+use self::response::{BODY_MAX, json, json_text, shared, typed};
+use crate::config::{PoolConfig, Scope};
 use crate::monitor::Monitor;
 use crate::on_demand::Handle;
 use crate::pool::{Pool, PoolHealth, TakeError};
@@ -63,6 +65,9 @@ const RECEIPTS: &str = "/receipts";
 
 /// The receipt of one number.
 const RECEIPT: &str = "/receipts/{pool}/{number}";
+
+/// Marks numbers of a pool that were issued by other means.
+const USED: &str = "/pools/{pool}/used";
 
 /// Reports whether the pools can serve.
 const HEALTH: &str = "/health";
@@ -156,6 +161,7 @@ impl Routes {
             (RANDOM, RANDOM_METHODS, head(probe)),
             (RECEIPTS, TELL_METHODS, get(receipts::list)),
             (RECEIPT, TELL_METHODS, get(receipts::of_number)),
+            (USED, "POST", post(import::used)),
             (HEALTH, TELL_METHODS, get(health)),
             (READY, TELL_METHODS, get(ready)),
             (STATUS, TELL_METHODS, get(status)),
@@ -187,6 +193,19 @@ impl Routes {
     pub(crate) fn on_demand(pools: Vec<PoolConfig>, numbers: Handle, guard: Arc<Guard>) -> Self {
         let router = TowerToHyperService::new(on_demand::router(pools, numbers));
         Self { guard, app: None, router }
+    }
+
+    /// Returns the most bytes of a body that are read, and the error for a body that is larger.
+    pub(crate) fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
+        let path = head.uri.path();
+        if self.app.is_none() || guard::scope(path) != Some(Scope::Admin) {
+            return (BODY_MAX, ApiError::BodyTooLarge { limit: BODY_MAX });
+        }
+        // A caller who may not import can't make the server hold a large body.
+        match self.guard.admit(path, &head.headers, peer) {
+            Ok(_) => (import::BODY_MAX, ApiError::ImportTooLarge),
+            Err(refused) => (BODY_MAX, refused),
+        }
     }
 
     /// Handles a request that came from the address `peer`.

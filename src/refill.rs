@@ -2,6 +2,7 @@
 //! only user of the ledger while the server runs. Knows nothing of requests.
 
 mod build;
+mod imports;
 mod plan;
 
 use std::ops::ControlFlow;
@@ -66,6 +67,7 @@ impl Refiller {
         let watch = self.pool.watch_task();
         let mut backoff = Backoff::new(self.config.retry, self.config.retry_limit);
         while !stop.is_cancelled() {
+            self.import_all(&stop).await;
             match self.refill_next(&stop).await {
                 Ok(true) => {
                     backoff.reset();
@@ -82,6 +84,7 @@ impl Refiller {
                 }
             }
         }
+        self.pool.close_imports();
         watch.end();
         self
     }
@@ -175,7 +178,8 @@ impl Refiller {
     ) -> Result<(Built, u64), BuildError> {
         let held = self.claim_ahead(refill.rows, stop).await?;
         let ledger = self.ledger.take();
-        let shared = self.claims.is_some();
+        let used = self.claims.clone();
+        let shared = used.is_some();
         let (space, paths) = (self.space.clone(), self.paths.clone());
         let (pool, stop) = (Arc::clone(&self.pool), stop.clone());
         let work = tokio::task::spawn_blocking(move || {
@@ -186,6 +190,9 @@ impl Refiller {
             };
             if shared && (reopened || !held.is_empty()) {
                 ledger.hold(&held);
+            }
+            if let Some(claims) = used.filter(|_| reopened) {
+                ledger.set_used(claims.used())?;
             }
             note_burned(&pool, &mut ledger)?;
             let mut progress = |values| {
@@ -283,5 +290,10 @@ fn note_burned(pool: &Pool, ledger: &mut Ledger) -> Result<(), LedgerError> {
 
 fn figures(ledger: &Ledger) -> LedgerFigures {
     let bytes = ledger.size_bytes().unwrap_or_default();
-    LedgerFigures { values: ledger.count(), burned: ledger.burned(), bytes }
+    LedgerFigures {
+        values: ledger.count(),
+        burned: ledger.burned(),
+        imported: ledger.imported_count(),
+        bytes,
+    }
 }

@@ -445,7 +445,11 @@ async fn the_words_of_the_status_are_described() {
     for (schema, field, words) in [
         ("ShardStatus", "state", "in_rotation refilling depleted damaged"),
         ("RefillStatus", "outcome", "filled failed"),
-        ("EventStatus", "kind", "started depleted refilled refill_failed damaged exhausted"),
+        (
+            "EventStatus",
+            "kind",
+            "started depleted refilled refill_failed damaged exhausted receipts_failed imported",
+        ),
     ] {
         let described = schemas[schema]["properties"][field]["enum"].as_array().unwrap().iter();
         let described: Vec<_> = described.map(|word| word.as_str().unwrap()).collect();

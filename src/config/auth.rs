@@ -62,6 +62,8 @@ pub enum Scope {
     Lookup,
     /// Reading all receipts
     Audit,
+    /// Importing numbers that were issued by other means
+    Admin,
     /// Everything else
     Observe,
 }
@@ -73,6 +75,7 @@ impl Scope {
             Self::Draw => "draw",
             Self::Lookup => "lookup",
             Self::Audit => "audit",
+            Self::Admin => "admin",
             Self::Observe => "observe",
         }
     }
@@ -143,7 +146,10 @@ impl TokenKeys {
         };
         let scopes = Scope::value_variants();
         let scope = *scopes.iter().find(|known| known.as_str() == self.scope).ok_or_else(|| {
-            ("scope", "allowed: \"draw\", \"lookup\", \"audit\" and \"observe\"".to_owned())
+            (
+                "scope",
+                "allowed: \"draw\", \"lookup\", \"audit\", \"admin\" and \"observe\"".to_owned(),
+            )
         })?;
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&self.sha256, &mut sha256).map_err(|_| {

@@ -16,7 +16,7 @@ use super::forwarded;
 use super::page;
 use super::quota::{Account, Key, Quotas};
 use super::response::ApiError;
-use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS, USED};
 use crate::auth::{self, Denied, TokenIndex};
 use crate::config::{AuthConfig, Config, QuotaConfig, Scope, TokenConfig};
 use crate::receipts::Caller;
@@ -30,6 +30,9 @@ const PURPOSE: [HeaderName; 3] = [
     HeaderName::from_static("purpose"),
     HeaderName::from_static("x-moz"),
 ];
+
+/// The beginning of the paths of pools.
+const POOLS: &str = "/pools/";
 
 /// The checks that a request has to pass.
 #[derive(Debug)]
@@ -147,7 +150,7 @@ impl Guard {
         let quotas = match scope {
             Scope::Draw => self.quotas.as_ref(),
             Scope::Lookup => self.lookups.as_ref(),
-            Scope::Audit | Scope::Observe => None,
+            Scope::Audit | Scope::Admin | Scope::Observe => None,
         };
         let account = quotas.map(|quotas| {
             let key = token.map_or_else(
@@ -240,6 +243,10 @@ pub(super) fn scope(path: &str) -> Option<Scope> {
         RECEIPT => Some(Scope::Lookup),
         _ if path.strip_prefix(RECEIPTS).is_some_and(|rest| rest.starts_with('/')) => {
             Some(Scope::Lookup)
+        }
+        USED => Some(Scope::Admin),
+        _ if path.strip_prefix(POOLS).is_some_and(|rest| rest.ends_with("/used")) => {
+            Some(Scope::Admin)
         }
         HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
