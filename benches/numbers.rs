@@ -299,6 +299,7 @@ impl OpenPool {
                 retry_limit: Duration::ZERO,
             },
             receipts: Recorded::Keyed,
+            used_file: None,
         };
         let files = (0..shards).map(ShardIndex).map(|index| {
             let live = Some(Left::open(&paths.live(index))?.seen);

@@ -19,6 +19,7 @@ use crate::batch::{Generation, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files::{self, FileError, LockError};
 use crate::folder::{self, FLEET_RECORD, JSON_STORE, PoolPaths, RECEIPTS};
+use crate::import::{self, ImportError};
 use crate::ledger::{Ledger, LedgerError};
 use crate::receipts;
 use crate::shard::{self, Label, Left, ShardError};
@@ -73,6 +74,9 @@ pub enum BackupError {
     /// A copied ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// An import that was under way could not be completed in the copy.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The copied receipts can't be used.
     #[error("the copy of the receipts can't be used: {0}")]
     Receipts(receipts::OpenError),
@@ -210,18 +214,24 @@ impl Copying<'_> {
         let (from, to) = (PoolPaths::new(self.from, pool), PoolPaths::new(self.to, pool));
         // Only the copied ledger has this token, so the original ledger refuses a copied shard.
         let token = Token(rand::rng().random());
-        let (mut labels, mut live) = (Vec::new(), Vec::new());
+        let (mut labels, mut live, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         // The counts of a damaged file may be too large for a sum.
         let mut burned = 0_u64;
         for &index in shards {
             let (found, standby, leased) = self.shard(&from, &to, index, token)?;
             live.extend(found.iter().map(|label| label.batch));
+            copies.extend(found.iter().map(|label| (label.batch, to.live(index), true)));
+            copies.extend(standby.iter().map(|label| (label.batch, to.standby(index), false)));
             labels.extend(found.into_iter().chain(standby));
             burned = burned.saturating_add(leased);
         }
         // Invariant: copied after its shards. See the head of this file.
         self.database(&from.ledger(), &to.ledger())?;
         let mut ledger = Ledger::open_as_it_is(&to.ledger())?;
+        // The ledger may know of marks that were made after a shard was copied.
+        for (batch, path, is_live) in copies {
+            import::complete(&ledger, batch, &path, is_live)?;
+        }
         for index in ledger.shards()? {
             let kept: Vec<Generation> = labels
                 .iter()

@@ -8,6 +8,7 @@ mod exit;
 mod export;
 mod fleet;
 mod health;
+mod import;
 mod receipts;
 mod reload;
 mod serve;
@@ -75,6 +76,9 @@ enum Command {
     Verify(verify::Flags),
     /// Writes the numbers or codes of a pool, one a line; its server must not be running
     Export(export::Flags),
+    /// Marks numbers or codes that were issued by other means, so that none of them is ever issued; the server must not
+    /// be running
+    Import(import::Flags),
     /// Prints which numbers were given to which caller, even while the server is running
     Receipts(receipts::Flags),
     /// Prints a script that makes a shell complete the commands and flags of tombola
@@ -101,6 +105,7 @@ impl Arguments {
             Command::Backup(flags) => backup::run(flags),
             Command::Verify(flags) => verify::run(flags),
             Command::Export(flags) => export::run(flags),
+            Command::Import(flags) => import::run(flags),
             Command::Receipts(flags) => receipts::run(flags),
             Command::Completions(flags) => shell::completions(&flags),
             Command::Man(flags) => shell::man(&flags),

@@ -163,6 +163,12 @@ impl Keys {
                 format!("the mode {} does not support fleets; remove [fleet]", server.mode);
             return Err(RefusedKey::new("fleet", problem));
         }
+        if fleet.is_none()
+            && let Some(pool) = pools.iter().find(|pool| pool.used_file.is_some())
+        {
+            let problem = "only a fleet reads it; without one, import the file with tombola import";
+            return Err(RefusedKey::new(format!("pools.{}.used_file", pool.name), problem));
+        }
         let receipts = self.receipts.validate(fleet.is_some())?;
         if server.mode != Mode::Sharded
             && let Some(pool) = pools.iter().find(|pool| pool.receipts == Recorded::All)

@@ -28,11 +28,13 @@ pub enum Kind {
     ReceiptsFailed,
     /// The settings were read again, whether they could be applied or not.
     Reloaded,
+    /// Numbers that were issued by other means were imported.
+    Imported,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Started,
         Self::Depleted,
         Self::Refilled,
@@ -41,6 +43,7 @@ impl Kind {
         Self::Exhausted,
         Self::ReceiptsFailed,
         Self::Reloaded,
+        Self::Imported,
     ];
 
     /// Returns the kind's name for programs.
@@ -54,6 +57,7 @@ impl Kind {
             Self::Exhausted => "exhausted",
             Self::ReceiptsFailed => "receipts_failed",
             Self::Reloaded => "reloaded",
+            Self::Imported => "imported",
         }
     }
 }

@@ -226,6 +226,13 @@ pub fn sync_file(path: &Path) -> Result<(), FileError> {
     files_of(path).sync_file(path).map_err(|error| failed("sync", path, error))
 }
 
+/// Copies a file, which must not change at the same time. The copy is for this user only, and is not synced.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    let bytes = length_bytes(from)?.unwrap_or(0);
+    create(to)?;
+    files_of(from).copy(from, to, bytes).map_err(|error| failed("copy", from, error))
+}
+
 /// Replaces a file by a durable copy of its first `bytes`, regardless of earlier syncs: after a failed sync,
 /// the system may treat data as written that is not. No process may have the file open.
 ///

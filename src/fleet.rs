@@ -32,6 +32,7 @@ mod operator;
 pub(crate) mod protocol;
 mod record;
 pub(crate) mod store;
+mod used;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -54,12 +55,14 @@ use self::protocol::{KnownFence, Standing};
 pub(crate) use self::record::Lease;
 use self::record::Record;
 use self::store::{FleetStore, FleetStoreError};
+use self::used::UsedNumbers;
 use crate::batch::Generation;
 use crate::config::{FleetConfig, PoolConfig, PoolName};
 use crate::files::{self, FileError};
 use crate::folder::{FLEET_RECORD, Folder, FolderError, PoolPaths, Share};
 use crate::ledger::{Ledger, LedgerError, StratumKey};
 use crate::shard;
+use crate::space::Value;
 use crate::sqlite::Fault;
 
 /// Tries to finish the step that the last process began. A request of that process may arrive in between,
@@ -108,6 +111,22 @@ pub enum FleetError {
          same range, decimals and codes. Change the settings, or give the pool another name"
     )]
     OtherRange { pool: String, ours: String, theirs: String, space: String },
+    /// The file of numbers that were issued by other means can't be used.
+    #[error("pools.{pool}.used_file can't be used: {problem}")]
+    UsedFile { pool: String, problem: String },
+    /// The file of numbers that were issued by other means differs from that of the space.
+    #[error(
+        "pools.{pool}.used_file has {ours} here, but {theirs} in the space {space:?}: all instances must have the same \
+         numbers, from the first one on. Use the file of the other instances, or give the pool another name"
+    )]
+    OtherUsed { pool: String, ours: String, theirs: String, space: String },
+    /// A ledger that has served alone may have drawn used numbers.
+    #[error(
+        "the ledger of the pool {pool} can't join a space with pools.{pool}.used_file, because it has drawn numbers \
+         before. Start with an empty folder, or remove used_file and import the file with tombola import before the \
+         folder joins"
+    )]
+    UsedTooLate { pool: String },
     /// A ledger that has served alone has a secret of its own.
     #[error(
         "the ledger of the pool {pool} can't join the space {space:?}, because only the first instance \
@@ -255,14 +274,19 @@ impl Member {
     /// Agrees with the other instances on a pool's range and secret, and checks whether its ledger can join.
     async fn agree(&self, config: &PoolConfig) -> Result<Joining, FleetError> {
         let (pool, space) = (config.name.to_string(), self.record.space.clone());
+        let UsedNumbers { values: used, digest } = UsedNumbers::read(config).await?;
         let ledger = read_ledger(&PoolPaths::new(&self.folder, &config.name)).await?;
-        let key = self.agree_on_key(config, ledger.as_ref().map(|ledger| ledger.key)).await?;
+        if ledger.is_some() && digest.is_some() && !self.record.pools.contains(&pool) {
+            return Err(FleetError::UsedTooLate { pool });
+        }
+        let proposal = ledger.as_ref().map(|ledger| ledger.key);
+        let key = self.agree_on_key(config, proposal, digest).await?;
         let claims = self.claims(config);
         let holdings = claims.holdings().await?;
         let Some(ledger) = ledger else {
             // Partitions are claimed only for a ledger that exists, and it may have drawn from them.
             return match holdings.ours.is_empty() {
-                true => Ok(Joining { key, unclaimed: Vec::new() }),
+                true => Ok(Joining { key, unclaimed: Vec::new(), used }),
                 false => {
                     let folder = self.folder.display().to_string();
                     Err(FleetError::LedgerGone { pool, folder })
@@ -279,7 +303,7 @@ impl Member {
         }
         match unclaimed.iter().find(|partition| holdings.others.contains(partition)) {
             Some(&partition) => Err(claims.taken(partition)),
-            None => Ok(Joining { key, unclaimed }),
+            None => Ok(Joining { key, unclaimed, used }),
         }
     }
 
@@ -288,16 +312,16 @@ impl Member {
     async fn claim_what_is_drawn_from(
         &mut self,
         config: &PoolConfig,
-        Joining { key, unclaimed }: Joining,
+        Joining { key, unclaimed, used }: Joining,
     ) -> Result<(Share, Claims), FleetError> {
-        let claims = self.claims(config);
+        let claims = self.claims(config).with_used(Arc::clone(&used));
         let partitions = claims.claim_drawn(&unclaimed).await?;
         let pool = config.name.to_string();
         if !self.record.pools.contains(&pool) {
             self.record.pools.push(pool);
             self.record.save(&self.folder)?;
         }
-        Ok((Share { key, partitions }, claims))
+        Ok((Share { key, partitions, used }, claims))
     }
 
     fn claims(&self, config: &PoolConfig) -> Claims {
@@ -311,16 +335,31 @@ impl Member {
         &self,
         config: &PoolConfig,
         proposal: Option<StratumKey>,
+        used: Option<String>,
     ) -> Result<StratumKey, FleetError> {
         let proposal = proposal.unwrap_or_else(StratumKey::random);
-        let ours = PoolRecord::of(&config.space, proposal);
+        let ours = PoolRecord::of(&config.space, proposal, used.clone());
         let key = self.space.keys.pool(&config.name);
         let pool = config.name.to_string();
         let may_create = !self.record.pools.contains(&pool);
-        match self.space.agree(key, &ours, may_create, PoolRecord::range_and_key).await? {
+        let parse = |theirs: &PoolRecord| {
+            let (range, secret) = theirs.range_and_key()?;
+            Some((range, secret, theirs.used().map(str::to_owned)))
+        };
+        match self.space.agree(key, &ours, may_create, parse).await? {
             Agreed::Same => Ok(proposal),
-            Agreed::Other((range, secret)) if range == config.space => Ok(secret),
-            Agreed::Other((range, _)) => {
+            Agreed::Other((range, secret, theirs)) if range == config.space => {
+                if theirs == used {
+                    return Ok(secret);
+                }
+                let shown = |digest: Option<String>| match digest {
+                    Some(digest) => format!("numbers of the SHA-256 {digest}"),
+                    None => "no numbers".to_owned(),
+                };
+                let (ours, theirs, space) = (shown(used), shown(theirs), self.record.space.clone());
+                Err(FleetError::OtherUsed { pool, ours, theirs, space })
+            }
+            Agreed::Other((range, ..)) => {
                 let (ours, theirs) = (config.space.to_string(), range.to_string());
                 let space = self.record.space.clone();
                 Err(FleetError::OtherRange { pool, ours, theirs, space })
@@ -431,6 +470,8 @@ struct Joining {
     key: StratumKey,
     /// Partitions that its ledger has opened and this instance has yet to claim.
     unclaimed: Vec<u16>,
+    /// Values that were issued by other means before the space was made.
+    used: Arc<[Value]>,
 }
 
 /// The parts of a ledger that joining needs.

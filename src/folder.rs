@@ -6,6 +6,7 @@ mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -22,6 +23,7 @@ use crate::config::{Mode, PoolConfig, PoolName};
 use crate::files::{self, FileError, Lock, LockError};
 use crate::ledger::{Ledger, LedgerError, RESTORE, StratumKey};
 use crate::shard::{Label, Seen, ShardError};
+use crate::space::Value;
 use crate::sqlite::{self, Fault};
 
 /// How long a starting server waits for the lock of its folder, which a `verify`, a backup or the previous
@@ -88,6 +90,8 @@ pub struct Share {
     pub key: StratumKey,
     /// The partitions that the instance holds.
     pub partitions: Vec<u16>,
+    /// The values that were issued by other means before the space was made.
+    pub used: Arc<[Value]>,
 }
 
 /// A data folder. This process holds its lock until it is dropped.
@@ -113,10 +117,18 @@ pub struct ShardFiles {
     pub index: ShardIndex,
     /// The state of the live file, or `None` if there is no live file.
     pub live: Option<Seen>,
-    /// The label of the standby generation, if there is one.
-    pub standby: Option<Label>,
+    /// The standby generation, if there is one.
+    pub standby: Option<Standby>,
     /// Whether this start set its live file aside as damaged.
     pub damaged: bool,
+}
+
+/// A standby generation.
+#[derive(Debug)]
+pub struct Standby {
+    pub label: Label,
+    /// The number of rows that can be leased: all except those that were imported.
+    pub unused: u64,
 }
 
 impl Folder {
@@ -199,6 +211,7 @@ impl Folder {
         let mut ledger = open_ledger(&paths, config, found.first(), share)?;
         if let Some(share) = share {
             ledger.hold(&share.partitions);
+            ledger.set_used(&share.used)?;
         }
         let mut indexes: BTreeSet<ShardIndex> = (0..config.shards).map(ShardIndex).collect();
         indexes.extend(found);

@@ -5,6 +5,7 @@ mod docs;
 mod forwarded;
 mod guard;
 mod health;
+mod import;
 mod keyed;
 mod lines;
 mod metrics;
@@ -29,6 +30,7 @@ use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::header::HOST;
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, StatusCode, Version};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, head, post};
@@ -49,9 +51,9 @@ use self::openapi::Offer;
 use self::query::{Names, Parameters, Wanted};
 use self::reads::Reads;
 use self::ready::Readiness;
-pub(crate) use self::response::{ApiError, BODY_MAX, JsonResponse};
-use self::response::{json, json_text, shared, typed};
-use crate::config::{PoolConfig, PoolName};
+pub(crate) use self::response::{ApiError, JsonResponse};
+use self::response::{BODY_MAX, json, json_text, shared, typed};
+use crate::config::{PoolConfig, PoolName, Scope};
 use crate::monitor::{Monitor, Pools};
 use crate::on_demand::Handle;
 use crate::pool::{Pool, PoolHealth, TakeError};
@@ -69,6 +71,9 @@ const RECEIPTS: &str = "/receipts";
 
 /// The receipt of one number.
 const RECEIPT: &str = "/receipts/{pool}/{number}";
+
+/// Marks numbers of a pool that were issued by other means.
+const USED: &str = "/pools/{pool}/used";
 
 /// Reports whether the pools can serve.
 const HEALTH: &str = "/health";
@@ -131,6 +136,12 @@ impl App {
         let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
         let names = Names { sorted: &self.names, allows: &allows };
         query::parse(&names, Some(self.count_limit), query, body)
+    }
+
+    /// Returns the position of a pool that the caller may use.
+    fn find_pool(&self, admitted: &Admitted, name: &str) -> Result<usize, ApiError> {
+        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
+        Names { sorted: &self.names, allows: &allows }.find(name)
     }
 
     /// Makes a response on a blocking thread, so that other requests don't wait while it is made.
@@ -205,6 +216,7 @@ impl Routes {
             (RANDOM, RANDOM_METHODS, head(probe)),
             (RECEIPTS, TELL_METHODS, get(receipts::list)),
             (RECEIPT, TELL_METHODS, get(receipts::of_number)),
+            (USED, "POST", post(import::used)),
             (HEALTH, TELL_METHODS, get(health)),
             (READY, TELL_METHODS, get(ready)),
             (STATUS, TELL_METHODS, get(status)),
@@ -257,6 +269,20 @@ impl Routes {
     ) -> Self {
         let router = on_demand::router(pools, numbers, Arc::clone(&guard), reloads);
         Self { guard, app: None, router: TowerToHyperService::new(router) }
+    }
+
+    /// Returns the most bytes of a body that are read, and the error for a body that is larger.
+    fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
+        let path = head.uri.path();
+        let is_import = path != RELOAD && guard::scope(path) == Some(Scope::Admin);
+        if self.app.is_none() || !is_import {
+            return (BODY_MAX, ApiError::BodyTooLarge { limit: BODY_MAX });
+        }
+        // A caller who may not import can't make the server hold a large body.
+        match self.guard.admit(path, &head.headers, peer) {
+            Ok(_) => (import::BODY_MAX, ApiError::ImportTooLarge),
+            Err(refused) => (BODY_MAX, refused),
+        }
     }
 
     /// Returns the guard.
@@ -330,6 +356,11 @@ impl LiveRoutes {
     pub(crate) fn replace(&self, routes: Routes) {
         self.current.store(Arc::new(routes));
         self.replaced.notify_waiters();
+    }
+
+    /// Returns the most bytes of a body that are read, and the error for a body that is larger.
+    pub(crate) fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
+        self.current().body_max(head, peer)
     }
 
     /// Handles a request that came from the address `peer`.

@@ -14,6 +14,7 @@ pub use crate::{
     },
     figures::{thousands, time},
     folder::{Folder, PoolFiles, PoolPaths, ShardFiles},
+    import::{Outcome, import},
     ledger::Ledger,
     pool::{Pool, TakeError},
     space::{Code, CodeFormat, DECIMALS_MAX, INTEGER_MAX, Number, ReadError, Space, Value},

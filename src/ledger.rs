@@ -10,6 +10,7 @@
 mod audit;
 mod draw;
 mod growth;
+mod import;
 mod permutation;
 mod strata;
 
@@ -27,6 +28,7 @@ use siphasher::sip::SipHasher13;
 use uuid::Uuid;
 
 pub(crate) use self::audit::Drawn;
+pub(crate) use self::import::Entered;
 pub(crate) use self::strata::{PARTITIONS, StratumKey};
 use self::strata::{Strata, Tallies};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Token};
@@ -57,16 +59,16 @@ const CREATE: &str = "
         count      INTEGER NOT NULL, -- number of its values in used_numbers
         digest     INTEGER NOT NULL  -- sum of their hashes, modulo 2^64
     ) STRICT;
-    CREATE TABLE batches (            -- the draws
+    CREATE TABLE batches (            -- the draws and the imports
         id         INTEGER PRIMARY KEY,
-        shard      INTEGER NOT NULL,
+        shard      INTEGER NOT NULL, -- -1 for an import
         generation INTEGER NOT NULL,
         count      INTEGER NOT NULL,
         drawn_at   TEXT    NOT NULL,
         retired_at TEXT,              -- since then its file must not be served
         token      INTEGER NOT NULL DEFAULT 0, -- from the last start; the shard's file has the same
         next_token INTEGER,           -- from a start in progress; the file has this token or the last
-        closed     INTEGER NOT NULL DEFAULT 0, -- 1 after a graceful stop
+        closed     INTEGER NOT NULL DEFAULT 0, -- 1 after a graceful stop, or once an import is complete
         UNIQUE (shard, generation)
     ) STRICT;
     CREATE INDEX served ON batches (shard) WHERE retired_at IS NULL;
@@ -76,6 +78,9 @@ const CREATE: &str = "
         batch      INTEGER NOT NULL,
         PRIMARY KEY (stratum, value)
     ) STRICT, WITHOUT ROWID;";
+
+/// The `shard` of the batches that were imported. No file is built from them.
+const IMPORTS: i64 = -1;
 
 /// Average rows per stratum at which a ledger that draws alone opens more partitions: 5 pages.
 const STRATUM_ROWS: u64 = 1 << 10;
@@ -87,7 +92,8 @@ const UPDATE_RANGE: &str = "UPDATE ledger SET min = ?1, max = ?2, checksum = ?3"
 const ADD_BURNED: &str = "UPDATE ledger SET burned = burned + ?1";
 const SELECT_BATCHES: &str = "SELECT id, generation, count FROM batches
     WHERE shard = ?1 AND retired_at IS NULL ORDER BY generation";
-const SELECT_BATCH: &str = "SELECT shard, generation, count FROM batches WHERE id = ?1";
+const SELECT_BATCH: &str =
+    "SELECT shard, generation, count FROM batches WHERE id = ?1 AND shard >= 0";
 const SELECT_OPENING: &str = "SELECT token, next_token, closed FROM batches WHERE id = ?1";
 const BEGIN_OPENING: &str = "UPDATE batches SET token = ?2, next_token = ?3 WHERE id = ?1";
 const END_OPENINGS: &str = "UPDATE batches SET token = next_token, next_token = NULL, closed = 0
@@ -106,7 +112,7 @@ pub(crate) const RESTORE: &str = "Without the ledger, it is unknown which number
 const SELECT_NEWEST: &str = "SELECT max(generation) FROM batches WHERE shard = ?1";
 const REINSTATE_BATCH: &str =
     "UPDATE batches SET retired_at = NULL WHERE shard = ?1 AND generation = ?2";
-const SELECT_SHARDS: &str = "SELECT DISTINCT shard FROM batches ORDER BY shard";
+const SELECT_SHARDS: &str = "SELECT DISTINCT shard FROM batches WHERE shard >= 0 ORDER BY shard";
 const SELECT_LATER: &str =
     "SELECT coalesce(sum(count), 0) FROM batches WHERE shard = ?1 AND generation > ?2";
 
@@ -183,6 +189,12 @@ struct State {
     /// Whether other instances draw from the same range. If so, only the partitions that it
     /// [holds](Ledger::hold) are open.
     shared: bool,
+    /// The indexes of the values that must be [entered](Ledger::set_used) before a draw, in ascending order.
+    used: Vec<u64>,
+    /// The partitions whose used values are entered.
+    entered: BTreeSet<u16>,
+    /// The number of imported values that were in no shard.
+    imported: u64,
     rng: ChaCha20Rng,
 }
 
@@ -306,6 +318,11 @@ impl Ledger {
         self.state.count
     }
 
+    /// Returns the number of imported values that were in no shard.
+    pub(crate) fn imported_count(&self) -> u64 {
+        self.state.imported
+    }
+
     /// Returns an upper bound of the numbers that crashes and damage have burned.
     pub fn burned(&self) -> u64 {
         self.state.burned
@@ -341,7 +358,7 @@ impl Ledger {
             .map_err(|source| state.failed(source))
     }
 
-    /// Returns the batch with this id.
+    /// Returns the draw with this id. An import is none.
     pub fn batch(&self, id: BatchId) -> Result<Option<Batch>, LedgerError> {
         self.connection
             .prepare_cached(SELECT_BATCH)
@@ -753,6 +770,9 @@ fn read_state(path: &Path, connection: &Connection) -> Result<State, LedgerError
         burned,
         open: BTreeSet::new(),
         shared: false,
+        used: Vec::new(),
+        entered: BTreeSet::new(),
+        imported: import::added(connection).map_err(failed)?,
         rng,
     };
     state.open_those_used();

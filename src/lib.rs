@@ -33,6 +33,7 @@
 //! - [`ledger`]: every value that ever entered a shard; decides whether a value is unique
 //! - [`shard`]: one file of values made ahead of need, from which blocks of rows are leased
 //! - [`folder`]: the data folder, and the recovery of its files at a start
+//! - [`import`]: numbers that were issued by other means, which are never handed out
 //! - [`fleet`]: instances that share one number space, and the fence that proves which leases are valid
 //! - [`pool`]: the rotation of shards, and how a request takes numbers from it
 //! - [`receipts`]: which numbers a response contained, and the idempotency keys
@@ -67,8 +68,8 @@
 //! 3. A row is marked as used, durably, before it is handed out.
 //! 4. A row never outlives its generation: leased rows are not handed out once their file is replaced.
 //! 5. A file is never served if the ledger does not expect it in its place.
-//! 6. Before anything is drawn from a stratum, all its rows are read, in the transaction of the draw, and
-//!    compared with the count and the digest of what was drawn into it.
+//! 6. Before anything is drawn from a stratum or imported into it, all its rows are read, in the same
+//!    transaction, and compared with the count and the digest of what was drawn into it.
 //! 7. A log (`-wal`) is read only after its commits are known to be on the disk: the committed part of a log
 //!    that an earlier process left is first copied and synced.
 //! 8. In a fleet, a lease is handed out only after a step of the instance's fence that covers it, and values
@@ -91,6 +92,7 @@ mod fleet;
 mod folder;
 mod histogram;
 mod http;
+mod import;
 pub mod internals;
 mod ledger;
 mod monitor;

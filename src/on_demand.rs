@@ -24,6 +24,7 @@ pub use self::table_store::TableStore;
 use crate::config::{Config, PoolConfig};
 use crate::files::FileError;
 use crate::folder::{self, Folder, FolderError};
+use crate::import::Outcome;
 use crate::space::{Space, Value};
 use crate::sqlite::rusqlite;
 
@@ -32,6 +33,9 @@ pub(crate) const TRIES_MAX: u32 = 100;
 
 /// The most draws that share one commit. As many can wait for the next one; more wait in their connections.
 const GROUP_MAX: usize = 1024;
+
+/// The values of an import that are saved with one commit: 50 MB in memory.
+const IMPORTED_AT_ONCE: usize = 1 << 20;
 
 /// A pool's position in the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +108,48 @@ pub enum StoreError {
     /// It could not be written.
     #[error("{0}")]
     Failed(String),
+}
+
+/// Imports values, which must be in the range of the pool, into the store of a folder that no server uses. The store
+/// does not tell which of its numbers were imported, so all that it has count as issued.
+///
+/// # Errors
+/// [`ImportError`]; a part of the values may be saved then.
+pub(crate) fn import<S: Store>(
+    config: &Config,
+    pool: PoolIndex,
+    mut values: Vec<Value>,
+) -> Result<Outcome, ImportError> {
+    let given = values.len();
+    values.sort_unstable();
+    values.dedup();
+    let folder = Folder::open(&config.dir, config.server.mode, false, Duration::ZERO)
+        .map_err(OpenError::from)?;
+    let mut store = S::open(folder.path(), &config.pools)?;
+    let repeated = (given - values.len()) as u64;
+    let mut outcome = Outcome { repeated, ..Outcome::default() };
+    for values in values.chunks(IMPORTED_AT_ONCE) {
+        let candidates: Vec<_> = values.iter().map(|&value| Candidate { pool, value }).collect();
+        for (&value, fresh) in values.iter().zip(store.insert(&candidates)?) {
+            match fresh {
+                true => outcome.marked += 1,
+                false => outcome.issued.push(value),
+            }
+        }
+    }
+    store.close()?;
+    Ok(outcome)
+}
+
+/// Why an import is not complete.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImportError {
+    /// The store did not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The numbers could not be saved.
+    #[error("the numbers could not be saved: {0}. Run the import again")]
+    Store(#[from] StoreError),
 }
 
 /// Why there is no number.

@@ -10,6 +10,10 @@
 //! | leased | in the buffer of its slot, or among the pool's orphans once its shard gave it up | a request takes it: on loan. At a stop, a row in a buffer becomes unused again |
 //! | on loan | with a request that waits for more rows or for its receipt, or may still go away | the response is made: handed out. The request is dropped or fails: leased |
 //! | handed out | in a response | none |
+//! | imported | in the file, or in a file that was replaced | none |
+//!
+//! An unused or leased row becomes imported if its number is imported: no request gets it. A row on loan at that
+//! time does not come back.
 //!
 //! A crash burns the rows that are leased or on loan: their file says that they are used, but no response had
 //! them.
@@ -18,6 +22,7 @@ mod buffer;
 mod figures;
 mod file;
 mod health;
+mod imports;
 #[cfg(test)]
 pub(crate) mod model;
 mod slot;
@@ -26,6 +31,7 @@ mod sync;
 mod take;
 mod worker;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -35,6 +41,8 @@ use self::buffer::Buffer;
 pub(crate) use self::figures::{Figures, ShardFigures, ShardState};
 use self::file::{OpenFile, ShardFile};
 pub(crate) use self::health::{Cause, PoolHealth, Trouble};
+use self::imports::Imports;
+pub(crate) use self::imports::{HeldStandby, ImportRequest, SwapInProgress};
 use self::slot::Slot;
 use self::supply::Books;
 pub(crate) use self::supply::{LastRefill, LedgerFigures, Level, Outcome};
@@ -80,6 +88,8 @@ pub struct Pool {
     /// Durations of refills, by [`Outcome`].
     refills: [Histogram; 2],
     books: Mutex<Books>,
+    /// Imports that wait for the refiller.
+    imports: Mutex<Imports>,
 }
 
 /// Leased rows that their shards gave up for good, because a request collected them.
@@ -90,6 +100,8 @@ struct Collected {
     /// Those of requests that were dropped or failed, each with the name of its shard. The next request gets
     /// them.
     orphans: Vec<(Arc<str>, Value)>,
+    /// Values that were imported when requests may have held them. They don't become orphans.
+    withdrawn: HashSet<Value>,
 }
 
 impl Collected {
@@ -127,7 +139,7 @@ impl Pool {
             let refilled = files.index.0 < config.shards;
             let name = paths.shard_name(files.index);
             let live = files.live.as_ref().map(|live| (live.label.generation, live.unused));
-            let standby = files.standby.as_ref().map(|label| label.rows);
+            let standby = files.standby.as_ref().map(|standby| standby.unused);
             let mut buffer = Buffer::new(config.lease.rows, low_water, live, standby);
             if files.damaged {
                 buffer.found_damaged();
@@ -156,6 +168,7 @@ impl Pool {
             gate,
             refills: [Histogram::default(), Histogram::default()],
             books: Mutex::default(),
+            imports: Mutex::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod build;
 mod builders;
+mod imports;
 mod plan;
 
 use std::ops::ControlFlow;
@@ -91,6 +92,7 @@ impl Refiller {
         let watch = self.pool.watch_task();
         let mut backoff = Backoff::new(self.config.retry, self.config.retry_limit);
         while !stop.is_cancelled() {
+            self.import_all(&stop).await;
             match self.refill_next(&stop).await {
                 Ok(true) => {
                     backoff.reset();
@@ -108,6 +110,7 @@ impl Refiller {
                 }
             }
         }
+        self.pool.close_imports();
         watch.end();
         self
     }
@@ -245,7 +248,8 @@ impl Refiller {
     ) -> Result<(Built, u64), BuildError> {
         let held = self.claim_ahead(refill.rows, stop).await?;
         let (ledger, known) = (self.ledger.take(), self.known);
-        let shared = self.claims.is_some();
+        let used = self.claims.clone();
+        let shared = used.is_some();
         let (space, paths) = (self.space.clone(), self.paths.clone());
         let (pool, stop) = (Arc::clone(&self.pool), stop.clone());
         let work = tokio::task::spawn_blocking(move || {
@@ -256,6 +260,9 @@ impl Refiller {
             };
             if shared && (reopened || !held.is_empty()) {
                 ledger.hold(&held);
+            }
+            if let Some(claims) = used.filter(|_| reopened) {
+                ledger.set_used(claims.used())?;
             }
             note_burned(&pool, &mut ledger)?;
             let (mut turn, mut missing) = (Some(turn), 2 * refill.rows);
@@ -389,5 +396,10 @@ fn note_burned(pool: &Pool, ledger: &mut Ledger) -> Result<(), LedgerError> {
 
 fn figures(ledger: &Ledger) -> LedgerFigures {
     let bytes = ledger.size_bytes().unwrap_or_default();
-    LedgerFigures { values: ledger.count(), burned: ledger.burned(), bytes }
+    LedgerFigures {
+        values: ledger.count(),
+        burned: ledger.burned(),
+        imported: ledger.imported_count(),
+        bytes,
+    }
 }

@@ -5,6 +5,7 @@
 //! random blocks, so every unused row of the file is equally likely to be next.
 
 mod audit;
+mod imported;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -24,6 +25,7 @@ use crate::sqlite::{self, Checkpoint, ContentError, Fault, Format, Found, Fresh,
 pub(crate) use self::audit::{
     Audit, UnusedValues, audit, each_used, each_value, select_unused, twice,
 };
+pub(crate) use self::imported::{Sought, import_live, import_standby, seek};
 
 /// The format of the tables below.
 const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442_5348, version: 3 };
@@ -66,7 +68,7 @@ const CREATE: &str = "
     CREATE TABLE numbers (
         id         INTEGER PRIMARY KEY,
         value      INTEGER NOT NULL,
-        used       INTEGER NOT NULL DEFAULT 0
+        used       INTEGER NOT NULL DEFAULT 0 -- 1: leased, 2: imported
     ) STRICT;";
 
 const INSERT_SHARD: &str = "INSERT INTO shard
@@ -81,8 +83,7 @@ const UPDATE_LEASES: &str = "UPDATE shard SET open_rows = ?1, leases = ?2";
 const INSERT_NUMBERS: &str = "INSERT INTO numbers (id, value) VALUES";
 const SELECT_NUMBERS: &str =
     "SELECT id, value, used FROM numbers WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
-const UPDATE_USED: &str =
-    "UPDATE numbers SET used = ?3 WHERE id BETWEEN ?1 AND ?2 AND used = 1 - ?3";
+const UPDATE_USED: &str = "UPDATE numbers SET used = ?4 WHERE id BETWEEN ?1 AND ?2 AND used = ?3";
 const INSERT_BLOCK: &str = "INSERT INTO blocks VALUES (?1, ?2, ?3)";
 const SELECT_BLOCK: &str = "SELECT unused, checksum FROM blocks WHERE block = ?1";
 const SELECT_BLOCKS: &str = "SELECT block, unused FROM blocks WHERE unused > 0";
@@ -151,10 +152,33 @@ impl Label {
 }
 
 /// A leased number and the id of its row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
     id: u32,
     pub value: Value,
+}
+
+impl Row {
+    /// Returns the block that the row is in.
+    pub(crate) fn block(&self) -> u32 {
+        self.id / BLOCK_ROWS
+    }
+}
+
+/// The mark of a row, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    Unused = 0,
+    /// Leased. It becomes unused again if it is given back.
+    Used = 1,
+    /// Issued by other means. It stays so.
+    Imported = 2,
+}
+
+impl Mark {
+    fn read(mark: i64) -> Option<Self> {
+        [Self::Unused, Self::Used, Self::Imported].into_iter().find(|known| *known as i64 == mark)
+    }
 }
 
 #[cfg(test)]
@@ -422,7 +446,7 @@ impl Shard {
         mut rows: Vec<Row>,
     ) -> Result<(), ShardError> {
         let transaction = connection.transaction()?;
-        mark_rows(&transaction, self.block_rows, &mut rows, false)?;
+        mark_rows(&transaction, &mut rows, Mark::Used, Mark::Unused)?;
         transaction.execute(END_USE, [])?;
         transaction.commit()?;
         Ok(sqlite::keep_log(connection, false)?)
@@ -495,7 +519,7 @@ impl Shard {
         open_rows: u64,
     ) -> Result<(), ShardError> {
         let transaction = connection.transaction()?;
-        mark_rows(&transaction, self.block_rows, rows, true)?;
+        mark_rows(&transaction, rows, Mark::Unused, Mark::Used)?;
         let leases = self.leases + u64::from(self.counts_leases);
         if (self.open_rows, self.leases) != (open_rows, leases) {
             transaction.prepare_cached(UPDATE_LEASES)?.execute([open_rows, leases])?;
@@ -510,27 +534,28 @@ impl Shard {
     }
 }
 
-/// Sets the marks of rows and updates the counts of their blocks.
+/// Changes the marks of rows and updates the counts of their blocks.
 fn mark_rows(
     transaction: &Transaction<'_>,
-    block_rows: u32,
     rows: &mut [Row],
-    used: bool,
+    from: Mark,
+    to: Mark,
 ) -> Result<(), ShardError> {
     rows.sort_unstable_by_key(|row| row.id);
     let mut update = transaction.prepare_cached(UPDATE_USED)?;
     for run in rows.chunk_by(|row, next| row.id + 1 == next.id) {
         let (first, last) = (run[0].id, run[run.len() - 1].id);
-        let marked = update.execute(params![first, last, used])?;
+        let marked = update.execute(params![first, last, from as i64, to as i64])?;
         if marked != run.len() {
             let problem = format!("only {marked} of the rows {first} to {last} could be marked");
             return Err(ShardError::Damaged(problem));
         }
     }
     let mut update = transaction.prepare_cached(UPDATE_UNUSED)?;
-    for run in rows.chunk_by(|row, next| row.id / block_rows == next.id / block_rows) {
-        let count = run.len() as i64;
-        update.execute(params![run[0].id / block_rows, if used { -count } else { count }])?;
+    let unused = |mark| i64::from(mark == Mark::Unused);
+    for run in rows.chunk_by(|row, next| row.id / BLOCK_ROWS == next.id / BLOCK_ROWS) {
+        let change = (unused(to) - unused(from)) * run.len() as i64;
+        update.execute(params![run[0].id / BLOCK_ROWS, change])?;
     }
     Ok(())
 }

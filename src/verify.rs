@@ -13,7 +13,7 @@ use crate::files::{self, FileError};
 use crate::folder::{self, Known, PoolPaths, RECEIPTS};
 use crate::ledger::{Drawn, Ledger, LedgerError};
 use crate::receipts::{self, Checked, FileReader, Origin};
-use crate::shard::{self, Audit, Label, ShardError, UnusedValues};
+use crate::shard::{self, Audit, Label, Mark, ShardError, UnusedValues};
 use crate::space::{Space, Value};
 use crate::sqlite;
 
@@ -52,6 +52,8 @@ pub struct PoolSum {
     pub issued: u64,
     /// The part of `issued` that was burned, at most, as far as it was counted.
     pub burned: u64,
+    /// The part of `issued` that was imported.
+    pub imported: u64,
     /// Unused numbers in shards.
     pub pooled: u64,
     /// Numbers that are not in the ledger.
@@ -60,16 +62,19 @@ pub struct PoolSum {
 
 impl fmt::Display for PoolSum {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, space, issued, burned, pooled, free } = self;
+        let Self { pool, space, issued, burned, imported, pooled, free } = self;
         let range = space.size();
         write!(
             formatter,
             "{pool}: {issued} issued + {pooled} pooled + {free} free = {range}, the range {space}"
         )?;
-        match burned {
-            0 => Ok(()),
-            burned => write!(formatter, "; at most {burned} of the issued were burned"),
+        if *burned > 0 {
+            write!(formatter, "; at most {burned} of the issued were burned")?;
         }
+        if *imported > 0 {
+            write!(formatter, "; {imported} of the issued were imported")?;
+        }
+        Ok(())
     }
 }
 
@@ -242,11 +247,13 @@ impl PoolCheck<'_> {
         let standby = self.check_file(index, &self.paths.standby(index));
         let live = self.check_file(index, &self.paths.live(index));
         let unfinished = self.paths.unfinished(index);
-        if files::length_bytes(&unfinished).is_ok_and(|length| length.is_some()) {
-            self.check_unfinished(index, &unfinished);
-        }
+        let unfinished = match files::length_bytes(&unfinished) {
+            Ok(Some(_)) => self.check_unfinished(index, &unfinished),
+            Ok(None) | Err(_) => None,
+        };
         if let Some(live) = live {
-            let standby = standby.map(|standby| standby.label);
+            // A start would make the unfinished build the standby.
+            let standby = standby.or(unfinished).map(|standby| standby.label);
             let known = self.known(index, &live.label);
             let current = known.and_then(|known| {
                 known.is_current(&live.label, live.token, live.in_use, standby.as_ref())
@@ -266,15 +273,15 @@ impl PoolCheck<'_> {
 
     /// Checks an unfinished build if the ledger has its batch, since a start would adopt it. Otherwise a
     /// start would remove it.
-    fn check_unfinished(&mut self, index: ShardIndex, path: &Path) {
+    fn check_unfinished(&mut self, index: ShardIndex, path: &Path) -> Option<Audit> {
         let known = shard::read_label(path)
-            .is_ok_and(|label| self.batches.iter().any(|drawn| drawn.batch.id == label.batch));
+            .is_ok_and(|label| self.batches.iter().any(|drawn| drawn.id == label.batch));
         if known {
-            self.check_file(index, path);
-        } else {
-            let name = file_name(path);
-            self.findings.notes.push(format!("{name} is an unfinished build: a start removes it"));
+            return self.check_file(index, path);
         }
+        let name = file_name(path);
+        self.findings.notes.push(format!("{name} is an unfinished build: a start removes it"));
+        None
     }
 
     fn check_file(&mut self, index: ShardIndex, path: &Path) -> Option<Audit> {
@@ -310,13 +317,34 @@ impl PoolCheck<'_> {
             shard::audit(&connection, |value| self.ledger.hash(value), &mut |kind, what| {
                 self.findings.violation(name, kind, &what)
             })?;
-        let drawn = self.batches.iter().find(|drawn| drawn.batch.id == audit.label.batch);
-        if let Some(drawn) = drawn.copied()
-            && drawn.tally != audit.tally
-        {
-            self.look_up_each(name, &connection, &drawn)?;
+        let drawn = self.batches.iter().find(|drawn| drawn.id == audit.label.batch);
+        if let Some(drawn) = drawn.copied() {
+            if drawn.tally != audit.tally {
+                self.look_up_each(name, &connection, &drawn)?;
+            }
+            if drawn.marked != audit.imported {
+                self.look_up_imported(name, &connection, &drawn)?;
+            }
         }
         Ok(audit)
+    }
+
+    /// Reports the imported numbers of a batch that are unused in its file.
+    fn look_up_imported(
+        &mut self,
+        name: &str,
+        connection: &sqlite::rusqlite::Connection,
+        drawn: &Drawn,
+    ) -> Result<(), VerifyError> {
+        let imported = self.ledger.imported(drawn.id)?;
+        let space = self.ledger.space();
+        shard::each_value(connection, |value, mark| {
+            if mark == Some(Mark::Unused) && imported.binary_search(&value).is_ok() {
+                let what = format!("{} was imported but is unused", space.number(value));
+                self.findings.violation(name, "an imported number that is unused", &what);
+            }
+        })?;
+        Ok(())
     }
 
     /// Reports the numbers by which a shard and its batch in the ledger differ.
@@ -329,14 +357,14 @@ impl PoolCheck<'_> {
         let space = self.ledger.space().clone();
         let mut both = 0;
         let mut failed = None;
-        let mut look_up = |value: Value| match self.ledger.batch_of(value) {
-            Ok(Some(batch)) if batch == drawn.batch.id => both += 1,
+        let look_up = |value: Value, _| match self.ledger.batch_of(value) {
+            Ok(Some(batch)) if batch == drawn.id => both += 1,
             Ok(Some(BatchId(other))) => {
                 let number = space.number(value);
                 let what = format!(
                     "{number} is in the ledger for batch {other}, not for its own, {}: another shard \
                      may contain it",
-                    drawn.batch.id.0
+                    drawn.id.0
                 );
                 self.findings.violation(name, "a number of another batch", &what);
             }
@@ -346,7 +374,7 @@ impl PoolCheck<'_> {
             }
             Err(error) => failed = Some(error),
         };
-        shard::each_value(connection, &mut look_up)?;
+        shard::each_value(connection, look_up)?;
         if let Some(error) = failed {
             return Err(error.into());
         }
@@ -356,7 +384,7 @@ impl PoolCheck<'_> {
             self.findings.violation(name, "a number twice", &what);
         }
         if twice.is_empty() && both < drawn.tally.count {
-            let (count, id) = (drawn.tally.count - both, drawn.batch.id.0);
+            let (count, id) = (drawn.tally.count - both, drawn.id.0);
             let what = format!("{count} numbers of its batch {id} are in the ledger but not in it");
             self.findings.violation(name, "numbers that it lacks", &what);
         }
@@ -368,19 +396,33 @@ impl PoolCheck<'_> {
         let pooled = total(files.iter().map(|file| file.unused));
         let used = total(files.iter().map(|file| file.tally.count - file.unused));
         let here = |id: BatchId| files.iter().any(|file| file.label.batch == id);
-        let gone = batches.iter().filter(|drawn| !here(drawn.batch.id));
-        let gone = total(gone.map(|drawn| drawn.batch.count));
-        for Drawn { batch, .. } in &batches {
-            let newest = files.iter().filter(|file| file.label.index == batch.shard);
+        let gone = batches.iter().filter(|drawn| !here(drawn.id));
+        let gone = total(gone.map(|drawn| drawn.count));
+        let imported = batches.iter().map(|drawn| match drawn.file {
+            Some(_) => drawn.marked.count,
+            None => drawn.count,
+        });
+        for drawn in &batches {
+            let Some((shard, generation)) = drawn.file else { continue };
+            let newest = files.iter().filter(|file| file.label.index == shard);
             let newest = newest.map(|file| file.label.generation).max().unwrap_or(Generation(0));
-            if batch.generation > newest {
+            if generation > newest {
                 findings.notes.push(format!(
                     "generation {} of {} has no file: the unissued ones of its {} numbers are lost",
-                    batch.generation.0,
-                    paths.shard_name(batch.shard),
-                    batch.count
+                    generation.0,
+                    paths.shard_name(shard),
+                    drawn.count
                 ));
             }
+        }
+        let name = file_name(&paths.ledger());
+        match ledger.has_open_import() {
+            Ok(true) => findings.notes.push(format!(
+                "{name}: an import was interrupted, so numbers that it should have marked may still be issued: \
+                 run it again"
+            )),
+            Ok(false) => {}
+            Err(error) => findings.violation(&name, "not readable", &error.to_string()),
         }
         let space = ledger.space().clone();
         let sum = PoolSum {
@@ -388,13 +430,14 @@ impl PoolCheck<'_> {
             space: space.clone(),
             issued: total([used, gone]),
             burned: total(files.iter().map(|file| file.open_rows).chain([ledger.burned()])),
+            imported: total(imported),
             pooled,
             free: space.size() - ledger.count(),
         };
         let found = total([sum.issued, sum.pooled, sum.free]);
         if found != space.size() {
             let what = format!("issued, pooled and free add up to {found}, not {}", space.size());
-            findings.violation(&file_name(&paths.ledger()), "a wrong sum", &what);
+            findings.violation(&name, "a wrong sum", &what);
         }
         findings.pools.push(sum);
     }

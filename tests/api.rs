@@ -5,6 +5,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 
 use reqwest::Method;
@@ -14,6 +16,9 @@ use support::{Answer, Config, Server, Site, Token, eventually, run, skipped, wit
 
 /// The path of a receipt.
 const RECEIPT: &str = "/receipts/{pool}/{number}";
+
+/// The path that imports numbers.
+const USED: &str = "/pools/{pool}/used";
 
 /// Returns a config with two pools, both of which the description has to name, with enough numbers for a
 /// test. One keeps no receipts.
@@ -99,7 +104,7 @@ impl Example {
     fn assert_is(&self, status: u16, headers: &HeaderMap, body: &str) {
         let name = self.name();
         assert_eq!(status, self.status, "{name}: {body}");
-        for (header, example) in &self.headers {
+        for (header, example) in self.headers.iter().filter(|_| !headers.is_empty()) {
             let found = headers.get(header).unwrap_or_else(|| panic!("{name}: no {header}"));
             let example = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
             // With a quota, the seconds to wait differ each time.
@@ -109,7 +114,7 @@ impl Example {
         }
         let body: Value = serde_json::from_str(body).unwrap();
         match status {
-            200 if ["/random", RECEIPT].contains(&&*self.path) => {
+            200 if ["/random", RECEIPT, USED].contains(&&*self.path) => {
                 assert_eq!(shape(&body), shape(&self.body), "{name}");
             }
             // The figures in the example are those of a server that has just started.
@@ -270,6 +275,21 @@ async fn each_example_is_what_the_server_answers() {
     answered.extend(replay(&server, &description, |_| String::new()).await);
     for example in description.when(|example| example.when.starts_with("a body of ")) {
         let size = example.when.split(' ').nth(3).unwrap().parse().unwrap();
+        if example.path == USED {
+            // The server responds to the head, so a client that sends all of it might not read the response.
+            let head = format!(
+                "POST {USED} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {size}\r\n\r\n"
+            );
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            stream.write_all(head.replace(['{', '}'], "").as_bytes()).unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).unwrap();
+            let (head, body) = response.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 413 "), "{head}");
+            example.assert_is(413, &HeaderMap::new(), body);
+            answered.insert(example.name());
+            continue;
+        }
         let url = format!("http://{}{}", server.address(), example.path.replace("{file}", "a"));
         let request = reqwest::Client::new().request(example.method.clone(), url);
         let answer = request.body(vec![b'x'; size]).send().await.unwrap();
@@ -309,8 +329,11 @@ async fn each_example_is_what_the_server_answers() {
     }
 
     // Receipts and keys.
-    let mut assert_is = |when: &str, answer: &Answer| {
-        for example in description.when(|example| example.when == when) {
+    let mut assert_of = |path: Option<&str>, when: &str, answer: &Answer| {
+        let is_it = |example: &Example| {
+            example.when == when && path.is_none_or(|path| example.path == path)
+        };
+        for example in description.when(is_it) {
             example.assert_answered(answer);
             answered.insert(example.name());
         }
@@ -322,10 +345,14 @@ async fn each_example_is_what_the_server_answers() {
     // The receipts can be neither made nor read.
     let blocked = ["receipts.db.tmp", "receipts.db"].map(|name| site.file(name));
     std::fs::create_dir(&blocked[0]).unwrap();
-    assert_is("the disk is full", &keyed(Method::POST, "/random", "order-1").await);
+    assert_of(
+        Some("/random"),
+        "the disk is full",
+        &keyed(Method::POST, "/random", "order-1").await,
+    );
     std::fs::create_dir(&blocked[1]).unwrap();
     let away = server.get("/receipts").await;
-    assert_is("the store of the receipts is away", &away);
+    assert_of(None, "the store of the receipts is away", &away);
     for folder in blocked {
         std::fs::remove_dir(folder).unwrap();
     }
@@ -334,23 +361,50 @@ async fn each_example_is_what_the_server_answers() {
         (answer.status == 200).then(|| answer.parse::<Value>()["number"].clone())
     })
     .await;
-    assert_is("a number", &server.get(&format!("/receipts/int/{number}")).await);
+    assert_of(None, "a number", &server.get(&format!("/receipts/int/{number}")).await);
     let free = if number == 1 { 2 } else { 1 };
     let free = server.get(&format!("/receipts/int/{free}")).await;
-    assert_is("a number that was not given to this caller", &free);
-    assert_is("a key", &keyed(Method::GET, "/random", "order-3").await);
-    assert_is("an empty key", &keyed(Method::POST, "/random", "\"\"").await);
-    assert_is(
+    assert_of(None, "a number that was not given to this caller", &free);
+    assert_of(None, "a key", &keyed(Method::GET, "/random", "order-3").await);
+    assert_of(None, "an empty key", &keyed(Method::POST, "/random", "\"\"").await);
+    assert_of(
+        None,
         "a pool without receipts",
         &keyed(Method::POST, "/random?type=price", "order-3").await,
     );
     keyed(Method::POST, "/random?count=5", "order-3").await.assert_status(200);
     let other = keyed(Method::POST, "/random", "order-3").await;
-    assert_is("the key of another request", &other);
-    assert_is("nothing changed", &server.send(Method::POST, "/reload").await);
+    assert_of(None, "the key of another request", &other);
+
+    // Imports.
+    let import = async |pool: &str, content_type: &str, body: &str| {
+        let (target, header) = (format!("/pools/{pool}/used"), [("content-type", content_type)]);
+        server.client().send_body(Method::POST, &target, &header, body).await.unwrap()
+    };
+    let imported = import("int", "text/plain", &format!("{number}\n")).await;
+    assert_of(None, "an import", &imported);
+    let unknown = import("none", "text/plain", "1").await;
+    assert_of(None, "a pool that does not exist", &unknown);
+    let wrong = import("int", "text/plain", "1\n2\nx\n").await;
+    assert_of(None, "a line that is no number", &wrong);
+    assert_of(None, "a body that is not text", &import("int", "application/json", "1").await);
+    // The ledger is closed while no build is due, and can't be opened again.
+    let (ledger, away) = (site.file("used_numbers_price.db"), site.file("away"));
+    let failed = eventually("an import that fails", async || {
+        std::fs::rename(&ledger, &away).unwrap();
+        let answer = import("price", "text/plain", "0.01").await;
+        let _ = std::fs::remove_file(&ledger);
+        std::fs::rename(&away, &ledger).unwrap();
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    assert_of(Some(USED), "the disk is full", &failed);
+
+    // Reloads.
+    assert_of(None, "nothing changed", &server.send(Method::POST, "/reload").await);
     site.configure(&config().set("server.listen", "'127.0.0.1:1'"));
     let refused = server.send(Method::POST, "/reload").await;
-    assert_is("a setting that can't change", &refused);
+    assert_of(None, "a setting that can't change", &refused);
     server.stop().await;
 
     // Without look-ups.
@@ -382,7 +436,7 @@ async fn each_example_is_what_the_server_answers() {
         "/random" => draw.header(),
         "/receipts" => audit.header(),
         RECEIPT => lookup.header(),
-        "/reload" => admin.header(),
+        "/reload" | USED => admin.header(),
         _ => observe.header(),
     };
     answered.extend(replay(&server, &description, right).await);
@@ -471,6 +525,11 @@ async fn each_example_is_what_the_server_answers() {
         example.assert_answered(&none);
         answered.insert(example.name());
     }
+    let imported = server.client().send_body(Method::POST, "/pools/int/used", &[], "1").await;
+    for example in description.when(|example| example.when == "an instance of a fleet") {
+        example.assert_answered(imported.as_ref().unwrap());
+        answered.insert(example.name());
+    }
     server.stop().await;
 
     // When refills fail.
@@ -537,7 +596,7 @@ async fn the_words_of_the_status_are_described() {
         (
             "EventStatus",
             "kind",
-            "started depleted refilled refill_failed damaged exhausted receipts_failed reloaded",
+            "started depleted refilled refill_failed damaged exhausted receipts_failed reloaded imported",
         ),
     ] {
         let described = schemas[schema]["properties"][field]["enum"].as_array().unwrap().iter();

@@ -131,6 +131,10 @@ async fn a_token_for_some_pools_draws_looks_up_and_sees_only_these() {
             assert_eq!(shows, token.is_none() && hidden == "int_shard", "{hidden}");
         }
     }
+    // It imports only into its pools.
+    let imported = ask(&server, Method::POST, "/pools/int/used", Some(&admin)).await;
+    assert_refused(&imported, 403, "forbidden");
+    ask(&server, Method::POST, "/pools/ticket/used", Some(&admin)).await.assert_status(200);
     // The settings name all pools.
     let reload = ask(&server, Method::POST, "/reload", Some(&admin)).await;
     assert_refused(&reload, 403, "forbidden");

@@ -12,7 +12,7 @@ use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Builder;
 use axum::http::uri::{Scheme, Uri};
 use axum::http::{HeaderMap, HeaderValue, Method, Request};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -57,6 +57,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Returns the target at this URL.
+    pub(super) fn new(url: Address, ca: Option<PathBuf>) -> Self {
+        Self { url: Some(url), config: None, ca }
+    }
+
     /// Returns the server that the flags name.
     ///
     /// # Errors
@@ -111,7 +116,7 @@ pub(super) fn credentials(file: Option<PathBuf>) -> anyhow::Result<Option<Header
 
 /// The address of a server.
 #[derive(Clone, Debug)]
-struct Address {
+pub(super) struct Address {
     tls: bool,
     host: String,
     port: u16,
@@ -222,7 +227,7 @@ impl Client {
         credentials: Option<&HeaderValue>,
     ) -> anyhow::Result<HttpResponse> {
         let exchange = async {
-            let request = self.request(Method::GET, path, credentials).body(Empty::new());
+            let request = self.request(Method::GET, path, credentials).body(Full::default());
             let request = request.map_err(|error| error.to_string())?;
             self.connect().await?.send(request, BODY_LIMIT_BYTES).await
         };
@@ -282,9 +287,11 @@ impl Client {
 
 /// An open connection, for one request after another.
 pub(super) struct Connection {
-    requests: http1::SendRequest<Empty<Bytes>>,
+    requests: http1::SendRequest<Full<Bytes>>,
     /// The end of the error for a server that does not speak HTTP.
     advice: &'static str,
+    /// The longest wait for the head of a response.
+    patience: Duration,
 }
 
 impl Connection {
@@ -296,7 +303,12 @@ impl Connection {
         let (requests, connection) = opened.map_err(|error| error.to_string())?;
         // The task ends when `requests` is dropped. Its own error reaches the request too.
         tokio::spawn(connection);
-        Ok(Self { requests, advice })
+        Ok(Self { requests, advice, patience: SILENCE })
+    }
+
+    /// Waits up to `patience` for the head of each response.
+    pub(super) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Returns whether the server has not closed it, as far as is known.
@@ -311,7 +323,7 @@ impl Connection {
     /// connection can't be used after that.
     pub(super) async fn send(
         &mut self,
-        request: Request<Empty<Bytes>>,
+        request: Request<Full<Bytes>>,
         limit_bytes: usize,
     ) -> Result<HttpResponse, String> {
         let advice = self.advice;
@@ -320,8 +332,9 @@ impl Connection {
             false => error.to_string(),
         };
         in_time(async { self.requests.ready().await.map_err(problem) }).await?;
-        let response =
-            in_time(async { self.requests.send_request(request).await.map_err(problem) }).await?;
+        let response = self.requests.send_request(request);
+        let response = tokio::time::timeout(self.patience, response).await;
+        let response = response.map_err(|_| silent(self.patience))?.map_err(problem)?;
         let (head, body) = response.into_parts();
         let mut rest = Limited::new(body, limit_bytes);
         let mut body = Vec::new();
@@ -337,8 +350,12 @@ impl Connection {
 async fn in_time<T>(step: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     match tokio::time::timeout(SILENCE, step).await {
         Ok(done) => done,
-        Err(_) => Err(format!("nothing arrived within {} s", SILENCE.as_secs())),
+        Err(_) => Err(silent(SILENCE)),
     }
+}
+
+fn silent(patience: Duration) -> String {
+    format!("nothing arrived within {} s", patience.as_secs())
 }
 
 fn connector(ca: &Path) -> anyhow::Result<TlsConnector> {

@@ -7,8 +7,9 @@ use crate::config::ConfigError;
 use crate::files::LockError;
 use crate::fleet::{FleetError, Lost};
 use crate::folder::FolderError;
+use crate::import::{ImportError, LinesError};
 use crate::ledger::LedgerError;
-use crate::on_demand::OpenError;
+use crate::on_demand::{self, OpenError};
 use crate::receipts;
 use crate::server::ServerError;
 
@@ -21,7 +22,7 @@ pub enum Exit {
     Done = 0,
     /// It failed, for a reason that may be temporary.
     Failed = 1,
-    /// The arguments or the settings are wrong, and have to be corrected.
+    /// The arguments, the settings or the lines of an import are wrong, and have to be corrected.
     Settings = 2,
     /// The data folder can't be used as it is, and an operator has to decide what to do.
     Folder = 3,
@@ -39,7 +40,10 @@ impl Exit {
     const ALL: [(Self, &str); 8] = [
         (Self::Done, "done; serve: stopped as requested"),
         (Self::Failed, "failed; verify: found violations; health: not ready"),
-        (Self::Settings, "the arguments or the settings are wrong: correct them first"),
+        (
+            Self::Settings,
+            "the arguments, the settings or the lines of an import are wrong: correct them",
+        ),
         (Self::Folder, "the data folder can't be used as it is: see the message"),
         (Self::Unreachable, "no server responded, or it is not a tombola server"),
         (Self::Lost, "in a fleet: the folder is an old copy, or the store is; see the message"),
@@ -67,6 +71,15 @@ impl Exit {
             Self::Lost
         } else if let Some(error) = error.downcast_ref::<FolderError>() {
             of_folder(error)
+        } else if let Some(error) = error.downcast_ref::<ImportError>() {
+            of_import(error)
+        } else if let Some(error) = error.downcast_ref::<on_demand::ImportError>() {
+            match error {
+                on_demand::ImportError::Open(error) => of_store(error),
+                on_demand::ImportError::Store(_) => Self::Failed,
+            }
+        } else if let Some(error) = error.downcast_ref::<LinesError>() {
+            of_lines(error)
         } else if let Some(error) = error.downcast_ref::<receipts::OpenError>() {
             of_receipts(error)
         } else if let Some(LockError::Held { .. }) = error.downcast_ref() {
@@ -87,17 +100,20 @@ fn of_server(error: &ServerError) -> Exit {
     match error {
         ServerError::Fleet(error) => of_fleet(error),
         ServerError::OpenDoor { .. } | ServerError::Tls(_) => Exit::Settings,
-        ServerError::Folder(error) | ServerError::Store(OpenError::Folder(error)) => {
-            of_folder(error)
-        }
-        ServerError::Store(OpenError::Damaged { .. } | OpenError::OtherRange { .. }) => {
-            Exit::Folder
-        }
+        ServerError::Folder(error) => of_folder(error),
+        ServerError::Store(error) => of_store(error),
         ServerError::Receipts(error) => of_receipts(error),
-        ServerError::Store(OpenError::File(_) | OpenError::Sqlite { .. })
-        | ServerError::Sqlite(_)
-        | ServerError::Listen { .. }
-        | ServerError::Threads(_) => Exit::Failed,
+        ServerError::Sqlite(_) | ServerError::Listen { .. } | ServerError::Threads(_) => {
+            Exit::Failed
+        }
+    }
+}
+
+fn of_store(error: &OpenError) -> Exit {
+    match error {
+        OpenError::Folder(error) => of_folder(error),
+        OpenError::Damaged { .. } | OpenError::OtherRange { .. } => Exit::Folder,
+        OpenError::File(_) | OpenError::Sqlite { .. } => Exit::Failed,
     }
 }
 
@@ -115,13 +131,17 @@ fn of_receipts(error: &receipts::OpenError) -> Exit {
 fn of_fleet(error: &FleetError) -> Exit {
     match error {
         FleetError::Lost(_) => Exit::Lost,
-        FleetError::OtherRange { .. } | FleetError::Foreign { .. } => Exit::Settings,
+        FleetError::OtherRange { .. }
+        | FleetError::OtherUsed { .. }
+        | FleetError::UsedFile { .. }
+        | FleetError::Foreign { .. } => Exit::Settings,
         FleetError::Record { .. }
         | FleetError::OtherSpace { .. }
         | FleetError::NoInstance { .. }
         | FleetError::LedgerGone { .. }
         | FleetError::Recreated { .. }
         | FleetError::OtherKey { .. }
+        | FleetError::UsedTooLate { .. }
         | FleetError::Taken { .. } => Exit::Folder,
         FleetError::Folder(error) => of_folder(error),
         FleetError::Ledger(error) => of_ledger(error),
@@ -142,6 +162,24 @@ fn of_folder(error: &FolderError) -> Exit {
         FolderError::Lock(LockError::File(_))
         | FolderError::File(_)
         | FolderError::Shard { .. } => Exit::Failed,
+    }
+}
+
+fn of_import(error: &ImportError) -> Exit {
+    match error {
+        ImportError::Folder(error) => of_folder(error),
+        ImportError::Ledger(error) => of_ledger(error),
+        ImportError::Shard { .. }
+        | ImportError::Away { .. }
+        | ImportError::Busy
+        | ImportError::Stopped => Exit::Failed,
+    }
+}
+
+fn of_lines(error: &LinesError) -> Exit {
+    match error {
+        LinesError::Io(_) => Exit::Failed,
+        LinesError::NoColumn { .. } | LinesError::Wrong(_) => Exit::Settings,
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Flags {
     /// The pool
     #[arg(long, value_name = "NAME")]
     pool: String,
-    /// Only numbers that were leased: handed out, or burned
+    /// Only numbers that can't be handed out any more: handed out, burned or imported
     #[arg(long)]
     issued: bool,
     /// File for the numbers, which must not exist yet [default: standard output]
@@ -63,9 +63,11 @@ fn write(paths: &PoolPaths, issued: bool, to: impl Write) -> anyhow::Result<()> 
         let pools = folder::survey(paths.folder())?.pools;
         for &index in pools.get(paths.pool()).into_iter().flatten() {
             in_files.extend(batches_of(paths, &ledger, index)?);
-            let live = paths.live(index);
-            if live.exists() {
-                shard::each_used(&sqlite::open_to_look(&live)?, &mut line)?;
+            // A standby may have numbers that were imported.
+            for path in [paths.live(index), paths.standby(index)] {
+                if path.exists() {
+                    shard::each_used(&sqlite::open_to_look(&path)?, &mut line)?;
+                }
             }
         }
     }

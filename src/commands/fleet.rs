@@ -1,11 +1,11 @@
 //! `tombola fleet`: shows the state of a fleet, and puts back what its store has forgotten.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::exit::{Ended, Exit};
-use crate::config::{Config, FleetConfig, Location, Mode, Overrides};
+use crate::config::{Config, FleetConfig, Location, Mode, Overrides, PoolConfig};
 use crate::fleet::protocol::Standing;
 use crate::fleet::{Lost, Overview, reseed};
 use crate::folder::Folder;
@@ -25,21 +25,21 @@ pub(super) fn run(command: Command) -> anyhow::Result<()> {
     sqlite::check_version().map_err(anyhow::Error::msg)?;
     match command {
         Command::Status(location) => {
-            let (dir, fleet) = settings(location)?;
-            super::block_on(async { status(&dir, &fleet).await })
+            let (config, fleet) = settings(location)?;
+            super::block_on(async { status(&config.dir, &fleet).await })
         }
         Command::Reseed(location) => {
-            let (dir, fleet) = settings(location)?;
-            let folder = Folder::open(&dir, Mode::Sharded, true, Duration::ZERO)?;
-            super::block_on(async { put_back(&folder, &fleet).await })
+            let (config, fleet) = settings(location)?;
+            let folder = Folder::open(&config.dir, Mode::Sharded, true, Duration::ZERO)?;
+            super::block_on(async { put_back(&folder, &fleet, &config.pools).await })
         }
     }
 }
 
-fn settings(location: Location) -> anyhow::Result<(PathBuf, FleetConfig)> {
+fn settings(location: Location) -> anyhow::Result<(Config, FleetConfig)> {
     let config = Config::load(&Overrides { location, ..Overrides::default() })?;
-    match config.fleet {
-        Some(fleet) => Ok((config.dir, fleet)),
+    match config.fleet.clone() {
+        Some(fleet) => Ok((config, fleet)),
         None => Err(Ended::error(
             Exit::Settings,
             "no fleet is configured: add [fleet] with store and space to the settings",
@@ -98,8 +98,12 @@ fn print(overview: &Overview, dir: &Path, fleet: &FleetConfig) -> io::Result<()>
     out.flush()
 }
 
-async fn put_back(folder: &Folder, fleet: &FleetConfig) -> anyhow::Result<()> {
-    let reseeded = reseed(fleet, folder).await?;
+async fn put_back(
+    folder: &Folder,
+    fleet: &FleetConfig,
+    pools: &[PoolConfig],
+) -> anyhow::Result<()> {
+    let reseeded = reseed(fleet, pools, folder).await?;
     let mut out = io::stdout().lock();
     for (pool, partitions) in &reseeded.partitions {
         writeln!(out, "{pool}: {partitions} partitions put back")?;

@@ -139,6 +139,15 @@ impl Source {
     }
 }
 
+/// Returns a reader of the receipts, for a command that has locked the data folder.
+pub(super) fn locked_reader(config: &Config) -> anyhow::Result<Box<dyn ReceiptReader>> {
+    Ok(match Source::of(config)? {
+        Source::Folder(dir) => Box::new(FileReader::new(&dir.join(RECEIPTS), false)),
+        #[cfg(feature = "postgres")]
+        Source::Database(reader) => reader,
+    })
+}
+
 fn erase(source: &Source, label: &str) -> anyhow::Result<()> {
     let (count, rest) = match source {
         Source::Folder(dir) => {

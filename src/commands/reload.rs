@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use axum::http::Method;
-use http_body_util::Empty;
+use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::client;
@@ -28,7 +28,7 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
     let server = flags.target.server()?;
     let exchange = async {
         let request = server.request(Method::POST, "/reload", credentials.as_ref());
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let request = request.body(Bytes::new().into()).map_err(|error| error.to_string())?;
         server.connect().await?.send(request, BODY_LIMIT_BYTES).await
     };
     let response = super::block_on(async { Ok(exchange.await) })?;

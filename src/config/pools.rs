@@ -1,6 +1,7 @@
 //! The pools: the keys under `pools`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
@@ -35,6 +36,8 @@ pub struct PoolConfig {
     pub refill: RefillConfig,
     /// The responses that leave a receipt.
     pub receipts: Recorded,
+    /// In a fleet, the file of the numbers that were issued by other means before the space was made.
+    pub used_file: Option<PathBuf>,
 }
 
 /// A pool's name, fit for a file name and for a URL: 1 to 32 of `a-z 0-9 _`, a letter first. No file of a
@@ -91,6 +94,7 @@ pub(super) struct PoolKeys {
     shard_size: Option<Integer<1, SHARD_SIZE_MAX>>,
     #[serde(default)]
     receipts: Recorded,
+    used_file: Option<PathBuf>,
 }
 
 fn enabled() -> bool {
@@ -195,8 +199,9 @@ impl PoolKeys {
             return Err(refused("shard_size", problem));
         }
         let shard_size = u32::try_from(size).expect("its type allows up to SHARD_SIZE_MAX");
-        let receipts = self.receipts;
-        Ok(PoolConfig { name: pool_name, space, shards, shard_size, lease, refill, receipts })
+        let (receipts, used_file) = (self.receipts, self.used_file.clone());
+        let name = pool_name;
+        Ok(PoolConfig { name, space, shards, shard_size, lease, refill, receipts, used_file })
     }
 
     /// Validates the keys of the range: all codes of a pattern, or the numbers from min to max.

@@ -11,6 +11,7 @@ use super::joined::{Holdings, JoinedSpace};
 use super::store::FleetStoreError;
 use crate::config::PoolName;
 use crate::ledger::PARTITIONS;
+use crate::space::Value;
 
 /// The partitions of one pool, as one instance claims them.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Claims {
     batch: usize,
     /// Whether instances were found to hold all partitions.
     none_left: bool,
+    /// The values that were issued by other means before the space was made.
+    used: Arc<[Value]>,
 }
 
 impl Claims {
@@ -31,7 +34,17 @@ impl Claims {
         instance: Uuid,
         batch: usize,
     ) -> Self {
-        Self { space, pool, instance, batch, none_left: false }
+        Self { space, pool, instance, batch, none_left: false, used: Arc::default() }
+    }
+
+    /// Returns the claims of a pool with these used values.
+    pub(super) fn with_used(self, used: Arc<[Value]>) -> Self {
+        Self { used, ..self }
+    }
+
+    /// Returns the values that were issued by other means before the space was made.
+    pub(crate) fn used(&self) -> &[Value] {
+        &self.used
     }
 
     /// Returns whether no partition is left to claim. That never changes back.

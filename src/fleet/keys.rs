@@ -91,16 +91,24 @@ pub(super) struct PoolRecord {
     codes: Option<[String; 3]>,
     /// The secret that gives values their indexes, in hexadecimal digits.
     hash_key: String,
+    /// The digest of the numbers that were issued by other means before the space was made, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used: Option<String>,
 }
 
 impl PoolRecord {
-    pub(super) fn of(space: &Space, key: StratumKey) -> Self {
+    pub(super) fn of(space: &Space, key: StratumKey, used: Option<String>) -> Self {
         let (min, max, decimals) = (space.min().0, space.max().0, space.decimals());
         let texts = |format: &CodeFormat| {
             [format.pattern(), format.symbols(), format.check()].map(str::to_owned)
         };
         let (codes, hash_key) = (space.codes().map(texts), hex::encode(key.to_bytes()));
-        Self { min, max, decimals, codes, hash_key }
+        Self { min, max, decimals, codes, hash_key, used }
+    }
+
+    /// Returns the digest of the numbers that were issued by other means.
+    pub(super) fn used(&self) -> Option<&str> {
+        self.used.as_deref()
     }
 
     /// Returns the range and the secret, if they are valid.

@@ -14,8 +14,9 @@ use super::joined::{Agreed, JoinedSpace};
 use super::keys::{PoolRecord, SpaceKeys, SpaceRecord};
 use super::protocol::{Fence, KnownFence, Standing};
 use super::record::Record;
+use super::used::UsedNumbers;
 use super::{FleetError, Lost, gate, store};
-use crate::config::{FleetConfig, PoolName};
+use crate::config::{FleetConfig, PoolConfig, PoolName};
 use crate::files;
 use crate::folder::{Folder, PoolPaths};
 use crate::ledger::{Ledger, PARTITIONS};
@@ -133,7 +134,11 @@ pub(crate) struct Reseeded {
 /// # Errors
 /// [`FleetError::Lost`] with [`Lost::Stale`] if the store is ahead of the folder,
 /// [`FleetError::Taken`] if another instance holds a partition that this folder has drawn from.
-pub(crate) async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Reseeded, FleetError> {
+pub(crate) async fn reseed(
+    config: &FleetConfig,
+    pools: &[PoolConfig],
+    folder: &Folder,
+) -> Result<Reseeded, FleetError> {
     let store = store::open(&config.store)?;
     let name = config.space.to_string();
     let Some(record) = Record::read(folder.path(), &name)? else {
@@ -156,7 +161,11 @@ pub(crate) async fn reseed(config: &FleetConfig, folder: &Folder) -> Result<Rese
         let (numbers, key, partitions) =
             (ledger.space().clone(), ledger.key(), ledger.partitions());
         drop(ledger);
-        let pool_record = PoolRecord::of(&numbers, key);
+        let used = match pools.iter().find(|config| config.name == pool) {
+            Some(config) => UsedNumbers::read(config).await?.digest,
+            None => None,
+        };
+        let pool_record = PoolRecord::of(&numbers, key, used);
         put_record_back(&space, space.keys.pool(&pool), &pool_record).await?;
         let claims = Claims::new(Arc::clone(&space), pool.clone(), record.instance, 1);
         let before = claims.holdings().await?.ours.len();

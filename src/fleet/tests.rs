@@ -47,6 +47,7 @@ fn pool(max: &str) -> PoolConfig {
         lease: LeaseConfig { rows: 1000 },
         refill: RefillConfig { low_water: 0.5, retry: Duration::ZERO, retry_limit: Duration::ZERO },
         receipts: Recorded::Keyed,
+        used_file: None,
     }
 }
 

@@ -64,7 +64,11 @@ pub(crate) fn survey(folder: &Path) -> Result<Survey, FileError> {
         // beside it.
         let file = name.strip_suffix(".tmp").unwrap_or(&name);
         let is_log = file.ends_with("-wal") || file.ends_with("-shm");
-        if is_log || [files::LOCK, FLEET_RECORD, RECEIPTS_COPIED, README].contains(&file) {
+        let is_shard = parse_shard_file(file).is_some();
+        if is_log
+            || is_shard
+            || [files::LOCK, FLEET_RECORD, RECEIPTS_COPIED, README].contains(&file)
+        {
             continue;
         }
         if name.contains(".damaged-") || name.contains(".stale-") {

@@ -10,7 +10,7 @@ use rand::RngExt;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{FolderError, PoolPaths, ShardFiles};
+use super::{FolderError, PoolPaths, ShardFiles, Standby};
 use crate::batch::{Batch, BatchId, Generation, ShardIndex, Token};
 use crate::config::PoolName;
 use crate::files;
@@ -313,11 +313,17 @@ fn carry_out(
 ) -> Result<ShardFiles, FolderError> {
     let index = known.index;
     let mut files = ShardFiles { index, live: None, standby: None, damaged: false };
+    // An import that was interrupted may have left it.
+    files::remove(&files::unfinished(&paths.standby(index)))?;
     if let Some(unfinished) = plan.unfinished {
         finish(unfinished, paths, index)?;
     }
     match plan.standby {
-        Some(Ok(label)) => files.standby = Some(label),
+        Some(Ok(label)) => {
+            // If the count can't be read, opening the file will tell why.
+            let unused = shard::unused_rows(&paths.standby(index)).unwrap_or(label.rows);
+            files.standby = Some(Standby { label, unused });
+        }
         Some(Err(damage)) => {
             let live = plan.live.as_ref().and_then(|live| Some(live.as_ref().ok()?.label.batch));
             let (rest, lost) = known.without_standby(live);
@@ -346,7 +352,7 @@ fn carry_out(
         }
         (Some(Err(damage)), left) => {
             drop(left);
-            let standby = files.standby.as_ref().map(|label| label.generation);
+            let standby = files.standby.as_ref().map(|standby| standby.label.generation);
             let batch = known.served.iter().rfind(|batch| Some(batch.generation) != standby);
             let live = paths.live(index);
             // The count of unused rows is more precise, if it can still be read.

@@ -16,7 +16,7 @@ use super::forwarded;
 use super::page;
 use super::quota::{Account, Key, Quotas, TokenId};
 use super::response::ApiError;
-use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS, RELOAD};
+use super::{DOCS, HEALTH, OPENAPI, RANDOM, READY, RECEIPT, RECEIPTS, RELOAD, USED};
 use crate::auth::{self, Denied, TokenIndex};
 use crate::config::{AuthConfig, Config, PoolName, QuotaConfig, Scope, TokenConfig};
 use crate::receipts::Caller;
@@ -30,6 +30,9 @@ const PURPOSE: [HeaderName; 3] = [
     HeaderName::from_static("purpose"),
     HeaderName::from_static("x-moz"),
 ];
+
+/// The beginning of the paths of pools.
+const POOLS: &str = "/pools/";
 
 /// The checks that a request has to pass.
 #[derive(Debug)]
@@ -280,7 +283,10 @@ pub(super) fn scope(path: &str) -> Option<Scope> {
         _ if path.strip_prefix(RECEIPTS).is_some_and(|rest| rest.starts_with('/')) => {
             Some(Scope::Lookup)
         }
-        RELOAD => Some(Scope::Admin),
+        RELOAD | USED => Some(Scope::Admin),
+        _ if path.strip_prefix(POOLS).is_some_and(|rest| rest.ends_with("/used")) => {
+            Some(Scope::Admin)
+        }
         HEALTH | READY | OPENAPI | DOCS => None,
         _ if page::has(path) => None,
         _ if path.strip_prefix(DOCS).is_some_and(|rest| rest.starts_with('/')) => None,

@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 description of this server, generated from its routes, its settings, its wire types and
 //! the table of status codes. Knows nothing of requests.
 
+mod import;
 mod receipts;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,8 @@ use super::ready::{self, ReadyBody};
 use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
 use super::{
     DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, RECEIPT,
-    RECEIPTS, RELOAD, Reloaded, STATUS, docs, keyed, many_of, metrics, one_of, page, query, status,
+    RECEIPTS, RELOAD, Reloaded, STATUS, USED, docs, keyed, many_of, metrics, one_of, page, query,
+    status,
 };
 use crate::config::PoolName;
 use crate::monitor::Monitor;
@@ -44,8 +46,8 @@ use crate::traffic::Traffic;
 const DESCRIPTION: &str = "Hands out unique random numbers, and never the same one twice.\n\n\
     Errors are JSON: `error` is a sentence for people, `code` a word for programs. All other responses \
     are JSON too, except `/metrics`, the pages, and several numbers if `Accept` prefers lines. Responses \
-    are not cached, except the files of `/docs`, which are cached for an hour. A path that supports `GET` supports `HEAD` too. Only `POST /random` reads a body; \
-    with other requests, up to 16 KiB of a body are ignored.";
+    are not cached, except the files of `/docs`, which are cached for an hour. A path that supports `GET` supports `HEAD` too. Only `POST /random` \
+    and `POST /pools/{pool}/used` read a body; with other requests, up to 16 KiB of a body are ignored.";
 
 /// A static example, because the figures of this server need a token.
 const METRICS_EXAMPLE: &str = "# HELP tombola_shard_numbers_left Numbers of the live generation that have not been handed out.\n\
@@ -184,6 +186,7 @@ impl<'a> Offer<'a> {
             RANDOM => self.random(method),
             RECEIPTS => self.receipts(),
             RECEIPT => self.receipt(),
+            USED => self.used(),
             HEALTH => self.health(),
             READY => self.ready(),
             STATUS => self.status(),
@@ -208,10 +211,8 @@ impl<'a> Offer<'a> {
             errors.push(("a token of another scope".to_owned(), ApiError::Forbidden { scope }));
         }
         errors.push(("DELETE".to_owned(), ApiError::WrongMethod { allowed: methods }));
-        errors.push((
-            format!("a body of {} bytes", BODY_MAX + 1),
-            ApiError::BodyTooLarge { limit: BODY_MAX },
-        ));
+        let limit = if path == USED { super::import::BODY_MAX } else { BODY_MAX };
+        errors.push((format!("a body of {} bytes", limit + 1), ApiError::too_large(limit)));
         let head_too_large = ResponseBuilder::new()
             .description("The request's head has more than 16 KiB or 100 lines. There is no body.");
         let operation_id = format!("{}{}", method.to_lowercase(), path)
@@ -638,7 +639,7 @@ fn tag(path: &str) -> &'static str {
     match path {
         RANDOM => "numbers",
         RECEIPTS | RECEIPT => "receipts",
-        RELOAD => "administration",
+        RELOAD | USED => "administration",
         HEALTH | READY | STATUS | METRICS => "operations",
         _ => "pages",
     }

@@ -25,7 +25,7 @@ pub(super) struct Names<'p> {
 
 impl Names<'_> {
     /// Returns the pool's position.
-    fn find(&self, given: &str) -> Result<usize, ApiError> {
+    pub(super) fn find(&self, given: &str) -> Result<usize, ApiError> {
         match self.sorted.binary_search_by(|name| name.as_str().cmp(given)) {
             Ok(position) if (self.allows)(&self.sorted[position]) => Ok(position),
             Ok(_) => Err(ApiError::ForbiddenPool { given: given.to_owned() }),

@@ -18,11 +18,12 @@ use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::import;
 use crate::config::Scope;
 use crate::receipts::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
 
-/// The largest request body, in bytes. Only `POST /random` uses its body, which may hold three parameters.
-pub(crate) const BODY_MAX: usize = 16 * 1024;
+/// The largest request body, in bytes, except that of an import. `POST /random` may hold three parameters in it.
+pub(super) const BODY_MAX: usize = 16 * 1024;
 
 /// The most bytes of a body that are copied or written for a connection at a time, unless the body is whole: as
 /// many as a connection buffers before it writes.
@@ -101,6 +102,27 @@ pub(crate) enum ApiError {
         "The body is larger than {limit} bytes. Send less: the parameters need no more than a line."
     )]
     BodyTooLarge { limit: usize },
+    #[error(
+        "The body is larger than {} bytes. Send the lines in several requests.",
+        import::BODY_MAX
+    )]
+    ImportTooLarge,
+    #[error("{problem}.")]
+    BadLines { problem: String },
+    #[error(
+        "The body is not text. Send the numbers one a line as text/plain, or in a column as text/csv."
+    )]
+    NotText,
+    #[error(
+        "The other instances of this fleet would hand out the numbers, so they can't be imported into it. Set \
+         used_file of a new pool, from the first instance on."
+    )]
+    InFleet,
+    #[error(
+        "The import is not complete, because the server stops, is busy with other imports, or can't change a file. \
+         Please send it again."
+    )]
+    ImportFailed,
     #[error("The body is not valid: {problem}. Allowed: a JSON object with type, count and label.")]
     BadBody { problem: String },
     #[error(
@@ -171,9 +193,21 @@ pub(super) enum Code {
     LookupsOff,
     BadNumber,
     NotReloaded,
+    BadLines,
+    NotText,
+    InFleet,
+    ImportFailed,
 }
 
 impl ApiError {
+    /// Returns the error for a body of more than `limit` bytes.
+    pub(super) fn too_large(limit: usize) -> Self {
+        match limit {
+            import::BODY_MAX => Self::ImportTooLarge,
+            limit => Self::BodyTooLarge { limit },
+        }
+    }
+
     /// Returns the status, the code, and advice for the caller.
     pub(super) fn row(&self) -> (StatusCode, Code, &'static str) {
         const LATER: &str = "Retry after the number of seconds in `Retry-After`.";
@@ -231,11 +265,27 @@ impl ApiError {
                 Code::MethodNotAllowed,
                 "Use one of the methods that `Allow` lists.",
             ),
-            Self::BodyTooLarge { .. } => (
+            Self::BodyTooLarge { .. } | Self::ImportTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::BodyTooLarge,
-                "Send at most 16 KiB. Only `POST /random` uses its body.",
+                "Send at most 16 KiB, or 16 MiB to import numbers. The other paths use no body.",
             ),
+            Self::BadLines { .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Code::BadLines,
+                "Nothing was imported. Correct the lines that the message names, or leave them out.",
+            ),
+            Self::NotText => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                Code::NotText,
+                "Send `text/plain` or `text/csv`.",
+            ),
+            Self::InFleet => (
+                StatusCode::CONFLICT,
+                Code::InFleet,
+                "Numbers are imported into a pool of a fleet when it is made: see `used_file`.",
+            ),
+            Self::ImportFailed => (StatusCode::SERVICE_UNAVAILABLE, Code::ImportFailed, LATER),
             Self::BadBody { .. } => (StatusCode::BAD_REQUEST, Code::BadBody, NAMED),
             Self::NotJson => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -307,7 +357,8 @@ impl From<ApiError> for JsonResponse {
             | ApiError::OutOfTries { .. }
             | ApiError::NotSaved
             | ApiError::ReceiptNotSaved
-            | ApiError::ReceiptsAway => {
+            | ApiError::ReceiptsAway
+            | ApiError::ImportFailed => {
                 let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
                 response.headers_mut().insert(RETRY_AFTER, seconds);
             }
@@ -318,7 +369,7 @@ impl From<ApiError> for JsonResponse {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the body would be read as the next request.
-            ApiError::BodyTooLarge { .. } => {
+            ApiError::BodyTooLarge { .. } | ApiError::ImportTooLarge => {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             ApiError::WrongMethod { allowed } => {

@@ -205,7 +205,7 @@ pub(super) fn response(monitor: &Monitor, only_pools: Option<&[PoolName]>) -> Js
         status: pools.values().map(|pool| pool.status).max().unwrap_or(Fitness::Ok),
         connections: monitor.traffic().connections(),
         requests: requests(monitor, &pace),
-        history: history(&monitor.history(), &sees),
+        history: history(&monitor.history(), sees),
         pools,
         receipts: receipts(monitor.receipts()),
         settings: settings(monitor.settings(), only_pools.is_none()),

@@ -2,28 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
+use super::import::has_imported;
 use super::strata::Tallies;
-use super::{Ledger, LedgerError};
-use crate::batch::{Batch, BatchId, Generation, Report, ShardIndex, Tally};
+use super::{IMPORTS, Ledger, LedgerError};
+use crate::batch::{BatchId, Generation, Report, ShardIndex, Tally};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
 const SELECT_ALL: &str = "SELECT stratum, value, batch FROM used_numbers ORDER BY stratum, value";
 const SELECT_BATCHES: &str = "SELECT id, shard, generation, count FROM batches ORDER BY id";
+const SELECT_IMPORTED: &str = "SELECT batch, value FROM imported ORDER BY batch, value";
 const SELECT_BATCH_OF: &str = "SELECT batch FROM used_numbers WHERE stratum = ?1 AND value = ?2";
 
 /// The maximum number of SQLite's own messages about a file.
 const PROBLEMS_MAX: usize = 10;
 
-/// A batch and the tally of its values in the ledger.
+/// A draw or an import, with the tally of its values in the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawn {
-    /// The batch as recorded.
-    pub batch: Batch,
+    /// The number of the batch.
+    pub id: BatchId,
+    /// The number of values as recorded.
+    pub count: u64,
+    /// The shard and generation that were drawn for, or `None` for an import.
+    pub file: Option<(ShardIndex, Generation)>,
     /// The tally of its rows.
     pub tally: Tally,
+    /// The tally of the values that were marked as imported in the file.
+    pub marked: Tally,
 }
 
 impl Ledger {
@@ -118,27 +126,59 @@ impl Ledger {
                 report("a stratum that is not what was drawn", what);
             }
         }
-        for Drawn { batch, tally } in batches.values() {
-            if batch.count != tally.count {
-                let (id, count) = (batch.id.0, batch.count);
+        for Drawn { id: BatchId(id), count, tally, .. } in batches.values() {
+            if *count != tally.count {
                 let what = format!("batch {id} has {} values, but {count} were drawn", tally.count);
                 report("a batch that is not what was drawn", what);
             }
         }
+        self.read_imported(&mut batches, report)?;
         Ok(batches.into_values().collect())
+    }
+
+    /// Adds the values that were marked as imported to the tallies of their batches.
+    fn read_imported(
+        &self,
+        batches: &mut BTreeMap<i64, Drawn>,
+        report: Report<'_>,
+    ) -> Result<(), rusqlite::Error> {
+        if !has_imported(&self.connection)? {
+            return Ok(());
+        }
+        let mut select = self.connection.prepare(SELECT_IMPORTED)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (batch, value): (i64, _) = (row.get(0)?, Value(row.get(1)?));
+            match batches.get_mut(&batch).filter(|drawn| drawn.file.is_some()) {
+                Some(drawn) => drawn.marked.add(self.hash(value)),
+                None => {
+                    let number = self.state.space().number(value);
+                    let what =
+                        format!("{number} was marked in a shard of the unknown batch {batch}");
+                    report("an imported number of an unknown batch", what);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read_batches(&self) -> Result<BTreeMap<i64, Drawn>, rusqlite::Error> {
         let mut select = self.connection.prepare(SELECT_BATCHES)?;
-        let rows = select.query_map([], |row| {
-            let batch = Batch {
-                id: BatchId(row.get(0)?),
-                shard: ShardIndex(row.get(1)?),
-                generation: Generation(row.get(2)?),
-                count: row.get(3)?,
-            };
-            Ok((batch.id.0, Drawn { batch, tally: Tally::default() }))
-        })?;
+        let rows = select.query_map([], |row| read_batch(row).map(|drawn| (drawn.id.0, drawn)))?;
         rows.collect()
     }
+}
+
+fn read_batch(row: &Row<'_>) -> Result<Drawn, rusqlite::Error> {
+    let is_import = row.get::<_, i64>(1)? == IMPORTS;
+    Ok(Drawn {
+        id: BatchId(row.get(0)?),
+        count: row.get(3)?,
+        file: match is_import {
+            true => None,
+            false => Some((ShardIndex(row.get(1)?), Generation(row.get(2)?))),
+        },
+        tally: Tally::default(),
+        marked: Tally::default(),
+    })
 }

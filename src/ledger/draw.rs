@@ -38,7 +38,7 @@ const SELECT_NEXT: &str = "SELECT
     (SELECT coalesce(max(generation), 0) + 1 FROM batches WHERE shard = ?1)";
 const INSERT_BATCH: &str = "INSERT INTO batches (id, shard, generation, count, drawn_at)
     VALUES (?1, ?2, ?3, ?4, strftime('%FT%TZ', 'now'))";
-const UPDATE_COUNT: &str = "UPDATE ledger SET count = ?1";
+pub(super) const UPDATE_COUNT: &str = "UPDATE ledger SET count = ?1";
 
 /// Fresh values that are not yet in the ledger. [`Draw::commit`] adds them. Dropping the draw discards them.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ impl Ledger {
         count: u64,
         progress: Progress<'_>,
     ) -> Result<Draw<'_>, LedgerError> {
+        self.enter_used()?;
         let Self { connection, state } = self;
         let path = state.path.clone();
         let failed = |source| LedgerError::Sqlite { path: path.clone(), source };
@@ -247,11 +248,8 @@ impl Search<'_, '_> {
     /// Invariant: a value is fresh only if this insert put it into the ledger. A value that is already there
     /// violates the primary key, which ends the draw.
     fn insert(&mut self, rows: &mut Vec<[i64; 3]>) -> Result<(), LedgerError> {
-        for chunk in rows.chunks(sqlite::ROWS_AT_ONCE) {
-            sqlite::insert(self.connection, INSERT_VALUES, chunk)
-                .map_err(|source| self.state.failed(source))?;
-            self.fresh.extend(chunk.iter().map(|row| Value(row[1])));
-        }
+        insert(self.connection, rows).map_err(|source| self.state.failed(source))?;
+        self.fresh.extend(rows.iter().map(|row| Value(row[1])));
         let done = rows.len() as u64;
         rows.clear();
         self.report(done)
@@ -260,6 +258,12 @@ impl Search<'_, '_> {
     fn report(&mut self, done: u64) -> Result<(), LedgerError> {
         if (self.progress)(done).is_break() { Err(LedgerError::Cancelled) } else { Ok(()) }
     }
+}
+
+/// Inserts rows of `used_numbers`: stratum, value and batch. They should be in the order of the table.
+pub(super) fn insert(connection: &Connection, rows: &[[i64; 3]]) -> Result<(), rusqlite::Error> {
+    let mut chunks = rows.chunks(sqlite::ROWS_AT_ONCE);
+    chunks.try_for_each(|chunk| sqlite::insert(connection, INSERT_VALUES, chunk))
 }
 
 /// Returns how many of the `open` strata a draw of `wanted` values goes into, if they have `used` used and

@@ -113,8 +113,13 @@ impl Strata {
 
     /// Returns the stratum of a value, or `None` if the value is not in the range.
     pub(super) fn stratum(&self, value: Value) -> Option<u64> {
-        let index = u128::from(self.index(value)?);
-        Some((index * u128::from(self.count()) / u128::from(self.space.size())) as u64)
+        self.index(value).map(|index| self.stratum_of(index))
+    }
+
+    /// Returns the stratum of an index.
+    pub(super) fn stratum_of(&self, index: u64) -> u64 {
+        let strata = u128::from(index) * u128::from(self.count());
+        (strata / u128::from(self.space.size())) as u64
     }
 
     /// Returns the index of a value, or `None` if the value is not in the range.
@@ -142,20 +147,38 @@ impl Strata {
         mut each: impl FnMut(u64, Value, BatchId) -> Result<(), rusqlite::Error>,
     ) -> Result<(), ContentError> {
         let indexes = self.indexes(stratum..stratum + 1);
+        self.compare(connection, stratum, tally, |value, batch| {
+            let index = self.index(value).filter(|index| indexes.contains(index));
+            let index = index.ok_or_else(|| self.misplaced(value))?;
+            Ok(each(index, value, batch)?)
+        })
+    }
+
+    /// Calls `each` with the value and batch of every row of a stratum, and compares the rows with the stratum's
+    /// tally. This takes half the time of [`read`](Self::read).
+    ///
+    /// # Errors
+    /// Returns SQLite's error and those of `each`, and [`ContentError::Damaged`] if the rows differ from what
+    /// was drawn.
+    pub(super) fn compare(
+        &self,
+        connection: &Connection,
+        stratum: u64,
+        tally: Tally,
+        mut each: impl FnMut(Value, BatchId) -> Result<(), ContentError>,
+    ) -> Result<(), ContentError> {
         let mut last = None;
         let mut found = Tally::default();
         let mut select = connection.prepare_cached(SELECT_ROWS)?;
         let mut rows = select.query([stratum])?;
         while let Some(row) = rows.next()? {
             let value = Value(row.get(0)?);
-            let index = self.index(value).filter(|index| indexes.contains(index));
-            let Some(index) = index.filter(|_| last < Some(value)) else {
-                let number = self.space.number(value);
-                return Err(ContentError::Damaged(format!("{number} is not where it belongs")));
-            };
+            if last >= Some(value) {
+                return Err(self.misplaced(value));
+            }
             last = Some(value);
             found.add(self.key.hash(value));
-            each(index, value, BatchId(row.get(1)?))?;
+            each(value, BatchId(row.get(1)?))?;
         }
         if found != tally {
             return Err(ContentError::Damaged(format!(
@@ -164,6 +187,11 @@ impl Strata {
             )));
         }
         Ok(())
+    }
+
+    fn misplaced(&self, value: Value) -> ContentError {
+        let number = self.space.number(value);
+        ContentError::Damaged(format!("{number} is not where it belongs"))
     }
 }
 

@@ -554,3 +554,90 @@ fn a_batch_of_few_strata_looks_like_one_of_all() {
     assert_uniform("patterns", &patterns, 1.0);
     assert_uniform("gaps", &gaps, 1.0);
 }
+
+/// Imports values and ends the import, as if all drawn ones were marked.
+fn import(ledger: &mut Ledger, values: impl Iterator<Item = i64>) -> Entered {
+    let entered = ledger.import(values.map(Value).collect()).unwrap();
+    ledger.end_import(&entered.drawn).unwrap();
+    entered
+}
+
+#[test]
+fn an_imported_value_is_never_drawn_and_the_ledger_stays_whole() {
+    for (size, before, after) in [(100, 30, 20), (1000, 300, 100), (200_000, 50_000, 30_000)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("used_numbers_int.db");
+        let space = space("1", &size.to_string());
+        let mut ledger = new_ledger(folder.path(), &space);
+        let drawn: BTreeSet<_> = draw(&mut ledger, 0, before).into_iter().collect();
+        let half = size / 2;
+        let entered = import(&mut ledger, (1..=half).chain([1, half]));
+        let in_half: Vec<_> = drawn.iter().filter(|value| value.0 <= half).copied().collect();
+        assert_eq!((entered.repeated, entered.known), (2, 0));
+        assert!(entered.drawn.iter().map(|(_, value)| *value).eq(in_half.iter().copied()));
+        assert_eq!(entered.added, half as u64 - in_half.len() as u64);
+        assert_eq!(ledger.imported(BatchId(1)).unwrap(), in_half);
+        let later = draw(&mut ledger, 1, after);
+        assert!(later.iter().all(|value| value.0 > half && !drawn.contains(value)));
+        ledger.close().unwrap();
+
+        let mut ledger = Ledger::open(&path, &space).unwrap();
+        let again = import(&mut ledger, 1..=half);
+        assert_eq!((again.added, again.known, again.drawn.len()), (0, half as u64, 0));
+        assert_eq!(ledger.shards().unwrap(), [ShardIndex(0), ShardIndex(1)]);
+        assert_eq!((ledger.batch(BatchId(2)).unwrap(), again.interrupted), (None, false));
+        let mut problems = Vec::new();
+        let batches = ledger.audit(&mut |kind, what| problems.push(format!("{kind}: {what}")));
+        assert_eq!(problems, Vec::<String>::new());
+        let batches = batches.unwrap();
+        assert_eq!((batches[1].file, batches[1].count), (None, entered.added));
+        assert_eq!(batches[0].marked.count, in_half.len() as u64);
+        let rest = draw(&mut ledger, 2, size as u64);
+        assert!(ledger.is_exhausted());
+        let used = drawn.len() + later.len() + rest.len() + entered.added as usize;
+        assert_eq!(used, size as usize);
+    }
+}
+
+#[test]
+fn a_row_that_changed_ends_an_import() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("1", "1000");
+    let mut ledger = new_ledger(folder.path(), &space);
+    draw(&mut ledger, 0, 500);
+    ledger.close().unwrap();
+    let sql = "DELETE FROM used_numbers WHERE value = (SELECT min(value) FROM used_numbers)";
+    assert_eq!(Connection::open(&path).unwrap().execute(sql, []).unwrap(), 1);
+    let mut ledger = Ledger::open(&path, &space).unwrap();
+    let error = ledger.import((1..=1000).map(Value).collect()).unwrap_err();
+    assert!(error.to_string().contains("not all of them"), "{error}");
+    assert_eq!((ledger.count(), ledger.has_open_import().unwrap()), (500, false));
+}
+
+/// The used values of a partition are entered before the first draw from it, once.
+#[test]
+fn used_values_are_not_drawn_from_partitions_that_are_held_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("used_numbers_int.db");
+    let space = space("1", "50000");
+    let mut ledger = new_ledger(folder.path(), &space);
+    let used: Vec<Value> = (1..=50_000).step_by(7).map(Value).collect();
+    let mut seen = BTreeSet::new();
+    for end in [1000, 2500, 4096] {
+        ledger.hold(&(0..end).collect::<Vec<_>>());
+        ledger.set_used(&used).unwrap();
+        seen.extend(draw(&mut ledger, 0, 3_000));
+        ledger.close().unwrap();
+        ledger = Ledger::open(&path, &space).unwrap();
+    }
+    ledger.hold(&(0..PARTITIONS as u16).collect::<Vec<_>>());
+    ledger.set_used(&used).unwrap();
+    seen.extend(draw(&mut ledger, 0, 50_000));
+    assert!(ledger.is_exhausted());
+    assert!(used.iter().all(|value| !seen.contains(value)));
+    assert_eq!(seen.len() + used.len(), 50_000);
+    let imports = "SELECT count(*) FROM batches WHERE shard = -1";
+    let imports: i64 = ledger.connection.query_row(imports, [], |row| row.get(0)).unwrap();
+    assert_eq!(imports, 3);
+}

@@ -1,16 +1,21 @@
 //! The lease buffer of one shard: the leased rows, the waiting requests, and the worker's next task. Pure: no
 //! file, no task, no lock. `Slot` adds these.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use tokio::sync::oneshot;
 
 use crate::batch::Generation;
 use crate::shard::Row;
+use crate::space::Value;
 
 /// The number of rows above which a lease includes no further waiting requests: 1 MB in memory, a few MB of
 /// write-ahead log.
 const LEASE_ROWS_MAX: usize = 1 << 16;
+
+/// The blocks whose rows are marked as imported with one commit. A lease writes about ten blocks, and the sync takes
+/// most of the time of both.
+const IMPORT_BLOCKS_MAX: usize = 64;
 
 /// The phase of a shard.
 ///
@@ -45,6 +50,10 @@ pub(super) enum Leasing {
     AwaitsFence,
 }
 
+/// The standby is about to replace the live file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SwapInProgress;
+
 /// The immediate result of a request for rows.
 #[derive(Debug)]
 pub(super) enum Take<R> {
@@ -72,10 +81,39 @@ pub(super) struct Delivery<R> {
     pub(super) reply: oneshot::Sender<R>,
 }
 
+/// Rows of the live file that are being marked as imported.
+#[derive(Debug)]
+struct Import {
+    /// The rows that are not marked yet, in ascending order.
+    rows: Vec<Row>,
+    /// Those among `rows` that were leased and that no request has or gets.
+    leased: BTreeSet<Row>,
+    /// The values that are marked.
+    marked: Vec<Value>,
+    reply: oneshot::Sender<Vec<Value>>,
+}
+
+impl Import {
+    /// Takes the rows of the import out of `leased`. Returns their number.
+    fn take_from(&mut self, leased: &mut Vec<Row>) -> usize {
+        let before = leased.len();
+        leased.retain(|row| {
+            let is_imported = self.rows.binary_search(row).is_ok();
+            if is_imported {
+                self.leased.insert(*row);
+            }
+            !is_imported
+        });
+        before - leased.len()
+    }
+}
+
 /// The worker's next task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Open,
+    /// Mark rows as imported.
+    Import,
     /// Lease this many rows.
     Lease(usize),
     /// Put the standby in place of the used-up file.
@@ -114,6 +152,14 @@ pub(super) struct Buffer<R> {
     unused: u64,
     /// The number of rows in the next generation, if it is ready.
     standby: Option<u64>,
+    /// Whether the standby is being changed, so that it can't replace the live file.
+    standby_held: bool,
+    import: Option<Import>,
+    /// Whether the worker's last task was a part of an import, so that a lease comes first if one is due.
+    import_was_last: bool,
+    /// Rows of this generation that were used when they should have been marked as imported. Those that are on loan
+    /// don't come back.
+    conflicts: BTreeSet<Row>,
     leasing: Leasing,
     stopping: bool,
     is_given_back: bool,
@@ -147,6 +193,10 @@ impl<R> Buffer<R> {
             damaged: false,
             unused,
             standby,
+            standby_held: false,
+            import: None,
+            import_was_last: false,
+            conflicts: BTreeSet::new(),
             leasing: Leasing::Works,
             stopping: false,
             is_given_back: false,
@@ -193,7 +243,7 @@ impl<R> Buffer<R> {
             return Take::Short;
         }
         let next_is_due = matches!(self.phase, Phase::Swapping | Phase::Opening { .. })
-            || (self.has_standby() && self.left() == 0);
+            || (self.can_swap() && self.left() == 0);
         if self.leasing != Leasing::Works || (!next_is_due && self.is_short_of(count, partial)) {
             return Take::Short;
         }
@@ -217,27 +267,39 @@ impl<R> Buffer<R> {
                 return Task::Open;
             }
             Phase::Swapping => return Task::Swap,
-            Phase::Empty if self.has_standby() => {
+            Phase::Empty if self.import.is_some() => return Task::Import,
+            Phase::Empty if self.can_swap() => {
                 self.phase = Phase::Swapping;
                 return Task::Swap;
             }
             Phase::Empty => return Task::Sleep,
         }
         self.serve(deliveries);
+        let waiting = self.waiting();
+        let lease_is_due = self.unused > 0 && (waiting > 0 || self.is_low());
+        // A lease and a part of an import take turns, so that neither waits long for the other.
+        if self.import.is_some() && !(lease_is_due && self.import_was_last) {
+            self.import_was_last = true;
+            return Task::Import;
+        }
+        self.import_was_last = false;
+        if lease_is_due {
+            // Group commit: one transaction for all waiting requests.
+            return Task::Lease(self.lease_rows.max(waiting));
+        }
         if self.unused > 0 {
-            let waiting = self.waiting();
-            if waiting > 0 || self.is_low() {
-                // Group commit: one transaction for all waiting requests.
-                return Task::Lease(self.lease_rows.max(waiting));
-            }
             return Task::Sleep;
         }
         if self.loans > 0 || !self.leased.is_empty() {
             return Task::Sleep;
         }
-        if self.has_standby() {
+        if self.can_swap() {
             self.phase = Phase::Swapping;
             Task::Swap
+        } else if self.has_standby() {
+            // Changing it takes longer than a lease, so requests go to other shards.
+            self.waiters.clear();
+            Task::Sleep
         } else {
             self.waiters.clear();
             self.phase = Phase::Empty;
@@ -247,10 +309,94 @@ impl<R> Buffer<R> {
 
     /// Adds the rows of a committed lease.
     pub(super) fn add_lease(&mut self, mut rows: Vec<Row>, unused: u64) {
+        if let Some(import) = &mut self.import {
+            import.take_from(&mut rows);
+        }
         self.leased_total += rows.len() as u64;
         self.leased.append(&mut rows);
         self.unused = unused;
         self.leasing = Leasing::Works;
+    }
+
+    /// Begins to mark rows of the live file, in ascending order, as imported. No request gets them any more, unless it
+    /// has them already. The receiver gets the values that were marked in the end: all others were issued, or are
+    /// lost.
+    pub(super) fn begin_import(&mut self, rows: Vec<Row>) -> oneshot::Receiver<Vec<Value>> {
+        let (reply, receiver) = oneshot::channel();
+        let mut import = Import { rows, leased: BTreeSet::new(), marked: Vec::new(), reply };
+        self.leased_total -= import.take_from(&mut self.leased) as u64;
+        self.import = Some(import);
+        receiver
+    }
+
+    /// Returns the next rows to mark as imported, and those among them that were leased. Ends the import if there
+    /// are none, or if the result is not wanted any more.
+    pub(super) fn import_rows(&mut self) -> Option<(Vec<Row>, BTreeSet<Row>)> {
+        let import = self.import.as_ref()?;
+        if import.reply.is_closed() || import.rows.is_empty() {
+            self.end_import();
+            return None;
+        }
+        // From the end, where rows are removed without moving the others.
+        let blocks = import.rows.chunk_by(|row, next| row.block() == next.block()).rev();
+        let count: usize = blocks.take(IMPORT_BLOCKS_MAX).map(<[Row]>::len).sum();
+        let rows = import.rows[import.rows.len() - count..].to_vec();
+        let leased = rows.iter().filter(|row| import.leased.contains(row)).copied().collect();
+        Some((rows, leased))
+    }
+
+    /// Notes that of the rows from [`import_rows`](Self::import_rows), the ones in `marked` are marked as imported,
+    /// and that the file has `unused` unused rows.
+    pub(super) fn imported(&mut self, rows: &[Row], marked: &[Row], unused: u64) {
+        self.unused = unused;
+        let Some(import) = &mut self.import else {
+            return;
+        };
+        import.marked.extend(marked.iter().map(|row| row.value));
+        let marked: BTreeSet<&Row> = marked.iter().collect();
+        import.rows.truncate(import.rows.len().saturating_sub(rows.len()));
+        for row in rows {
+            if marked.contains(row) {
+                import.leased.remove(row);
+            } else if import.leased.contains(row) {
+                // It was on loan and has come back since.
+                import.rows.push(*row);
+            } else {
+                self.conflicts.insert(*row);
+            }
+        }
+    }
+
+    /// Gives an import up, because its file is closed for good. The receiver gets nothing.
+    pub(super) fn drop_import(&mut self) {
+        self.import = None;
+    }
+
+    /// Ends an import. Rows that were leased and are not marked can be handed out again.
+    fn end_import(&mut self) {
+        if let Some(Import { leased, marked, reply, .. }) = self.import.take() {
+            self.leased_total += leased.len() as u64;
+            self.leased.extend(leased);
+            let _ = reply.send(marked);
+        }
+    }
+
+    /// Keeps the standby from replacing the live file, until [`release_standby`](Self::release_standby), unless it is
+    /// about to do so. Returns the number of its rows, if there is a standby.
+    pub(super) fn hold_standby(&mut self) -> Result<Option<u64>, SwapInProgress> {
+        match self.phase {
+            Phase::Swapping | Phase::Opening { swapped: true } => Err(SwapInProgress),
+            Phase::Empty | Phase::Opening { swapped: false } | Phase::Serving => {
+                self.standby_held = true;
+                Ok(self.standby)
+            }
+        }
+    }
+
+    /// Allows a standby of `rows` rows, if there is one, to replace the live file.
+    pub(super) fn release_standby(&mut self, rows: Option<u64>) {
+        self.standby_held = false;
+        self.standby = rows;
     }
 
     /// Turns waiting requests away, because a lease takes long or fails.
@@ -291,6 +437,9 @@ impl<R> Buffer<R> {
             }
             _ => self.unused - unused,
         };
+        if generation != self.generation {
+            self.conflicts.clear();
+        }
         self.burned += burned;
         self.generation = generation;
         self.unused = unused;
@@ -311,6 +460,11 @@ impl<R> Buffer<R> {
         self.burned += burned;
         self.leased_total -= self.leased.len() as u64;
         self.damaged = true;
+        if let Some(import) = &mut self.import {
+            // The file is not served again, so there is nothing more to mark.
+            import.rows.clear();
+            import.leased.clear();
+        }
         self.leased.clear();
         self.waiters.clear();
         self.unused = 0;
@@ -342,6 +496,11 @@ impl<R> Buffer<R> {
             self.burned += burned;
             return burned;
         }
+        // Invariant: a number that was on loan when it was imported is not handed out to another request.
+        rows.retain(|row| !self.conflicts.contains(row));
+        if let Some(import) = &mut self.import {
+            self.leased_total -= import.take_from(rows) as u64;
+        }
         self.leased.append(rows);
         // The rows on loan made the generation look shorter than it is.
         self.refiller_told &= self.left() < self.low_water;
@@ -356,6 +515,11 @@ impl<R> Buffer<R> {
 
     /// Takes the rows that were not handed out, at the end.
     pub(super) fn take_leased(&mut self) -> Vec<Row> {
+        if let Some(import) = self.import.take() {
+            // Its reply is dropped, so that the import counts as interrupted.
+            self.leased_total += import.leased.len() as u64;
+            self.leased.extend(import.leased);
+        }
         self.leased_total -= self.leased.len() as u64;
         std::mem::take(&mut self.leased)
     }
@@ -376,6 +540,11 @@ impl<R> Buffer<R> {
 
     pub(super) fn has_standby(&self) -> bool {
         self.standby.is_some()
+    }
+
+    /// Returns whether the next generation can replace the live file.
+    fn can_swap(&self) -> bool {
+        self.standby.is_some() && !self.standby_held
     }
 
     /// Returns the number of rows in the next generation, if it is ready.
@@ -420,7 +589,8 @@ impl<R> Buffer<R> {
     /// Returns the number of rows that may still be handed out, including those on loan, which may come back,
     /// and those of the next generation.
     pub(super) fn not_handed_out(&self) -> u64 {
-        self.left() + self.on_loan as u64 + self.standby.unwrap_or(0)
+        let withdrawn = self.import.as_ref().map_or(0, |import| import.leased.len());
+        self.left() + self.on_loan as u64 + withdrawn as u64 + self.standby.unwrap_or(0)
     }
 
     /// Returns the number of leased rows that are not handed out, which the next lease records in the file.

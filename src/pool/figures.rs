@@ -60,7 +60,7 @@ pub struct ShardFigures {
 /// The figures of a pool. Issued, pooled, burned and free add up to the numbers that this instance may draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figures {
-    /// Numbers ever handed out. All used rows of a file that was damaged at a start count as handed out.
+    /// Numbers ever handed out, or imported. All used rows of a file that was damaged at a start count as handed out.
     pub issued: u64,
     /// Numbers that are available: in live shards, in leases and in standbys.
     pub pooled: u64,
@@ -84,7 +84,7 @@ impl Pool {
         // The ledger comes first: values that enter it after this are not in any shard yet.
         let (ledger, issued_before, burned_before) = {
             let books = self.books.lock().expect("no holder of it panics");
-            (books.ledger, books.issued_before, books.burned_before)
+            (books.ledger, books.issued_before + books.imported(), books.burned_before)
         };
         let rotation = self.rotation.load();
         let mut in_rotation = vec![false; self.slots.len()];
@@ -117,7 +117,7 @@ impl Pool {
         }
     }
 
-    /// Returns the numbers ever handed out, as in [`figures`](Self::figures).
+    /// Returns the numbers ever handed out, without those that were imported since the start.
     pub fn issued(&self) -> u64 {
         let before = self.books.lock().expect("no holder of it panics").issued_before;
         let handed_out = self.slots.iter().map(|slot| slot.look(Buffer::handed_out)).sum::<u64>();

@@ -1,6 +1,7 @@
 //! A shard's live file, as its worker uses it from async code, one operation at a time. Knows nothing of
 //! requests.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use rand::SeedableRng;
@@ -85,6 +86,14 @@ pub(super) trait ShardFile: Sized + Send + Sync {
         leased: Option<usize>,
     ) -> impl Future<Output = Result<Vec<Row>, WorkError>> + Send;
 
+    /// Marks those of the rows as imported that are unused or among `leased`. Returns all that are then marked as
+    /// imported.
+    fn import(
+        &mut self,
+        rows: Vec<Row>,
+        leased: BTreeSet<Row>,
+    ) -> impl Future<Output = Result<Vec<Row>, WorkError>> + Send;
+
     /// Writes the write-ahead log back into the file.
     fn checkpoint(&mut self) -> impl Future<Output = Result<(), WorkError>> + Send;
 
@@ -164,6 +173,14 @@ impl ShardFile for OpenFile {
 
     async fn lease(&mut self, rows: usize, leased: Option<usize>) -> Result<Vec<Row>, WorkError> {
         self.work(move |shard, connection, rng| shard.lease(connection, rows, leased, rng)).await
+    }
+
+    async fn import(
+        &mut self,
+        rows: Vec<Row>,
+        leased: BTreeSet<Row>,
+    ) -> Result<Vec<Row>, WorkError> {
+        self.work(move |shard, connection, _| shard.import(connection, &rows, &leased)).await
     }
 
     async fn checkpoint(&mut self) -> Result<(), WorkError> {

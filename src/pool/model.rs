@@ -63,8 +63,14 @@ pub(crate) struct Model {
     /// The number of rows that were built.
     built: AtomicU32,
     stopping: AtomicBool,
+    /// How many of four builds are followed by an import.
+    imports_in: AtomicU32,
     /// Whether a request was told that nothing is left.
     ended: AtomicBool,
+    /// Numbers whose import is complete.
+    imported: Mutex<BTreeSet<i64>>,
+    /// Numbers that were used when they should have been imported. A request that was dropped may have had them.
+    conflicts: Mutex<BTreeSet<i64>>,
 }
 
 type Mutex<T> = std::sync::Mutex<T>;
@@ -96,6 +102,7 @@ impl Model {
             lease: LeaseConfig { rows: if thread_rng().r#gen() { 2 } else { 0 } },
             refill: REFILL,
             receipts: Recorded::Keyed,
+            used_file: None,
         };
         let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
         let shards: Vec<_> = (0..SHARDS)
@@ -114,7 +121,10 @@ impl Model {
             withheld: Mutex::default(),
             built: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            imports_in: AtomicU32::new(0),
             ended: AtomicBool::new(false),
+            imported: Mutex::default(),
+            conflicts: Mutex::default(),
         };
         (Arc::new(model), workers)
     }
@@ -144,10 +154,67 @@ impl Model {
             let unused = rows.clone().map(Row::for_test).collect();
             self.built.store(first + SHARD_SIZE, Ordering::SeqCst);
             let generation = Generation(i64::from(first) + 1);
-            disk().standby.insert(next.shard, Content { generation, rows, unused, in_use: false });
+            let imported = BTreeSet::new();
+            let content = Content { generation, rows, unused, imported, in_use: false };
+            disk().standby.insert(next.shard, content);
             yield_now().await;
             self.pool.standby_ready(next.shard, SHARD_SIZE.into());
+            if thread_rng().gen_ratio(self.imports_in.load(Ordering::SeqCst), 4) {
+                self.import(ShardIndex(thread_rng().gen_range(0..SHARDS))).await;
+            }
         }
+    }
+
+    /// Imports some numbers of a shard, as the refiller does.
+    async fn import(&self, shard: ShardIndex) {
+        let held = loop {
+            match self.pool.hold_standby(shard) {
+                Ok(held) => break held,
+                Err(SwapInProgress) if self.stopping.load(Ordering::SeqCst) => return,
+                Err(SwapInProgress) => yield_now().await,
+            }
+        };
+        let mut held = held.expect("the pool has the shard");
+        let is_chosen = |_: &u32| thread_rng().gen_ratio(1, 3);
+        let choose = |content: &Content| -> Vec<Row> {
+            content.rows.clone().filter(is_chosen).map(Row::for_test).collect()
+        };
+        let standby = disk().standby.get(&shard).map(choose);
+        let live = disk().live.get(&shard).map(|live| (live.generation, choose(live)));
+        let rows = standby.iter().flatten().chain(live.iter().flat_map(|(_, rows)| rows));
+        self.pool.withdraw(rows.map(|row| row.value));
+        yield_now().await;
+        if let Some(rows) = standby {
+            if let Some(content) = disk().standby.get_mut(&shard) {
+                content.unused.retain(|row| !rows.contains(row));
+            }
+            held.marked(rows.len() as u64);
+            self.note_import(&rows, rows.iter().map(|row| row.value).collect());
+        }
+        yield_now().await;
+        if let Some((generation, rows)) = live
+            && let Ok(marked) = self.pool.import_rows(shard, generation, rows.clone()).await
+        {
+            self.note_import(&rows, marked);
+        }
+    }
+
+    /// Notes which of the rows are imported.
+    fn note_import(&self, rows: &[Row], marked: Vec<Value>) {
+        // No schedule switches tasks while this is locked.
+        {
+            let handed_out = self.handed_out.lock().unwrap();
+            for value in &marked {
+                assert!(
+                    !handed_out.contains(&value.0),
+                    "{value:?} was handed out and then imported"
+                );
+            }
+        }
+        self.imported.lock().unwrap().extend(marked.iter().map(|value| value.0));
+        let used = rows.iter().map(|row| row.value).filter(|value| !marked.contains(value));
+        self.conflicts.lock().unwrap().extend(used.map(|value| value.0));
+        self.pool.forget_withdrawn(marked.into_iter());
     }
 
     /// Takes `count` numbers as `GET /random` does.
@@ -186,7 +253,9 @@ impl Model {
     /// Notes that a caller got these numbers.
     pub(crate) fn hand_out(&self, values: &[Value]) {
         let mut handed_out = self.handed_out.lock().unwrap();
+        let imported = self.imported.lock().unwrap();
         for value in values {
+            assert!(!imported.contains(&value.0), "{value:?} came after its import");
             assert!(handed_out.insert(value.0), "{value:?} came twice");
         }
     }
@@ -270,6 +339,34 @@ fn every_number_is_handed_out_once_with_waiting_holding_and_vanishing_requests()
     schedules(SCHEDULES, || {
         let model = Model::run(Model::callers);
         assert_eq!(model.handed_out(), RANGE as usize);
+    });
+}
+
+/// Runs callers of each kind, and an import after each build.
+async fn callers_beside_imports(model: Arc<Model>) {
+    model.imports_in.store(4, Ordering::SeqCst);
+    model.callers().await;
+}
+
+#[test]
+fn no_imported_number_is_handed_out_and_no_other_is_lost() {
+    schedules(SCHEDULES, || {
+        let model = Model::run(callers_beside_imports);
+        let handed_out = model.handed_out.lock().unwrap();
+        let (imported, conflicts) =
+            (model.imported.lock().unwrap(), model.conflicts.lock().unwrap());
+        let lost = (0..i64::from(RANGE)).filter(|number| {
+            ![&handed_out, &imported, &conflicts].iter().any(|numbers| numbers.contains(number))
+        });
+        assert_eq!(lost.collect::<Vec<i64>>(), Vec::<i64>::new());
+    });
+}
+
+#[test]
+fn no_imported_number_is_handed_out_when_files_fail() {
+    schedules(SCHEDULES, || {
+        disk().fault_in = 20;
+        Model::run(callers_beside_imports);
     });
 }
 

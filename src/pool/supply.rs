@@ -32,6 +32,8 @@ pub struct LedgerFigures {
     pub values: u64,
     /// Numbers that the ledger has recorded as burned.
     pub burned: u64,
+    /// Numbers that were imported and were in no shard.
+    pub imported: u64,
     /// The size of its file and its log.
     pub bytes: u64,
 }
@@ -43,6 +45,17 @@ pub(super) struct Books {
     /// Numbers issued before the start.
     pub(super) issued_before: u64,
     pub(super) burned_before: u64,
+    /// Numbers that were imported before the start, and were in no shard.
+    pub(super) imported_before: u64,
+    /// Numbers in shards that were imported since the start.
+    pub(super) imported_in_shards: u64,
+}
+
+impl Books {
+    /// Returns the numbers that were imported since the start and could have been issued.
+    pub(super) fn imported(&self) -> u64 {
+        self.ledger.imported - self.imported_before + self.imported_in_shards
+    }
 }
 
 /// The outcome of a refill.
@@ -146,6 +159,7 @@ impl Pool {
         let mut books = self.books.lock().expect("no holder of it panics");
         books.ledger = ledger;
         books.burned_before = ledger.burned;
+        books.imported_before = ledger.imported;
         books.issued_before = ledger.values.saturating_sub(pooled + ledger.burned);
     }
 
@@ -153,6 +167,11 @@ impl Pool {
     pub(crate) fn note_ledger(&self, ledger: LedgerFigures) {
         let mut books = self.books.lock().expect("no holder of it panics");
         books.ledger = ledger;
+    }
+
+    /// Notes that `count` numbers in shards were imported.
+    pub(crate) fn note_imported(&self, count: u64) {
+        self.books.lock().expect("no holder of it panics").imported_in_shards += count;
     }
 
     /// Notes that a build of `rows` rows began.

@@ -92,7 +92,8 @@ impl Drop for Reservation {
         let mut collected = self.pool.collected();
         for (shard, values) in std::mem::take(&mut self.collected) {
             collected.held -= values.len() as u64;
-            let orphans = values.into_iter().map(|value| (Arc::clone(&shard), value));
+            let orphans = values.into_iter().filter(|value| !collected.withdrawn.contains(value));
+            let orphans: Vec<_> = orphans.map(|value| (Arc::clone(&shard), value)).collect();
             collected.orphans.extend(orphans);
         }
         self.pool.has_orphans.store(true, Ordering::Release);

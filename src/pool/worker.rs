@@ -66,7 +66,10 @@ impl<F: ShardFile> Worker<F> {
             }
             match task {
                 Task::Open => self.open().await,
-                Task::Lease(_) if self.log_pages() >= 4 * LOG_PAGES_MAX => self.checkpoint().await,
+                Task::Lease(_) | Task::Import if self.log_pages() >= 4 * LOG_PAGES_MAX => {
+                    self.checkpoint().await;
+                }
+                Task::Import => self.import().await,
                 Task::Lease(rows) => self.lease(rows).await,
                 Task::Swap => self.swap().await,
                 Task::Retire => self.retire(),
@@ -127,6 +130,27 @@ impl<F: ShardFile> Worker<F> {
                 self.slot.set_trouble(None);
             }
             Err(error) => self.failed("leasing fails", &error).await,
+        }
+    }
+
+    /// Marks some of the rows of an import.
+    async fn import(&mut self) {
+        let Some((rows, leased)) = self.slot.update(Buffer::import_rows) else {
+            return;
+        };
+        let Some(file) = &mut self.file else {
+            return self.slot.update(Buffer::drop_import);
+        };
+        match file.import(rows.clone(), leased).await {
+            Ok(marked) => {
+                let unused = file.left();
+                // Invariant: marked, durably, before the import counts on it.
+                self.slot.update(|buffer| buffer.imported(&rows, &marked, unused));
+                self.suspects = false;
+                self.backoff.reset();
+                self.slot.set_trouble(None);
+            }
+            Err(error) => self.failed("marking imported numbers fails", &error).await,
         }
     }
 

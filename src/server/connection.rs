@@ -11,6 +11,8 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Bytes, HttpBody};
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -23,7 +25,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{AnyResponse, ApiError, BODY_MAX, LiveRoutes};
+use crate::http::{AnyResponse, LiveRoutes};
 use crate::traffic::{OpenConnection, Route};
 
 /// The largest request head in bytes, as in other servers. It also bounds the memory of a connection.
@@ -154,13 +156,24 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Result<AnyResponse, axum::BoxError> {
     let (head, body) = request.into_parts();
-    let body = if body.is_end_stream() { Some(Bytes::new()) } else { read(body).await? };
+    let body = match body.is_end_stream() {
+        true => Ok(Bytes::new()),
+        false => {
+            let (limit, error) = context.routes.body_max(&head, context.peer);
+            read(body, limit).await?.ok_or(error)
+        }
+    };
     let route = Route::of(head.uri.path());
     let asked = Instant::now();
     context.timer.pause();
     let response = match body {
-        Some(body) => context.routes.handle(Request::from_parts(head, body), context.peer).await,
-        None => ApiError::BodyTooLarge { limit: BODY_MAX }.into(),
+        Ok(body) => context.routes.handle(Request::from_parts(head, body), context.peer).await,
+        Err(error) => {
+            let mut response = AnyResponse::from(error);
+            // The rest of the body would be read as the next request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
     };
     let took = context.timer.restart() - asked;
     context.counts.answered(route, response.status().as_u16(), took);
@@ -168,11 +181,11 @@ async fn respond(
 }
 
 /// Reads the body. Returns `None` if it is too large, in which case it is not read to its end.
-async fn read(body: Incoming) -> Result<Option<Bytes>, axum::BoxError> {
-    if body.size_hint().lower() > BODY_MAX as u64 {
+async fn read(body: Incoming, limit: usize) -> Result<Option<Bytes>, axum::BoxError> {
+    if body.size_hint().lower() > limit as u64 {
         return Ok(None);
     }
-    match Limited::new(body, BODY_MAX).collect().await {
+    match Limited::new(body, limit).collect().await {
         Ok(body) => Ok(Some(body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => Ok(None),
         Err(error) => Err(error),

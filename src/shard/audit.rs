@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, Rows, Statement};
 
-use super::{Header, Label, ShardError, checksum, read_header};
+use super::{Header, Label, Mark, ShardError, checksum, read_header};
 use crate::batch::{Report, Tally, Token};
 use crate::space::Value;
 use crate::sqlite::{self, rusqlite};
 
 const SELECT_ALL: &str = "SELECT id, value, used FROM numbers ORDER BY id";
-const SELECT_USED: &str = "SELECT value FROM numbers WHERE used = 1";
+const SELECT_USED: &str = "SELECT value FROM numbers WHERE used <> 0";
 const SELECT_UNUSED: &str = "SELECT value FROM numbers WHERE used = 0 ORDER BY value";
 const SELECT_BLOCKS: &str = "SELECT block, unused, checksum FROM blocks ORDER BY block";
 const SELECT_TWICE: &str =
@@ -31,6 +31,8 @@ pub(crate) struct Audit {
     pub open_rows: u64,
     /// The tally of all values, used or not.
     pub tally: Tally,
+    /// The tally of the values that are marked as imported.
+    pub imported: Tally,
 }
 
 /// The rows of one block.
@@ -56,7 +58,8 @@ pub(crate) fn audit(
     let mut blocks = blocks.query([])?;
     let mut select = connection.prepare(SELECT_ALL)?;
     let mut rows = select.query([])?;
-    let (mut tally, mut unused, mut index) = (Tally::default(), 0, 0);
+    let (mut tally, mut imported, mut unused, mut index) =
+        (Tally::default(), Tally::default(), 0, 0);
     loop {
         let mut block = Block { values: Vec::with_capacity(block_rows as usize), unused: 0 };
         while block.values.len() < block_rows as usize
@@ -66,12 +69,14 @@ pub(crate) fn audit(
             if id.cast_unsigned() != tally.count {
                 report("a row out of order", format!("row {id} is at place {}", tally.count));
             }
-            match used {
-                0 => block.unused += 1,
-                1 => {}
-                _ => report("an invalid mark", format!("row {id} is marked {used}")),
+            let hash = hash(value);
+            match Mark::read(used) {
+                Some(Mark::Unused) => block.unused += 1,
+                Some(Mark::Used) => {}
+                Some(Mark::Imported) => imported.add(hash),
+                None => report("an invalid mark", format!("row {id} is marked {used}")),
             }
-            tally.add(hash(value));
+            tally.add(hash);
             block.values.push(value);
         }
         unused += block.unused;
@@ -89,7 +94,7 @@ pub(crate) fn audit(
         let what = format!("it has {} rows, but was built with {}", tally.count, label.rows);
         report("a wrong number of rows", what);
     }
-    Ok(Audit { label, unused, token, in_use, open_rows, tally })
+    Ok(Audit { label, unused, token, in_use, open_rows, tally, imported })
 }
 
 /// Compares a block's rows with its record: its number, its unused rows and its checksum.
@@ -117,20 +122,20 @@ fn check_block(
     }
 }
 
-/// Calls `with` for each value of the file.
+/// Calls `with` for each value of the file and its mark, if the mark is valid.
 pub(crate) fn each_value(
     connection: &Connection,
-    mut with: impl FnMut(Value),
+    mut with: impl FnMut(Value, Option<Mark>),
 ) -> Result<(), ShardError> {
     let mut select = connection.prepare(SELECT_ALL)?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        with(Value(row.get(1)?));
+        with(Value(row.get(1)?), Mark::read(row.get(2)?));
     }
     Ok(())
 }
 
-/// Calls `each` with the value of every row that was leased.
+/// Calls `each` with the value of every row that was leased or imported.
 pub(crate) fn each_used<E: From<rusqlite::Error>>(
     connection: &Connection,
     each: &mut dyn FnMut(Value) -> Result<(), E>,

@@ -163,6 +163,44 @@ fn a_row_that_another_marked_is_not_handed_out() {
     assert!(matches!(error, ShardError::Damaged(_)), "{error}");
 }
 
+/// A row that is imported is not leased, whether its block was loaded before or not, and does not come back with
+/// the rows that are given back.
+#[test]
+fn an_imported_row_is_never_leased() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = build_shard(folder.path());
+    let (mut connection, mut shard) = open(&path);
+    let mut rng = rng();
+    let leased = shard.lease(&mut connection, 300, Some(0), &mut rng).unwrap();
+    let values: Vec<_> = (1..=LAST).step_by(2).map(Value).collect();
+    let Sought { unused, used, imported } = seek(&connection, &values).unwrap();
+    assert_eq!((unused.len() + used.len(), imported.len()), (500, 0));
+    let withdrawn: BTreeSet<Row> = used.iter().copied().take(20).collect();
+    let mut rows = [unused.clone(), used.clone()].concat();
+    rows.sort_unstable();
+    let marked = shard.import(&mut connection, &rows, &withdrawn).unwrap();
+    assert_eq!(marked.len(), unused.len() + 20);
+    let again = shard.import(&mut connection, &rows, &withdrawn).unwrap();
+    assert_eq!(again.len(), marked.len(), "what is marked stays marked");
+    let rest = shard.lease(&mut connection, 1000, Some(0), &mut rng).unwrap();
+    assert_eq!(rest.len() as u64, 700 - unused.len() as u64);
+    assert!(rest.iter().all(|row| row.value.0 % 2 == 0));
+    let back: Vec<_> = leased.iter().filter(|row| row.value.0 % 2 == 0).copied().collect();
+    let count = back.len() as u64;
+    shard.give_back(&mut connection, back).unwrap();
+    connection.close().unwrap();
+    assert_eq!(unused_rows(&path).unwrap(), count);
+    let connection = sqlite::open_to_look(&path).unwrap();
+    let mut problems = Vec::new();
+    let report = &mut |kind: &'static str, what: String| problems.push(format!("{kind}: {what}"));
+    let audit = audit(&connection, |value| value.0.unsigned_abs(), report).unwrap();
+    assert_eq!((problems, audit.imported.count), (Vec::<String>::new(), marked.len() as u64));
+    assert_eq!(
+        seek(&connection, &[Value(LAST + 1)]).unwrap_err().to_string(),
+        "it has 0 of 1 numbers of its batch"
+    );
+}
+
 #[test]
 fn a_view_shows_numbers_as_callers_see_them() {
     let folder = tempfile::tempdir().unwrap();

@@ -33,6 +33,8 @@ mod on_errors;
 #[cfg(test)]
 mod on_full_disk;
 #[cfg(test)]
+mod on_import;
+#[cfg(test)]
 mod on_medium;
 #[cfg(test)]
 mod on_product;

@@ -21,6 +21,7 @@ fn open(disk: &Disk) -> Result<TableStore, OpenError> {
         lease: LeaseConfig { rows: 0 },
         refill: REFILL,
         receipts: Recorded::Keyed,
+        used_file: None,
     };
     files::create_folder(&disk.path("shards"))?;
     TableStore::open(&disk.path("shards"), &[pool])

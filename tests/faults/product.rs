@@ -60,6 +60,7 @@ impl PoolSetting {
             lease: LeaseConfig { rows: lease_rows },
             refill: REFILL,
             receipts: Recorded::Keyed,
+            used_file: None,
         }
     }
 }

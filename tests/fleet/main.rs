@@ -29,4 +29,5 @@ mod restored_store;
 mod seen;
 mod store;
 mod taking;
+mod used;
 mod witness;

@@ -4,8 +4,8 @@
 //! control one after the other (A B A B …), and reported as the median of the pairs' ratios: on a noisy
 //! machine, a ratio is more stable than a figure. A row is not reported if a side gave a wrong response.
 //!
-//! The parts are `requests`, `fill`, `start`, `receipts`, `growth`, `pools`, `modes`, `peers` and `fleet`. `side` has the
-//! processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
+//! The parts are `requests`, `fill`, `start`, `receipts`, `import`, `growth`, `pools`, `modes`, `peers` and `fleet`. `side`
+//! has the processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod drive;
 mod fill;
 mod fleet;
 mod growth;
+mod import;
 mod modes;
 mod nginx;
 mod peers;
@@ -51,7 +52,7 @@ struct Arguments {
 /// The parts to measure, and how long each takes.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all except receipts, growth, pools, modes, peers and fleet]
+    /// Only these parts [default: all except receipts, import, growth, pools, modes, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -66,6 +67,9 @@ struct Plan {
     /// Values in the ledger at the end of the part growth
     #[arg(long, default_value_t = 200_000_000, value_name = "N")]
     to: u64,
+    /// Values in the ledger of the part import, which imports a tenth of as many
+    #[arg(long, default_value_t = 100_000_000, value_name = "N")]
+    into: u64,
     /// Receipts in the full file of the part receipts
     #[arg(long, default_value_t = 100_000_000, value_name = "N")]
     receipts: u64,
@@ -86,9 +90,12 @@ struct Plan {
 impl Plan {
     fn wants(&self, part: Part) -> bool {
         match part {
-            Part::Growth | Part::Pools | Part::Modes | Part::Fleet | Part::Receipts => {
-                self.only.contains(&part)
-            }
+            Part::Growth
+            | Part::Pools
+            | Part::Modes
+            | Part::Fleet
+            | Part::Receipts
+            | Part::Import => self.only.contains(&part),
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -113,6 +120,8 @@ enum Part {
     Start,
     /// Requests that leave a receipt, with an empty and a full file of receipts, and `tombola draw`
     Receipts,
+    /// An import into a stopped folder against filling as many numbers, and one into a server under load
+    Import,
     /// Cost of a draw as the ledger grows, with a plot
     Growth,
     /// Many small pools: how soon the last one serves, and the memory, files, threads and disk of each
@@ -126,11 +135,12 @@ enum Part {
 }
 
 /// The parts that put servers under load.
-const LOADED: [Part; 7] = [
+const LOADED: [Part; 8] = [
     Part::Requests,
     Part::Batches,
     Part::Dry,
     Part::Receipts,
+    Part::Import,
     Part::Modes,
     Part::Peers,
     Part::Fleet,
@@ -187,6 +197,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Receipts) {
         receipts::receipts(plan, &mut report)?;
+    }
+    if plan.wants(Part::Import) {
+        import::import(plan, &mut report)?;
     }
     if plan.wants(Part::Growth) {
         growth::growth(plan, &mut report)?;

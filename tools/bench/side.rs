@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -45,14 +45,7 @@ impl Site {
         let started = Instant::now();
         let mut process =
             self.command(env!("CARGO_BIN_EXE_init-shards")).stderr(Stdio::null()).spawn()?;
-        let mut peak = 0;
-        let status = loop {
-            if let Some(status) = process.try_wait()? {
-                break status;
-            }
-            peak = peak.max(peak_memory(process.id()).unwrap_or(0));
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let (status, peak) = wait(&mut process)?;
         ensure!(status.success(), "init-shards failed: {status}");
         Ok((started.elapsed(), peak))
     }
@@ -74,9 +67,14 @@ impl Site {
 
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.arg("--config").arg(&self.settings).arg("--data-dir").arg(&self.dir);
-        command.stdout(Stdio::piped());
+        self.flags(&mut command);
         command
+    }
+
+    /// Adds the flags that name the settings and the folder.
+    pub(crate) fn flags<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.arg("--config").arg(&self.settings).arg("--data-dir").arg(&self.dir);
+        command.stdout(Stdio::piped())
     }
 }
 
@@ -135,6 +133,18 @@ impl Drop for Side {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Waits for the end of a process. Returns its status, and its peak memory in bytes.
+pub(crate) fn wait(process: &mut Child) -> anyhow::Result<(ExitStatus, u64)> {
+    let mut peak = 0;
+    loop {
+        if let Some(status) = process.try_wait()? {
+            return Ok((status, peak));
+        }
+        peak = peak.max(peak_memory(process.id()).unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, Request};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
@@ -63,7 +63,8 @@ impl Requests {
 
     /// Returns the most numbers that the server hands out at once, as it describes itself.
     pub(super) async fn count_limit(&self) -> anyhow::Result<NonZeroU32> {
-        let request = self.server.request(Method::GET, "/openapi.json", None).body(Empty::new())?;
+        let request =
+            self.server.request(Method::GET, "/openapi.json", None).body(Full::default())?;
         let response = self.exchange(&mut None, &request, OTHER_BYTES_MAX).await?;
         let description: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let parameters = description["paths"]["/random"]["get"]["parameters"].as_array();
@@ -92,7 +93,7 @@ impl Requests {
             .request(Method::POST, &target(&draw, count), self.credentials.as_ref())
             .header(ACCEPT, draw.format.media_type())
             .header(IDEMPOTENCY_KEY, format!("\"{}\"", draw.key_of(chunk)))
-            .body(Empty::new());
+            .body(Full::default());
         let request = request.map_err(|error| {
             let problem = format!("the request would be malformed: {error}. Use a shorter --label");
             Ended::error(Exit::Settings, problem)
@@ -114,7 +115,7 @@ impl Requests {
     async fn exchange(
         &self,
         connection: &mut Option<Connection>,
-        request: &Request<Empty<Bytes>>,
+        request: &Request<Full<Bytes>>,
         limit_bytes: usize,
     ) -> anyhow::Result<HttpResponse> {
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_LIMIT);
@@ -148,7 +149,7 @@ impl Requests {
     async fn try_once(
         &self,
         connection: &mut Option<Connection>,
-        request: Request<Empty<Bytes>>,
+        request: Request<Full<Bytes>>,
         limit_bytes: usize,
     ) -> Result<HttpResponse, String> {
         let open = connection.take().filter(Connection::is_open);

@@ -6,19 +6,40 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::*;
 use crate::shard::Row;
 
-/// A file of `left` rows with ids from `next_id`, as the worker sees it.
+/// The rows of a file, as the worker sees it.
 struct File {
-    next_id: u32,
-    left: u64,
+    unused: BTreeSet<u32>,
+    imported: BTreeSet<u32>,
 }
 
 impl File {
-    fn lease(&mut self, count: usize) -> Vec<Row> {
-        let count = self.left.min(count as u64) as u32;
-        self.left -= u64::from(count);
-        self.next_id += count;
-        (self.next_id - count..self.next_id).map(Row::for_test).collect()
+    fn new() -> Self {
+        Self { unused: rows_of(1).collect(), imported: BTreeSet::new() }
     }
+
+    fn left(&self) -> u64 {
+        self.unused.len() as u64
+    }
+
+    fn lease(&mut self, count: usize) -> Vec<Row> {
+        let leased = (0..count).map_while(|_| self.unused.pop_first());
+        leased.map(Row::for_test).collect()
+    }
+
+    fn import(&mut self, rows: &[Row], leased: &BTreeSet<Row>) -> Vec<Row> {
+        let marks = |row: &&Row| self.unused.remove(&row.id_for_test()) || leased.contains(row);
+        let marked: Vec<Row> = rows.iter().filter(marks).copied().collect();
+        for row in &marked {
+            assert!(self.imported.insert(row.id_for_test()), "a row was imported twice");
+        }
+        marked
+    }
+}
+
+/// Returns the ids of the rows of a generation.
+fn rows_of(generation: i64) -> std::ops::Range<u32> {
+    let end = ROWS as u32 * generation as u32;
+    end - ROWS as u32..end
 }
 
 /// The message that a waiting request receives.
@@ -39,6 +60,7 @@ enum Act {
     Settle(usize),
     Return(usize),
     Standby,
+    Import(u32),
     Work,
 }
 
@@ -50,6 +72,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => any::<usize>().prop_map(Act::Settle),
         2 => any::<usize>().prop_map(Act::Return),
         1 => Just(Act::Standby),
+        1 => (0..4_u32).prop_map(Act::Import),
         4 => Just(Act::Work),
     ];
     proptest::collection::vec(act, 1..200)
@@ -62,6 +85,12 @@ struct Model {
     generation: i64,
     requests: Vec<Request>,
     handed_out: BTreeSet<u32>,
+    /// The import in progress: its result, and the standby that it holds.
+    importing: Option<(oneshot::Receiver<Vec<Value>>, Option<u64>)>,
+    /// Rows that were used when they were imported.
+    conflicts: BTreeSet<Row>,
+    /// Rows that were on loan when they were imported, and came back.
+    withheld: u64,
     /// Whether the worker will look at the buffer again without being called.
     awake: bool,
 }
@@ -81,10 +110,13 @@ impl Model {
         buffer.opened(Generation(1), ROWS);
         Self {
             buffer,
-            file: File { next_id: 0, left: ROWS },
+            file: File::new(),
             generation: 1,
             requests: Vec::new(),
             handed_out: BTreeSet::new(),
+            importing: None,
+            conflicts: BTreeSet::new(),
+            withheld: 0,
             awake: true,
         }
     }
@@ -119,9 +151,20 @@ impl Model {
                 Request::Holds(mut rows, generation) => model.give_back(&mut rows, generation),
                 waits @ Request::Waits(_) => model.requests.push(waits),
             }),
+            // The refiller does one thing at a time.
+            Act::Standby | Act::Import(_) if self.importing.is_some() => {}
             Act::Standby => {
                 self.buffer.standby_ready(ROWS);
                 self.awake = true;
+            }
+            Act::Import(place) => {
+                if let Ok(standby) = self.buffer.hold_standby() {
+                    let rows = rows_of(self.generation).filter(|id| id % 4 == place);
+                    let rows = rows.filter(|id| !self.file.imported.contains(id));
+                    let result = self.buffer.begin_import(rows.map(Row::for_test).collect());
+                    self.importing = Some((result, standby));
+                    self.awake = true;
+                }
             }
             Act::Work => return self.work(),
         }
@@ -136,13 +179,17 @@ impl Model {
     }
 
     fn give_back(&mut self, rows: &mut Vec<Row>, generation: Generation) {
+        let conflicts = rows.iter().filter(|row| self.conflicts.contains(row));
+        self.withheld += conflicts.count() as u64;
         let burned = self.buffer.loan_returned(rows, generation);
         assert_eq!(burned, 0, "no generation ends while a loan of it is out");
     }
 
     fn hand_out(&mut self, rows: impl IntoIterator<Item = Row>) {
         for row in rows {
-            assert!(self.handed_out.insert(row.id_for_test()), "a row was handed out twice");
+            let id = row.id_for_test();
+            assert!(self.handed_out.insert(id), "a row was handed out twice");
+            assert!(!self.file.imported.contains(&id), "a row was handed out after its import");
         }
     }
 
@@ -160,11 +207,12 @@ impl Model {
             match task {
                 Task::Lease(count) => {
                     let rows = self.file.lease(count);
-                    self.buffer.add_lease(rows, self.file.left);
+                    self.buffer.add_lease(rows, self.file.left());
                 }
+                Task::Import => self.import(),
                 Task::Swap => {
                     self.generation += 1;
-                    self.file.left = ROWS;
+                    self.file.unused = rows_of(self.generation).collect();
                     self.buffer.installed();
                 }
                 Task::Open => {
@@ -176,6 +224,26 @@ impl Model {
             }
         }
         self.awake = false;
+    }
+
+    /// Marks the next rows of an import. At its end, the standby is ready again.
+    fn import(&mut self) {
+        if let Some((rows, leased)) = self.buffer.import_rows() {
+            let marked = self.file.import(&rows, &leased);
+            self.buffer.imported(&rows, &marked, self.file.left());
+            self.conflicts.extend(rows.iter().filter(|row| !marked.contains(row)));
+        }
+        if let Some((mut result, standby)) = self.importing.take() {
+            match result.try_recv() {
+                Ok(marked) => {
+                    let imported = |value: &Value| self.file.imported.contains(&(value.0 as u32));
+                    assert!(marked.iter().all(imported));
+                    self.buffer.release_standby(standby);
+                }
+                Err(TryRecvError::Empty) => self.importing = Some((result, standby)),
+                Err(TryRecvError::Closed) => panic!("no import is given up"),
+            }
+        }
     }
 
     /// Updates the requests: those that were served hold their rows, and those that were turned away end.
@@ -225,11 +293,12 @@ proptest! {
             model.act(Act::Work);
         }
         prop_assert_eq!(model.waiting(), 0);
-        prop_assert_eq!(model.buffer.handed_out(), model.handed_out.len() as u64);
+        prop_assert!(model.importing.is_none(), "an import is forgotten");
+        prop_assert_eq!(model.buffer.handed_out(), model.handed_out.len() as u64 + model.withheld);
         let rest: Vec<_> = model.buffer.take_leased();
         model.hand_out(rest);
-        let unleased = model.file.left;
-        prop_assert_eq!(model.handed_out.len() as u64 + unleased, ROWS * model.generation as u64);
+        let kept = model.file.left() + model.file.imported.len() as u64 + model.withheld;
+        prop_assert_eq!(model.handed_out.len() as u64 + kept, ROWS * model.generation as u64);
     }
 }
 

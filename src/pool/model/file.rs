@@ -1,7 +1,7 @@
 //! Simulates the shards' files for the model: the same operations on a disk in memory, each in two steps, so
 //! that anything can happen between its effect and its result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
@@ -23,6 +23,7 @@ pub(super) struct Content {
     /// The ids of its rows, which no other generation has.
     pub(super) rows: Range<u32>,
     pub(super) unused: Vec<Row>,
+    pub(super) imported: BTreeSet<Row>,
     pub(super) in_use: bool,
 }
 
@@ -140,6 +141,26 @@ impl ShardFile for SimulatedFile {
         self.log_pages += thread_rng().gen_range(0..=4 * LOG_PAGES_MAX);
         step(AFTER).await?;
         Ok(leased)
+    }
+
+    async fn import(
+        &mut self,
+        rows: Vec<Row>,
+        leased: BTreeSet<Row>,
+    ) -> Result<Vec<Row>, WorkError> {
+        step(BEFORE).await?;
+        let marked = self.content(|content| {
+            let is_unused = |row: &Row| content.unused.contains(row);
+            let marks = |row: &&Row| {
+                is_unused(row) || leased.contains(row) || content.imported.contains(row)
+            };
+            let marked: Vec<Row> = rows.iter().filter(marks).copied().collect();
+            content.unused.retain(|row| !marked.contains(row));
+            content.imported.extend(&marked);
+            marked
+        });
+        step(AFTER).await?;
+        Ok(marked)
     }
 
     async fn checkpoint(&mut self) -> Result<(), WorkError> {
