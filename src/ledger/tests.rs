@@ -445,11 +445,18 @@ fn the_end_of_a_huge_range_costs_no_more_than_its_middle() {
 /// Compares the counts with equal ones by Pearson's chi-square test, on both sides. A random source passes
 /// with a probability of 1 - 10^-9.
 fn assert_uniform(what: &str, counts: &[u64], correction: f64) {
+    assert_uniform_within(what, counts, correction, 1.0);
+}
+
+/// Does the same for counts that depend on each other, so that the statistic has a distribution that is `spread`
+/// times as wide.
+fn assert_uniform_within(what: &str, counts: &[u64], correction: f64, spread: f64) {
     use statrs::distribution::{ChiSquared, ContinuousCDF};
     let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
     let squares: f64 = counts.iter().map(|&count| (count as f64 - expected).powi(2)).sum();
-    let statistic = correction * squares / expected;
-    let distribution = ChiSquared::new((counts.len() - 1) as f64).unwrap();
+    let degrees = (counts.len() - 1) as f64;
+    let statistic = degrees + (correction * squares / expected - degrees) / spread;
+    let distribution = ChiSquared::new(degrees).unwrap();
     let tail = distribution.sf(statistic).min(distribution.cdf(statistic));
     assert!(tail > 5e-10, "{what}: chi-square {statistic:.1} of {} bins: {tail:e}", counts.len());
 }
@@ -551,7 +558,8 @@ fn a_batch_of_few_strata_looks_like_one_of_all() {
     // Without replacement, the counts vary a little less.
     let correction = (HALF * HALF - 1) as f64 / (HALF * HALF - BATCH) as f64;
     assert_uniform("halves", &halves, correction);
-    assert_uniform("patterns", &patterns, 1.0);
+    // A value is in many pairs. In 160 runs, the statistic was up to nine deviations from its mean, instead of three.
+    assert_uniform_within("patterns", &patterns, 1.0, 3.0);
     assert_uniform("gaps", &gaps, 1.0);
 }
 
