@@ -169,9 +169,9 @@ impl OpenShard {
     fn copy_of(full: &TempDir) -> Result<Self> {
         let folder = copy_of(full)?;
         let path = paths(&folder).live(SHARD);
-        let mut connection = Found::new(&path).secure()?.open()?.into_connection();
-        let shard = Shard::open(&path, &mut connection, false)?;
-        Ok(Self { shard, connection, _folder: folder })
+        let mut connection = Found::new(&path).secure()?.open()?;
+        let shard = Shard::open(&path, &mut connection)?;
+        Ok(Self { shard, connection: connection.into_connection(), _folder: folder })
     }
 }
 
@@ -303,10 +303,10 @@ impl OpenPool {
         };
         let files = (0..shards).map(ShardIndex).map(|index| {
             let live = Some(Left::open(&paths.live(index))?.seen);
-            Ok(ShardFiles { index, live, standby: None, damaged: false })
+            Ok(ShardFiles { index, live, connection: None, standby: None, damaged: false })
         });
-        let files: Vec<_> = files.collect::<Result<_>>()?;
-        let (pool, workers) = Pool::open(&config, &paths, &files, Arc::default(), None).await;
+        let mut files: Vec<_> = files.collect::<Result<_>>()?;
+        let (pool, workers) = Pool::open(&config, &paths, &mut files, Arc::default(), None).await;
         let workers = workers.into_iter().map(tokio::spawn).collect();
         Ok(Self { pool, workers, ready: 0, _folder: folder })
     }

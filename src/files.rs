@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -467,8 +467,10 @@ impl Files for System {
     }
 
     fn append_zeros(&self, path: &Path, bytes: u64) -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).open(path)?;
-        io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop)
+        let file = OpenOptions::new().append(true).open(path)?;
+        let mut file = BufWriter::with_capacity(1 << 18, file);
+        io::copy(&mut io::repeat(0).take(bytes), &mut file)?;
+        file.flush()
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

@@ -24,7 +24,7 @@ use crate::files::{self, FileError, Lock, LockError};
 use crate::ledger::{Ledger, LedgerError, RESTORE, StratumKey};
 use crate::shard::{Label, Seen, ShardError};
 use crate::space::Value;
-use crate::sqlite::{self, Fault};
+use crate::sqlite::{self, Fault, Fresh};
 
 /// How long a starting server waits for the lock of its folder, which a `verify`, a backup or the previous
 /// server may be about to release. It is shorter than a service manager's limit for a start.
@@ -117,10 +117,23 @@ pub struct ShardFiles {
     pub index: ShardIndex,
     /// The state of the live file, or `None` if there is no live file.
     pub live: Option<Seen>,
+    /// The connection to the live file, if this start has taken it over and it was not closed since.
+    pub connection: Option<Fresh>,
     /// The standby generation, if there is one.
     pub standby: Option<Standby>,
     /// Whether this start set its live file aside as damaged.
     pub damaged: bool,
+}
+
+impl ShardFiles {
+    /// Closes the live file that was taken over.
+    ///
+    /// # Errors
+    /// Returns SQLite's error. The log then stays for the next opening.
+    pub(crate) fn close(&mut self) -> Result<(), ShardError> {
+        let connection = self.connection.take().map(Fresh::into_connection);
+        Ok(connection.map_or(Ok(()), sqlite::close)?)
+    }
 }
 
 /// A standby generation.

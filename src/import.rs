@@ -91,6 +91,10 @@ pub fn import(
     let mut shards = folder.shards().map_err(FolderError::from)?;
     let found = shards.remove(&config.name).unwrap_or_default();
     let mut files = folder.open_pool(config, &found, None, true)?;
+    for shard in &mut files.shards {
+        let path = files.paths.live(shard.index);
+        shard.close().map_err(|source| ImportError::Shard { shard: path, source })?;
+    }
     let outcome = mark_all(&mut files, values)?;
     files.ledger.close()?;
     let Outcome { marked, repeated, known, .. } = outcome;

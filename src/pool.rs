@@ -112,13 +112,13 @@ impl Collected {
 }
 
 impl Pool {
-    /// Opens the live files. Returns the pool and a worker for each shard. The caller spawns the workers on
+    /// Takes the live files into use. Returns the pool and a worker for each shard. The caller spawns the workers on
     /// threads that serve connections, since a worker there wakes waiting requests without a system call.
     /// Each worker ends after [`stop`](Self::stop), when its shard is closed.
     pub async fn open(
         config: &PoolConfig,
         paths: &PoolPaths,
-        shards: &[ShardFiles],
+        shards: &mut [ShardFiles],
         events: Arc<Events>,
         gate: Option<Gate>,
     ) -> (Arc<Self>, Vec<impl Future<Output = ()> + Send + use<>>) {
@@ -177,13 +177,13 @@ impl Pool {
         self: &Arc<Self>,
         refill: RefillConfig,
         paths: &PoolPaths,
-        shards: &[ShardFiles],
+        shards: &mut [ShardFiles],
     ) -> Vec<impl Future<Output = ()> + Send + use<F>> {
         let mut workers = Vec::new();
-        for (position, files) in shards.iter().enumerate() {
+        for (position, files) in shards.iter_mut().enumerate() {
             let mut worker = Worker::<F>::new(Arc::clone(self), position, paths.clone(), refill);
             if files.live.is_some() {
-                worker.open().await;
+                worker.open(files.connection.take()).await;
             }
             workers.push(worker.run());
         }

@@ -33,9 +33,11 @@ const SHARD_FILE: Format = Format { name: "a shard file", application_id: 0x5442
 /// Rows per block: about as many as fit into a page of 4096 bytes, so that a lease writes few pages.
 const BLOCK_ROWS: u32 = 256;
 
-/// The space reserved on the disk for the write-ahead log of an open shard: 64 pages with their headers. A
-/// lease of 1024 rows writes about ten.
-const LOG_BYTES: u64 = 64 * (4096 + 24) + 32;
+/// The pages that have space reserved in the write-ahead log of an open shard, or those of its file if there are
+/// fewer: no transaction writes more pages than that. A lease of 1024 rows writes about ten.
+const LOG_PAGES: u64 = 64;
+
+const PAGE_BYTES: u64 = 4096;
 
 /// The pages of an open shard that SQLite keeps in memory. Each lease reads about ten, most of them at random. With
 /// more pages, a thousand small shards would be in memory as a whole.
@@ -303,17 +305,28 @@ pub struct Left {
 impl Left {
     /// Opens a file that no process uses, after making its log durable.
     pub fn open(path: &Path) -> Result<Self, ShardError> {
-        let log = Found::new(path).secure()?;
-        let had_log = log.had_log();
-        let connection = log.open()?;
-        Ok(Self { seen: Seen::read(&connection, had_log)?, connection })
+        let connection = Found::new(path).secure()?.open()?;
+        Ok(Self { seen: Seen::read(&connection, connection.had_log())?, connection })
     }
 
-    /// Ends the last process's use of the file, and closes it. Its open rows are burned.
-    pub fn take_over(self, token: Token) -> Result<(), ShardError> {
+    /// Ends the last process's use of the file, durably. Its open rows are burned. Returns the connection, with
+    /// which [`Shard::open`] can take the file into use.
+    pub fn take_over(self, path: &Path, token: Token) -> Result<Fresh, ShardError> {
+        sync_log_name(path)?;
         self.connection.execute(TAKE_OVER, [token.0])?;
-        Ok(sqlite::close(self.connection.into_connection())?)
+        Ok(self.connection)
     }
+}
+
+/// Returns the size of a log of `pages` pages, each with its header.
+fn log_bytes(pages: u64) -> u64 {
+    32 + pages * (24 + PAGE_BYTES)
+}
+
+/// Makes the name of the log of an open file durable. SQLite syncs the name of a log that it creates, but ignores a
+/// failure to do so.
+fn sync_log_name(path: &Path) -> Result<(), FileError> {
+    files::sync_folder(files::parent(path))
 }
 
 /// Refuses a file that was in use but has lost its log, which may have contained leases. A file that is used
@@ -326,22 +339,17 @@ fn lost_log(in_use: bool, had_log: bool, unused: u64) -> Result<(), String> {
 }
 
 impl Shard {
-    /// Takes a live file into use, also again after a disk fault. `had_log` is whether there was [a
-    /// log](sqlite::Secured::had_log) before the file was opened.
+    /// Takes a live file into use, also again after a disk fault.
     ///
     /// # Errors
     /// Returns [`ShardError`]. The connection must be closed, and the file can be opened again unless the
     /// fault is in its content.
-    pub fn open(
-        path: &Path,
-        connection: &mut Connection,
-        had_log: bool,
-    ) -> Result<Self, ShardError> {
+    pub fn open(path: &Path, connection: &mut Fresh) -> Result<Self, ShardError> {
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
         connection.pragma_update(None, "cache_size", CACHE_PAGES)?;
         let Header { label, block_rows, in_use, open_rows, leases, .. } = read_header(connection)?;
         let (blocks, left) = read_blocks(connection)?;
-        lost_log(in_use, had_log, left).map_err(ShardError::Damaged)?;
+        lost_log(in_use, connection.had_log(), left).map_err(ShardError::Damaged)?;
         if left > label.rows {
             return Err(ShardError::Damaged(format!(
                 "{left} of its {} rows are unused",
@@ -350,9 +358,9 @@ impl Shard {
         }
         // Invariant: the log's name and space are durable before the mark is in the file, and the mark is in
         // the file before the first lease is in the log. So a file with the mark but no log has lost it.
-        // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
-        files::reserve(&sqlite::wal_of(path), LOG_BYTES)?;
-        files::sync_folder(files::parent(path))?;
+        let pages = files::length_bytes(path)?.unwrap_or(0).div_ceil(PAGE_BYTES);
+        files::reserve(&sqlite::wal_of(path), log_bytes(pages.min(LOG_PAGES)))?;
+        sync_log_name(path)?;
         connection.execute(BEGIN_USE, [])?;
         sqlite::checkpoint(connection, Checkpoint::Restart)?;
         Ok(Self {

@@ -24,7 +24,7 @@ pub(crate) use self::format::{
     ContentError, Format, check_format, check_marks, mark_format, problems,
 };
 pub use self::log::Found;
-pub(crate) use self::log::{Fresh, Secured, close};
+pub(crate) use self::log::{Fresh, close};
 
 use crate::files;
 use crate::space::{CodeFormat, Place, Space};

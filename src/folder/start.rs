@@ -312,7 +312,8 @@ fn carry_out(
     known: &Known,
 ) -> Result<ShardFiles, FolderError> {
     let index = known.index;
-    let mut files = ShardFiles { index, live: None, standby: None, damaged: false };
+    let mut files =
+        ShardFiles { index, live: None, connection: None, standby: None, damaged: false };
     // An import that was interrupted may have left it.
     files::remove(&files::unfinished(&paths.standby(index)))?;
     if let Some(unfinished) = plan.unfinished {
@@ -346,8 +347,10 @@ fn carry_out(
                      handed out are burned"
                 );
             }
-            let taken = left.take_over(token);
-            taken.map_err(|source| FolderError::Shard { shard: paths.live(index), source })?;
+            let live = paths.live(index);
+            let taken = left.take_over(&live, token);
+            let failed = |source| FolderError::Shard { shard: live, source };
+            files.connection = Some(taken.map_err(failed)?);
             files.live = Some(Seen { token, in_use: false, open_rows: 0, ..seen });
         }
         (Some(Err(damage)), left) => {

@@ -14,7 +14,7 @@ use crate::files::FileError;
 use crate::folder::PoolPaths;
 use crate::shard::{Row, Shard, ShardError};
 use crate::sqlite::rusqlite::Connection;
-use crate::sqlite::{self, Database, DatabaseError, Fault, Found};
+use crate::sqlite::{self, Database, DatabaseError, Fault, Found, Fresh};
 
 /// A failed operation on a shard's file.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +40,11 @@ impl WorkError {
 
 /// The operations of a worker on its shard's file. The model has a simulated file.
 pub(super) trait ShardFile: Sized + Send + Sync {
-    /// Opens the live file.
+    /// Takes the live file into use. `opened` is its connection, if it is open.
     fn open(
         paths: &PoolPaths,
         index: ShardIndex,
+        opened: Option<Fresh>,
     ) -> impl Future<Output = Result<Self, WorkError>> + Send;
 
     /// Moves the standby generation into the place of the live file, which must be closed.
@@ -111,25 +112,24 @@ pub(super) struct OpenFile {
 }
 
 impl ShardFile for OpenFile {
-    async fn open(paths: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
+    async fn open(
+        paths: &PoolPaths,
+        index: ShardIndex,
+        opened: Option<Fresh>,
+    ) -> Result<Self, WorkError> {
         let path = paths.live(index);
-        let found = Found::new(&path);
-        let log = spawn_blocking(move || found.secure()).await.expect("securing does not panic")?;
-        let had_log = log.had_log();
-        let database = Database::open(&log).await?;
-        let open = move |connection: &mut Connection| Shard::open(&path, connection, had_log);
-        let failed: WorkError = match database.call(open).await {
-            Ok(Ok(shard)) => {
-                let rng = ChaCha20Rng::try_from_rng(&mut SysRng)
-                    .expect("the operating system has randomness");
-                return Ok(Self { database, shard: Some((shard, rng)) });
-            }
-            Ok(Err(error)) => error.into(),
-            Err(error) => error.into(),
+        let open = move || {
+            let mut connection = match opened {
+                Some(opened) => opened,
+                None => Found::new(&path).secure()?.open()?,
+            };
+            let shard = Shard::open(&path, &mut connection)?;
+            Ok::<_, ShardError>((connection, shard))
         };
-        // Dropping the database would close the file at some later time, when another file may have its name.
-        let _ = database.close().await;
-        Err(failed)
+        let (connection, shard) = spawn_blocking(open).await.expect("opening does not panic")?;
+        let rng =
+            ChaCha20Rng::try_from_rng(&mut SysRng).expect("the operating system has randomness");
+        Ok(Self { database: Database::new(connection).await?, shard: Some((shard, rng)) })
     }
 
     async fn install_standby(paths: &PoolPaths, index: ShardIndex) -> Result<(), WorkError> {

@@ -105,16 +105,17 @@ impl Model {
             used_file: None,
         };
         let paths = PoolPaths::new(Path::new("nowhere"), &config.name);
-        let shards: Vec<_> = (0..SHARDS)
+        let mut shards: Vec<_> = (0..SHARDS)
             .map(|index| ShardFiles {
                 index: ShardIndex(index),
                 live: None,
+                connection: None,
                 standby: None,
                 damaged: false,
             })
             .collect();
         let pool = Arc::new(Pool::new(&config, &paths, &shards, Arc::default(), None));
-        let workers = pool.open_shards::<SimulatedFile>(REFILL, &paths, &shards).await;
+        let workers = pool.open_shards::<SimulatedFile>(REFILL, &paths, &mut shards).await;
         let model = Self {
             pool,
             handed_out: Mutex::default(),

@@ -18,7 +18,7 @@ use crate::events::Kind;
 use crate::fleet::{Gate, Lease};
 use crate::folder::PoolPaths;
 use crate::shard::Row;
-use crate::sqlite::{Fault, LOG_PAGES_MAX};
+use crate::sqlite::{Fault, Fresh, LOG_PAGES_MAX};
 
 /// How long waiting requests also wait for the gate. A step of the fence takes milliseconds, unless the store
 /// is unreachable.
@@ -65,7 +65,7 @@ impl<F: ShardFile> Worker<F> {
                 self.pool.refill_wanted.notify_one();
             }
             match task {
-                Task::Open => self.open().await,
+                Task::Open => self.open(None).await,
                 Task::Lease(_) | Task::Import if self.log_pages() >= 4 * LOG_PAGES_MAX => {
                     self.checkpoint().await;
                 }
@@ -82,9 +82,9 @@ impl<F: ShardFile> Worker<F> {
         watch.end();
     }
 
-    /// Opens the live file and enters the rotation.
-    pub(super) async fn open(&mut self) {
-        let mut file = match F::open(&self.paths, self.slot.index).await {
+    /// Opens the live file, or takes the connection that the start has opened, and enters the rotation.
+    pub(super) async fn open(&mut self, opened: Option<Fresh>) {
+        let mut file = match F::open(&self.paths, self.slot.index, opened).await {
             Ok(file) => file,
             Err(error) => return self.failed("the shard can't be opened", &error).await,
         };

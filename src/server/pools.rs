@@ -54,13 +54,12 @@ impl RunningPool {
     pub(super) async fn start(
         shared: &Shared,
         config: &PoolConfig,
-        files: PoolFiles,
+        mut files: PoolFiles,
         membership: Option<Membership>,
     ) -> Self {
         let (gate, claims) = membership.map(|pool| (pool.gate, pool.claims)).unzip();
-        let PoolFiles { paths, shards, .. } = &files;
         let events = Arc::clone(&shared.events);
-        let (pool, tasks) = Pool::open(config, paths, shards, events, gate).await;
+        let (pool, tasks) = Pool::open(config, &files.paths, &mut files.shards, events, gate).await;
         let builders = Arc::clone(&shared.builders);
         let refiller = Refiller::new(files, Arc::clone(&pool), config, claims, builders);
         let stop = shared.stop.child_token();

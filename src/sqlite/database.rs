@@ -1,9 +1,13 @@
 //! A connection for async code. The only user of deadpool-sqlite.
 
 use deadpool_sqlite::rusqlite::{Connection, Error};
-use deadpool_sqlite::{Config, Hook, HookError, InteractError, Object, PoolConfig, Runtime};
+use deadpool_sqlite::{Config, InteractError, Object, PoolConfig, PoolError, Runtime};
 
-use super::{Checkpoint, Secured, checkpoint, prepare};
+use super::Fresh;
+
+/// The file of a connection that stands in for one that is not open: the pool opens its connection by itself, but a
+/// file must be opened in steps that it does not know.
+const IN_MEMORY: &str = ":memory:";
 
 /// A failed operation on a connection.
 #[derive(Debug, thiserror::Error)]
@@ -24,35 +28,20 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Opens a file for use. See [`Fresh`](super::Fresh).
-    pub(crate) async fn open(log: &Secured) -> Result<Self, DatabaseError> {
-        let mut config = Config::new(log.path());
+    /// Takes an open connection.
+    pub(crate) async fn new(connection: Fresh) -> Result<Self, DatabaseError> {
+        let mut config = Config::new(IN_MEMORY);
         config.pool = Some(PoolConfig::new(1));
         let pool = config
-            .builder(Runtime::Tokio1)
-            .unwrap_or_else(|never| match never {})
-            .post_create(Hook::async_fn(|connection, _| {
-                Box::pin(async move {
-                    connection
-                        .interact(|connection| {
-                            prepare(connection)?;
-                            checkpoint(connection, Checkpoint::Restart)
-                        })
-                        .await
-                        .map_err(|error| HookError::message(error.to_string()))?
-                        .map_err(HookError::Backend)
-                })
-            }))
-            .build()
+            .create_pool(Runtime::Tokio1)
             .map_err(|error| DatabaseError::Aborted(error.to_string()))?;
-        let connection = pool.get().await.map_err(|error| match error {
-            deadpool_sqlite::PoolError::Backend(error)
-            | deadpool_sqlite::PoolError::PostCreateHook(HookError::Backend(error)) => {
-                DatabaseError::Sqlite(error)
-            }
+        let object = pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => DatabaseError::Sqlite(error),
             other => DatabaseError::Aborted(other.to_string()),
         })?;
-        Ok(Self { connection })
+        let database = Self { connection: object };
+        database.call(|placeholder| *placeholder = connection.into_connection()).await?;
+        Ok(database)
     }
 
     /// Runs one piece of work on the connection.

@@ -11,7 +11,7 @@
 //! Format: <https://sqlite.org/fileformat2.html#the_write_ahead_log>.
 
 use std::io::{self, BufReader, Read};
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
 use deadpool_sqlite::rusqlite::{Connection, Error};
@@ -38,7 +38,10 @@ pub struct Secured {
 /// The last commit of an older log may share a sector with data appended to it, and a power loss damages
 /// whole sectors. SQLite fills up the sector when a commit succeeds, but the last commit may have failed.
 #[derive(Debug)]
-pub struct Fresh(Connection);
+pub struct Fresh {
+    connection: Connection,
+    had_log: bool,
+}
 
 impl Found {
     /// Takes the log beside `path`, if there is one.
@@ -62,16 +65,6 @@ impl Found {
 }
 
 impl Secured {
-    /// Returns the file that the log belongs to.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns whether there was a log.
-    pub fn had_log(&self) -> bool {
-        self.had_log
-    }
-
     /// Opens the file for use.
     ///
     /// # Errors
@@ -80,14 +73,19 @@ impl Secured {
     pub fn open(self) -> Result<Fresh, Error> {
         let connection = open(&self.path)?;
         checkpoint(&connection, Checkpoint::Restart)?;
-        Ok(Fresh(connection))
+        Ok(Fresh { connection, had_log: self.had_log })
     }
 }
 
 impl Fresh {
     /// Returns the connection, for an owner that stores it in a field.
     pub fn into_connection(self) -> Connection {
-        self.0
+        self.connection
+    }
+
+    /// Returns whether there was a log.
+    pub fn had_log(&self) -> bool {
+        self.had_log
     }
 }
 
@@ -95,7 +93,13 @@ impl Deref for Fresh {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        &self.0
+        &self.connection
+    }
+}
+
+impl DerefMut for Fresh {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
     }
 }
 

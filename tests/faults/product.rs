@@ -202,8 +202,8 @@ impl Service {
         let (receipts, desk) = (Arc::new(receipts), tokio::task::spawn_blocking(desk));
         let (stop, builders) = (CancellationToken::new(), Arc::new(Builders::default()));
         let (mut pools, mut workers, mut refillers) = (Vec::new(), Vec::new(), Vec::new());
-        for (config, files) in configs.iter().zip(found) {
-            let PoolFiles { paths, shards, .. } = &files;
+        for (config, mut files) in configs.iter().zip(found) {
+            let PoolFiles { paths, shards, .. } = &mut files;
             let (pool, tasks) = Pool::open(config, paths, shards, Arc::default(), None).await;
             let refiller =
                 Refiller::new(files, Arc::clone(&pool), config, None, Arc::clone(&builders));

@@ -17,9 +17,6 @@ use super::volume::{FileSystem, SMALL_BYTES, Volume};
 
 /// Far more numbers than any test here takes.
 const LAST: i64 = 999_999_999;
-/// The space in the log of an open shard, in bytes.
-const LOG_BYTES: u64 = 64 * 4096;
-
 /// Runs a test on each file system, one after the other.
 async fn on_each(config: &Config, test: impl AsyncFn(&Site, &Volume)) {
     for kind in FileSystem::ALL {
@@ -193,9 +190,9 @@ async fn a_full_disk_serves_all_numbers_that_can_be_leased() {
         is_ok(&server, 2).await;
         volume.fill(0);
         for index in 0..2 {
+            let file = site.file(&format!("int_shard_{index}.db"));
             let log = site.file(&format!("int_shard_{index}.db-wal"));
-            let bytes = length(&log);
-            assert!(bytes >= LOG_BYTES, "{} has {bytes} bytes", log.display());
+            assert!(length(&log) >= length(&file), "{} has {} bytes", log.display(), length(&log));
         }
         let numbers = server.drain("int", 4, &[None, Some(100)]).await;
         assert_each_once(&numbers, 0..=ALL);

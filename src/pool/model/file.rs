@@ -14,7 +14,7 @@ use crate::folder::PoolPaths;
 use crate::pool::file::{ShardFile, WorkError};
 use crate::shard::Row;
 use crate::sqlite::rusqlite::{Error, ffi};
-use crate::sqlite::{DatabaseError, Fault, LOG_PAGES_MAX};
+use crate::sqlite::{DatabaseError, Fault, Fresh, LOG_PAGES_MAX};
 
 /// One generation of a shard.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ pub(super) struct SimulatedFile {
 }
 
 impl ShardFile for SimulatedFile {
-    async fn open(_: &PoolPaths, index: ShardIndex) -> Result<Self, WorkError> {
+    async fn open(_: &PoolPaths, index: ShardIndex, _: Option<Fresh>) -> Result<Self, WorkError> {
         step(BEFORE).await?;
         let Some(generation) = disk().live.get_mut(&index).map(|content| {
             content.in_use = true;
