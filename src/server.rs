@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 use tokio::net::TcpListener;
@@ -142,7 +143,7 @@ impl Server {
         let tls = config.server.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let listen_error = |source| ServerError::Listen { address: config.server.listen, source };
         // Before any file is opened: a shard that can't be opened for lack of descriptors would not serve.
-        let connections_max = connections_max(config);
+        let connections_max = Arc::new(AtomicUsize::new(connections_max(config)));
         let listener = TcpListener::bind(config.server.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
@@ -166,11 +167,12 @@ impl Server {
         let acceptor = Acceptor {
             routes: Arc::clone(&live),
             tls: tls.clone(),
-            connections_max,
+            connections_max: Arc::clone(&connections_max),
             client_timeout: config.server.client_timeout,
             drain: config.server.drain,
         };
-        let reloader = Reloader { overrides, loaded, live, tls, handle, requests, serving };
+        let reloader =
+            Reloader { overrides, loaded, live, tls, connections_max, handle, requests, serving };
         Ok(Self { listener, address, acceptor, lanes, reloader, tasks, folder })
     }
 
@@ -421,7 +423,8 @@ async fn at_once<T: Send + 'static>(
 
 const OPENS: &str = "opening does not panic";
 
-/// Returns the most connections at once: as configured, or fewer if the process may not open as many files.
+/// Raises the limit of open files to what the settings need. Returns the most connections at once: as configured, or
+/// fewer if the process may not open as many files.
 fn connections_max(config: &Config) -> usize {
     let wanted = config.server.connections;
     let shards: usize = config.pools.iter().map(|pool| usize::from(pool.shards)).sum();

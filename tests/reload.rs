@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -119,6 +120,26 @@ async fn a_hundred_reloads_under_load_fail_only_requests_to_pools_that_ended() {
     let status = status(&server).await;
     assert_eq!(status["pools"]["int"]["burned"], 0);
     assert_eq!(status["pools"].as_object().unwrap().len(), 1);
+    server.stop().await;
+}
+
+/// Story: the limit of open files was raised at a start only, so a reload could not open the pools of the next
+/// campaigns.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_raises_the_limit_of_open_files_for_its_pools() {
+    const POOLS: usize = 100;
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let limit = ["--nofile=256:", &format!("--pid={}", server.process.id())].map(str::to_owned);
+    assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    let settings = (0..POOLS)
+        .fold(config(), |config, pool| config.pool(&format!("campaign_{pool}"), 0, 99, 1, 10));
+    site.configure(&settings);
+    reloaded(&server).await;
+    for pool in 0..POOLS {
+        take(&server, &format!("/random?type=campaign_{pool}")).await;
+    }
     server.stop().await;
 }
 

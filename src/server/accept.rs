@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -32,8 +33,8 @@ const LOOKS: usize = 32;
 pub(super) struct Acceptor {
     pub(super) routes: Arc<LiveRoutes>,
     pub(super) tls: Option<Arc<Tls>>,
-    /// The most connections at once.
-    pub(super) connections_max: usize,
+    /// The most connections at once, which a reload changes.
+    pub(super) connections_max: Arc<AtomicUsize>,
     pub(super) client_timeout: Duration,
     pub(super) drain: Duration,
 }
@@ -57,7 +58,7 @@ impl Acceptor {
                     Ok((stream, peer)) => {
                         // All connections may stay busy for any length of time.
                         tokio::select! {
-                            () = connections.make_room(self.connections_max) => {}
+                            () = connections.make_room(&self.connections_max) => {}
                             () = &mut shutdown => break,
                         }
                         let (lane, counts) = lanes.next();
@@ -135,8 +136,8 @@ impl Connections {
     }
 
     /// Cuts connections if necessary, and waits until there are fewer than `connections_max`.
-    async fn make_room(&mut self, connections_max: usize) {
-        while self.tasks.len() >= connections_max {
+    async fn make_room(&mut self, connections_max: &AtomicUsize) {
+        while self.tasks.len() >= connections_max.load(Ordering::Relaxed) {
             self.cut_one();
             // If all of them wait for the server, none was cut: try again soon.
             let _ = tokio::time::timeout(FULL_RETRY, self.ended()).await;

@@ -1,6 +1,7 @@
 //! Applies changed settings to a running server: all of them, or none. Knows nothing of signals and connections.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -8,7 +9,7 @@ use tracing::{error, info};
 
 use super::pools::{RunningPool, Shared};
 use super::tls::Tls;
-use super::{check_door, warn_of_tokens};
+use super::{check_door, connections_max, warn_of_tokens};
 use crate::backoff::Backoff;
 use crate::config::{Config, Overrides, PoolConfig, PoolName};
 use crate::http::{Guard, Keeper, LiveRoutes, PoolRoutes, Routes};
@@ -30,6 +31,7 @@ pub(super) struct Reloader {
     pub(super) loaded: Loaded,
     pub(super) live: Arc<LiveRoutes>,
     pub(super) tls: Option<Arc<Tls>>,
+    pub(super) connections_max: Arc<AtomicUsize>,
     pub(super) handle: ReloadHandle,
     pub(super) requests: ReloadRequests,
     pub(super) serving: Serving,
@@ -114,6 +116,7 @@ impl Reloader {
             (Some(_), Some(files)) => Some(Tls::read(files).map_err(|error| error.to_string())?),
             _ => None,
         };
+        self.set_connections_max(&after.config);
         let previous = self.live.current();
         let changed = match &mut self.serving {
             Serving::Pools(serving) => serving.change(&plan, &previous).await,
@@ -123,6 +126,7 @@ impl Reloader {
             Ok(ended) => ended,
             Err(problem) => {
                 self.forget_lost_pools();
+                self.set_connections_max(&self.loaded.config);
                 // Pools that were opened again need new routes all the same.
                 let guard = Arc::clone(previous.guard());
                 self.live.replace(self.routes(&self.loaded.config, guard, &previous));
@@ -140,6 +144,11 @@ impl Reloader {
         end(ended).await;
         self.loaded = after;
         Ok(summary)
+    }
+
+    /// Shares the open files that the process may have between the pools of these settings and connections.
+    fn set_connections_max(&self, config: &Config) {
+        self.connections_max.store(connections_max(config), Ordering::Relaxed);
     }
 
     /// Takes the pools that could not be opened again out of the settings in effect, so that the next reload opens
