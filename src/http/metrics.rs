@@ -1,6 +1,7 @@
 //! Builds the response of `/metrics`: all figures of the monitor, in the text format of Prometheus, with
 //! names and units that follow its conventions. Counts nothing itself.
 
+use std::ops::{RangeBounds, RangeInclusive};
 use std::sync::Arc;
 
 use axum::http::HeaderValue;
@@ -26,6 +27,13 @@ const TEXT_FORMAT: HeaderValue =
 /// the first sample of a series.
 const AWAITED_STATUSES: [u16; 2] = [200, 503];
 
+/// The bounds of the buckets of leases, in seconds. Each pool has these buckets, so those that are always empty are
+/// omitted: a sync takes longer than the least of them.
+const LEASE_BOUNDS: RangeInclusive<f64> = 100e-6..=10.0;
+
+/// The bounds of the buckets of refills, in seconds.
+const REFILL_BOUNDS: RangeInclusive<f64> = 10e-3..=1000.0;
+
 /// Returns the response to a caller that may see only these pools, or all.
 pub(super) fn response(monitor: &Monitor, only_pools: Option<&[PoolName]>) -> JsonResponse {
     let sees = |pool: &PoolName| only_pools.is_none_or(|pools| pools.contains(pool));
@@ -43,10 +51,9 @@ pub(super) fn response(monitor: &Monitor, only_pools: Option<&[PoolName]>) -> Js
     #[cfg(target_os = "linux")]
     {
         use prometheus::core::Collector;
-        families.0.extend(prometheus::process_collector::ProcessCollector::for_self().collect());
+        families.encode(&prometheus::process_collector::ProcessCollector::for_self().collect());
     }
-    let text = TextEncoder::new().encode_to_string(&families.0);
-    in_format(text.expect("each family has a name and a metric"))
+    in_format(families.text)
 }
 
 /// Returns the response with this text.
@@ -74,6 +81,7 @@ fn tell_traffic(families: &mut Families, traffic: &Traffic) {
     families.histogram(
         "tombola_http_request_duration_seconds",
         "Time from the end of a request to its response.",
+        ..,
         durations,
     );
     families.gauge(
@@ -176,6 +184,7 @@ fn tell_pools<'p>(families: &mut Families, pools: impl Iterator<Item = &'p Arc<P
     families.histogram(
         "tombola_lease_duration_seconds",
         "Time to mark numbers as used and sync them to the disk.",
+        LEASE_BOUNDS,
         by_pool(&pools, |pool| {
             let shards = pool.figures.shards.iter();
             shards.fold(Durations::default(), |all, shard| all.with(&shard.leases))
@@ -189,6 +198,7 @@ fn tell_pools<'p>(families: &mut Families, pools: impl Iterator<Item = &'p Arc<P
     families.histogram(
         "tombola_refill_duration_seconds",
         "Time to build the next generation of a shard, or to fail at it.",
+        REFILL_BOUNDS,
         refills,
     );
     families.counter(
@@ -280,10 +290,12 @@ fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Vec<LabelPair> {
     pairs.into_iter().map(pair).collect()
 }
 
-/// The metrics to encode. The library's own counters can't be set to a value that was counted elsewhere, so
-/// this builds the messages that the library encodes.
+/// The encoded metrics. The library's own counters can't be set to a value that was counted elsewhere, so this builds
+/// the messages that the library encodes: one family at a time, because those of a thousand pools take megabytes.
 #[derive(Default)]
-struct Families(Vec<MetricFamily>);
+struct Families {
+    text: String,
+}
 
 impl Families {
     fn counter(
@@ -316,6 +328,7 @@ impl Families {
         &mut self,
         name: &str,
         help: &str,
+        bounds: impl RangeBounds<f64>,
         values: impl IntoIterator<Item = (Vec<LabelPair>, Durations)>,
     ) {
         self.add(name, help, MetricType::HISTOGRAM, values, |metric, durations| {
@@ -326,7 +339,8 @@ impl Families {
                 bucket
             };
             let mut histogram = Histogram::default();
-            histogram.set_bucket(durations.cumulative().map(bucket).collect());
+            let buckets = durations.cumulative().filter(|(bound, _)| bounds.contains(bound));
+            histogram.set_bucket(buckets.map(bucket).collect());
             histogram.set_sample_count(durations.count());
             histogram.set_sample_sum(durations.sum_seconds());
             metric.set_histogram(histogram);
@@ -356,6 +370,11 @@ impl Families {
         family.set_help(help.to_owned());
         family.set_field_type(kind);
         family.set_metric(metrics);
-        self.0.push(family);
+        self.encode(&[family]);
+    }
+
+    fn encode(&mut self, families: &[MetricFamily]) {
+        let encoded = TextEncoder::new().encode_utf8(families, &mut self.text);
+        encoded.expect("each family has a name and a metric");
     }
 }
