@@ -1,6 +1,7 @@
 //! A server with many small pools: how soon the last one serves, and what each costs.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -62,8 +63,8 @@ pub(crate) fn pools(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         for command in ["verify", "backup"] {
             let _ = fs::remove_dir_all(&copy);
             let started = Instant::now();
-            let mut process = site.command(env!("CARGO_BIN_EXE_tombola"));
-            process.arg(command);
+            let mut process = Command::new(env!("CARGO_BIN_EXE_tombola"));
+            site.flags(process.arg(command));
             if command == "backup" {
                 process.arg(&copy);
             }

@@ -43,8 +43,8 @@ impl Site {
     /// Fills all shards. Returns how long that took, and the process's peak memory in bytes.
     pub(crate) fn fill(&self) -> anyhow::Result<(Duration, u64)> {
         let started = Instant::now();
-        let mut process =
-            self.command(env!("CARGO_BIN_EXE_init-shards")).stderr(Stdio::null()).spawn()?;
+        let mut command = self.command(env!("CARGO_BIN_EXE_init-shards"));
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let (status, peak) = wait(&mut process)?;
         ensure!(status.success(), "init-shards failed: {status}");
         Ok((started.elapsed(), peak))
