@@ -18,28 +18,21 @@ mod reads;
 mod ready;
 mod receipts;
 mod response;
+mod routes;
 mod status;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use arc_swap::ArcSwap;
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::header::HOST;
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, StatusCode, Version};
+use axum::http::{HeaderValue, Request, StatusCode};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, head, post};
-use axum::{Extension, Router};
 use http_body_util::{Either, Full};
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
-use tokio::sync::Notify;
 use utoipa::ToSchema;
 
 use self::guard::Admitted;
@@ -52,10 +45,10 @@ use self::query::{Names, Parameters, Wanted};
 use self::reads::Reads;
 use self::ready::Readiness;
 pub(crate) use self::response::{ApiError, JsonResponse};
-use self::response::{BODY_MAX, json, json_text, shared, typed};
-use crate::config::{PoolConfig, PoolName, Scope};
+use self::response::{json, json_text, shared, typed};
+pub(crate) use self::routes::{LiveRoutes, PoolRoutes, Routes};
+use crate::config::PoolName;
 use crate::monitor::{Monitor, Pools};
-use crate::on_demand::Handle;
 use crate::pool::{Pool, PoolHealth, TakeError};
 use crate::reload::{Reload, ReloadHandle};
 use crate::space::{Number, Space, Value};
@@ -133,15 +126,12 @@ impl App {
         query: Option<&str>,
         body: Parameters,
     ) -> Result<Wanted, ApiError> {
-        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
-        let names = Names { sorted: &self.names, allows: &allows };
-        query::parse(&names, Some(self.count_limit), query, body)
+        query::parse(&self.names(admitted), Some(self.count_limit), query, body)
     }
 
-    /// Returns the position of a pool that the caller may use.
-    fn find_pool(&self, admitted: &Admitted, name: &str) -> Result<usize, ApiError> {
-        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
-        Names { sorted: &self.names, allows: &allows }.find(name)
+    /// Returns the pools that the caller may name.
+    fn names<'a>(&'a self, admitted: &'a Admitted) -> Names<'a> {
+        Names { sorted: &self.names, caller: Some((&self.guard, admitted)) }
     }
 
     /// Makes a response on a blocking thread, so that other requests don't wait while it is made.
@@ -186,210 +176,6 @@ impl App {
 /// A response, made either here or by axum.
 pub(crate) type AnyResponse = Response<Either<Full<Bytes>, Body>>;
 
-/// All routes of a server, and the guard that checks requests before they reach a route.
-#[derive(Clone, Debug)]
-pub(crate) struct Routes {
-    guard: Arc<Guard>,
-    /// The handler of `/random` in the mode sharded. It is called without the router, which would cost as
-    /// much as the rest of the request.
-    app: Option<Arc<App>>,
-    router: TowerToHyperService<Router>,
-}
-
-/// The parts of the routes of the mode sharded.
-#[derive(Debug)]
-pub(crate) struct PoolRoutes {
-    pub(crate) monitor: Arc<Monitor>,
-    pub(crate) count_limit: NonZeroU32,
-    pub(crate) guard: Arc<Guard>,
-    pub(crate) keeper: Keeper,
-    pub(crate) reloads: ReloadHandle,
-}
-
-impl Routes {
-    /// Returns the routes of the mode sharded, over the pools of the monitor. `previous` are those that they
-    /// replace.
-    pub(crate) fn of_pools(parts: PoolRoutes, previous: Option<&Self>) -> Self {
-        let PoolRoutes { monitor, count_limit, guard, keeper, reloads } = parts;
-        // `Routes::handle` handles GET and POST of /random.
-        let mut routes = vec![
-            (RANDOM, RANDOM_METHODS, head(probe)),
-            (RECEIPTS, TELL_METHODS, get(receipts::list)),
-            (RECEIPT, TELL_METHODS, get(receipts::of_number)),
-            (USED, "POST", post(import::used)),
-            (HEALTH, TELL_METHODS, get(health)),
-            (READY, TELL_METHODS, get(ready)),
-            (STATUS, TELL_METHODS, get(status)),
-            (METRICS, TELL_METHODS, get(metrics)),
-            (RELOAD, RELOAD_METHODS, post(reload)),
-            (OPENAPI, TELL_METHODS, get(description)),
-            (DOCS, TELL_METHODS, get(docs::page)),
-            (docs::FILE, TELL_METHODS, get(docs::file)),
-        ];
-        routes.extend(page::routes().map(|(path, part)| (path, TELL_METHODS, part)));
-        // Generated from the routes, so that no route is missing.
-        let paths: Vec<_> = routes.iter().map(|&(path, methods, _)| (path, methods)).collect();
-        let pools = monitor.pools();
-        let offer = Offer::new(pools.iter(), count_limit, &guard);
-        let description = Bytes::from(offer.describe(&paths));
-        let readiness = match previous.and_then(|routes| routes.app.as_ref()) {
-            Some(app) => app.readiness.after_reload(pools.len()),
-            None => Readiness::new(pools.len()),
-        };
-        let app = Arc::new(App {
-            count_limit,
-            guard: Arc::clone(&guard),
-            monitor,
-            keeper,
-            readiness,
-            names: pools.iter().map(|pool| pool.name().clone()).collect(),
-            pools,
-            is_outdated: AtomicBool::new(false),
-            reloads,
-            paths,
-            reads: Arc::new(Reads::new()),
-            description,
-        });
-        let router = routes
-            .into_iter()
-            .fold(Router::new(), |router, (path, methods, handler)| {
-                router.route(path, only(handler, methods))
-            })
-            .fallback(async || ApiError::UnknownPath)
-            .with_state(Arc::clone(&app));
-        Self { guard, app: Some(app), router: TowerToHyperService::new(router) }
-    }
-
-    /// Returns the routes of a simpler mode.
-    pub(crate) fn on_demand(
-        pools: Vec<PoolConfig>,
-        numbers: Arc<Handle>,
-        guard: Arc<Guard>,
-        reloads: ReloadHandle,
-    ) -> Self {
-        let router = on_demand::router(pools, numbers, Arc::clone(&guard), reloads);
-        Self { guard, app: None, router: TowerToHyperService::new(router) }
-    }
-
-    /// Returns the most bytes of a body that are read, and the error for a body that is larger.
-    fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
-        let path = head.uri.path();
-        let is_import = path != RELOAD && guard::scope(path) == Some(Scope::Admin);
-        if self.app.is_none() || !is_import {
-            return (BODY_MAX, ApiError::BodyTooLarge { limit: BODY_MAX });
-        }
-        // A caller who may not import can't make the server hold a large body.
-        match self.guard.admit(path, &head.headers, peer) {
-            Ok(_) => (import::BODY_MAX, ApiError::ImportTooLarge),
-            Err(refused) => (BODY_MAX, refused),
-        }
-    }
-
-    /// Returns the guard.
-    pub(crate) fn guard(&self) -> &Arc<Guard> {
-        &self.guard
-    }
-
-    /// Notes that a reload is about to replace these routes.
-    pub(crate) fn set_outdated(&self) {
-        if let Some(app) = &self.app {
-            app.is_outdated.store(true, Ordering::SeqCst);
-        }
-    }
-
-    /// Handles a request that came from the address `peer`. `is_charged` is whether its quota was charged before.
-    ///
-    /// # Errors
-    /// Returns the request if it got no numbers, perhaps because a reload has stopped its pool.
-    async fn handle(
-        &self,
-        mut request: Box<Request<Bytes>>,
-        peer: IpAddr,
-        is_charged: bool,
-    ) -> Result<AnyResponse, Box<Request<Bytes>>> {
-        if !has_host(&request) {
-            return Ok(not_http());
-        }
-        let mut admitted = match self.guard.admit(request.uri().path(), request.headers(), peer) {
-            Ok(admitted) => admitted,
-            Err(error) => return Ok(error.into()),
-        };
-        if let Some(app) = &self.app
-            && request.uri().path() == RANDOM
-            && matches!(*request.method(), Method::GET | Method::POST)
-        {
-            admitted.account = admitted.account.filter(|_| !is_charged);
-            let response = app.random(&request, &admitted).await;
-            let has_none =
-                matches!(response, Err(ApiError::Refilling | ApiError::Exhausted { .. }));
-            return match has_none && app.is_outdated.load(Ordering::SeqCst) {
-                true => Err(request),
-                false => Ok(response.unwrap_or_else(AnyResponse::from)),
-            };
-        }
-        request.extensions_mut().insert(admitted);
-        match self.router.call(request.map(Body::from)).await {
-            Ok(response) => Ok(response.map(Either::Right)),
-            Err(never) => match never {},
-        }
-    }
-}
-
-/// The routes in effect. A reload replaces them.
-#[derive(Debug)]
-pub(crate) struct LiveRoutes {
-    current: ArcSwap<Routes>,
-    replaced: Notify,
-}
-
-impl LiveRoutes {
-    pub(crate) fn new(routes: Routes) -> Self {
-        Self { current: ArcSwap::from_pointee(routes), replaced: Notify::new() }
-    }
-
-    /// Returns the routes in effect.
-    pub(crate) fn current(&self) -> Arc<Routes> {
-        self.current.load_full()
-    }
-
-    /// Replaces the routes. Requests that found their pool stopped go on with the new ones.
-    pub(crate) fn replace(&self, routes: Routes) {
-        self.current.store(Arc::new(routes));
-        self.replaced.notify_waiters();
-    }
-
-    /// Returns the most bytes of a body that are read, and the error for a body that is larger.
-    pub(crate) fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
-        self.current().body_max(head, peer)
-    }
-
-    /// Handles a request that came from the address `peer`.
-    pub(crate) async fn handle(&self, request: Request<Bytes>, peer: IpAddr) -> AnyResponse {
-        let mut request = Box::new(request);
-        let mut is_charged = false;
-        loop {
-            let routes = self.current();
-            match routes.handle(request, peer, is_charged).await {
-                Ok(response) => return response,
-                Err(unhandled) => request = unhandled,
-            }
-            is_charged = true;
-            self.replaced_since(&routes).await;
-        }
-    }
-
-    async fn replaced_since(&self, routes: &Arc<Routes>) {
-        loop {
-            // Before the look, so that no replacement is missed.
-            let replaced = self.replaced.notified();
-            if !Arc::ptr_eq(&self.current.load(), routes) {
-                return;
-            }
-            replaced.await;
-        }
-    }
-}
-
 impl From<ApiError> for AnyResponse {
     fn from(error: ApiError) -> Self {
         whole(error.into())
@@ -400,22 +186,6 @@ fn whole(response: JsonResponse) -> AnyResponse {
     response.map(|body| Either::Left(Full::new(Bytes::from(body))))
 }
 
-/// Returns whether a request has exactly one `Host`, which HTTP/1.0 may omit (RFC 9112, section 3.2).
-fn has_host(request: &Request<Bytes>) -> bool {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (None, _) => request.version() < Version::HTTP_11,
-        (Some(_), second) => second.is_none(),
-    }
-}
-
-/// Returns the response that hyper gives to invalid HTTP.
-fn not_http() -> AnyResponse {
-    let mut whole = AnyResponse::new(Either::Left(Full::default()));
-    *whole.status_mut() = StatusCode::BAD_REQUEST;
-    whole
-}
-
 /// Parses a query string into the pool's position in `pools` and the count, or returns what is wrong with it.
 /// The names are in ascending order. For `fuzz/`, which has no other access to the parser.
 #[cfg(fuzzing)]
@@ -424,17 +194,10 @@ pub fn parse_query(
     count_limit: NonZeroU32,
     query: &str,
 ) -> Result<(usize, Option<NonZeroU32>), String> {
-    let names = Names { sorted: pools, allows: &|_| true };
+    let names = Names { sorted: pools, caller: None };
     query::parse(&names, Some(count_limit), Some(query), Parameters::default())
         .map(|wanted| (wanted.pool, wanted.count))
         .map_err(|error| error.to_string())
-}
-
-fn only<S>(methods: MethodRouter<S>, allowed: &'static str) -> MethodRouter<S>
-where
-    S: Clone + Send + Sync + 'static,
-{
-    methods.fallback(async move || ApiError::WrongMethod { allowed })
 }
 
 /// One number and the shard that it comes from.

@@ -24,8 +24,8 @@ pub(crate) const ROUTES: [&str; 10] = [
 ];
 
 /// The status codes that responses are counted by. 0 stands for any other.
-pub(crate) const STATUSES: [u16; 13] =
-    [200, 503, 410, 429, 400, 401, 403, 404, 405, 413, 422, 500, 0];
+pub(crate) const STATUSES: [u16; 15] =
+    [200, 503, 410, 429, 400, 401, 403, 404, 405, 409, 413, 415, 422, 500, 0];
 
 /// Returns the name of an entry of [`STATUSES`].
 pub(crate) fn status_name(status: u16) -> String {

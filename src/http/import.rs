@@ -31,7 +31,7 @@ pub(super) async fn used(
 ) -> Result<Response, ApiError> {
     let (layout, only_check) = parse(query.as_deref().unwrap_or_default(), request.headers())?;
     let name = path.map(|Path(name)| name).unwrap_or_default();
-    let pool = &app.pools[app.find_pool(&admitted, &name)?];
+    let pool = &app.pools[app.names(&admitted).find(&name)?];
     if pool.is_shared() {
         return Err(ApiError::InFleet);
     }

@@ -16,8 +16,9 @@ use super::keyed;
 use super::query::{Names, Parameters};
 use super::quota;
 use super::response::{ApiError, json};
+use super::routes::only;
 use super::{
-    HEALTH, RANDOM, RANDOM_METHODS, READY, RELOAD, RELOAD_METHODS, TELL_METHODS, only, query,
+    HEALTH, RANDOM, RANDOM_METHODS, READY, RELOAD, RELOAD_METHODS, TELL_METHODS, query,
     ready as readiness, reloaded,
 };
 use crate::config::{PoolConfig, PoolName};
@@ -66,8 +67,7 @@ impl App {
         query: Option<&str>,
         body: Parameters,
     ) -> Result<PoolIndex, ApiError> {
-        let allows = |pool: &PoolName| self.guard.allows(admitted, pool);
-        let names = Names { sorted: &self.names, allows: &allows };
+        let names = Names { sorted: &self.names, caller: Some((&self.guard, admitted)) };
         Ok(PoolIndex(query::parse(&names, None, query, body)?.pool))
     }
 

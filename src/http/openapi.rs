@@ -265,7 +265,7 @@ impl<'a> Offer<'a> {
 
         // The errors come from the parser itself.
         let sorted: Vec<_> = self.pools.iter().map(|pool| pool.name.clone()).collect();
-        let names = Names { sorted: &sorted, allows: &|_| true };
+        let names = Names { sorted: &sorted, caller: None };
         let mut errors: Vec<_> =
             ["?type=", "?count=0", "?label=", "?colour=red", "?count=1&count=2"]
                 .into_iter()

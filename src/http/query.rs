@@ -8,6 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method};
 use serde::{Deserialize, Deserializer, de};
 
+use super::guard::{Admitted, Guard};
 use super::response::ApiError;
 use crate::config::PoolName;
 use crate::receipts::Label;
@@ -19,18 +20,22 @@ pub(super) const TYPE_DEFAULT: &str = "int";
 pub(super) struct Names<'p> {
     /// The names of all pools, in ascending order.
     pub(super) sorted: &'p [PoolName],
-    /// Returns whether the caller may use a pool.
-    pub(super) allows: &'p dyn Fn(&PoolName) -> bool,
+    /// The caller, and the guard that knows which of the pools it may use. Without both, all may be named.
+    pub(super) caller: Option<(&'p Guard, &'p Admitted)>,
 }
 
 impl Names<'_> {
+    fn allows(&self, pool: &PoolName) -> bool {
+        self.caller.is_none_or(|(guard, admitted)| guard.allows(admitted, pool))
+    }
+
     /// Returns the pool's position.
     pub(super) fn find(&self, given: &str) -> Result<usize, ApiError> {
         match self.sorted.binary_search_by(|name| name.as_str().cmp(given)) {
-            Ok(position) if (self.allows)(&self.sorted[position]) => Ok(position),
+            Ok(position) if self.allows(&self.sorted[position]) => Ok(position),
             Ok(_) => Err(ApiError::ForbiddenPool { given: given.to_owned() }),
             Err(_) => {
-                let allowed = self.sorted.iter().filter(|name| (self.allows)(name));
+                let allowed = self.sorted.iter().filter(|name| self.allows(name));
                 let allowed: Vec<_> = allowed.map(PoolName::as_str).collect();
                 let (given, allowed) = (given.to_owned(), allowed.join(", "));
                 Err(ApiError::UnknownType { given, allowed })
