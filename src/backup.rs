@@ -280,7 +280,7 @@ impl Copying<'_> {
                 live = Some(left.seen.label.clone());
                 leased = left.seen.open_rows;
                 left.take_over(&copy, token)
-                    .and_then(|taken| Ok(sqlite::close(taken.into_connection())?))
+                    .and_then(|taken| Ok(taken.close()?))
                     .map_err(failed(copy))?;
             }
             let copy = to.standby(index);

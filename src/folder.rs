@@ -131,8 +131,7 @@ impl ShardFiles {
     /// # Errors
     /// Returns SQLite's error. The log then stays for the next opening.
     pub(crate) fn close(&mut self) -> Result<(), ShardError> {
-        let connection = self.connection.take().map(Fresh::into_connection);
-        Ok(connection.map_or(Ok(()), sqlite::close)?)
+        Ok(self.connection.take().map_or(Ok(()), Fresh::close)?)
     }
 }
 

@@ -87,6 +87,11 @@ impl Fresh {
     pub fn had_log(&self) -> bool {
         self.had_log
     }
+
+    /// See [`close`].
+    pub(crate) fn close(self) -> Result<(), Error> {
+        close(self.connection)
+    }
 }
 
 impl Deref for Fresh {

@@ -17,6 +17,7 @@ use super::volume::{FileSystem, SMALL_BYTES, Volume};
 
 /// Far more numbers than any test here takes.
 const LAST: i64 = 999_999_999;
+
 /// Runs a test on each file system, one after the other.
 async fn on_each(config: &Config, test: impl AsyncFn(&Site, &Volume)) {
     for kind in FileSystem::ALL {
