@@ -5,18 +5,23 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, params};
 
 use super::draw::{self, UPDATE_COUNT};
-use super::strata::Tallies;
+use super::strata::{self, Tallies};
 use super::{IMPORTS, Ledger, LedgerError, State};
 use crate::batch::BatchId;
 use crate::space::Value;
-use crate::sqlite::{ContentError, rusqlite};
+use crate::sqlite::{self, ContentError, rusqlite};
 
 /// Rows to insert at once.
-const PORTION: usize = 1 << 14;
+const PORTION: usize = 1 << 12;
+/// How many portions the search may be ahead of the inserts.
+const PORTIONS_AHEAD: usize = 4;
 
 /// Created by the first import, so a ledger without imports has the tables that it always had.
 const CREATE_IMPORTED: &str =
@@ -138,19 +143,8 @@ impl Ledger {
         end: impl FnOnce(&Connection) -> Result<(), rusqlite::Error>,
     ) -> Result<Entered, LedgerError> {
         let Self { connection, state } = self;
-        let path = state.path.clone();
-        let failed = |error| LedgerError::from_content(&path, error);
-        let transaction = connection.transaction().map_err(|source| state.failed(source))?;
-        let mut import = Import::begin(&transaction, state).map_err(failed)?;
-        // The order of the rows is that of the indexes, except within a stratum.
-        let strata = &state.strata;
-        let stratum = |index: &u64| strata.stratum_of(*index);
-        for indexes in indexes.chunk_by(|index, next| stratum(index) == stratum(next)) {
-            import.enter(stratum(&indexes[0]), indexes).map_err(failed)?;
-        }
-        let Import { entered, changed, .. } = import.end().map_err(failed)?;
-        end(&transaction).map_err(|source| state.failed(source))?;
-        transaction.commit().map_err(|source| state.failed(source))?;
+        let (entered, changed) = add(connection, state, indexes, end)
+            .map_err(|error| LedgerError::from_content(&state.path, error))?;
         state.count += entered.added;
         state.imported += entered.added;
         state.tallies.update(changed);
@@ -194,6 +188,35 @@ impl Ledger {
     }
 }
 
+/// See [`Ledger::import_indexes`]. Also returns the tallies of the strata that got values.
+fn add(
+    connection: &mut Connection,
+    state: &State,
+    indexes: &[u64],
+    end: impl FnOnce(&Connection) -> Result<(), rusqlite::Error>,
+) -> Result<(Entered, Tallies), ContentError> {
+    let reader = sqlite::open_beside(&state.path)?;
+    let transaction = connection.transaction()?;
+    let (portions, found) = mpsc::sync_channel(PORTIONS_AHEAD);
+    let search = Search::new(&transaction, reader, state, portions)?;
+    let batch = search.batch;
+    let (mut entered, changed) = thread::scope(|scope| {
+        let search = scope.spawn(|| search.find(indexes));
+        // If an insert fails, the search ends too, since nobody receives its portions.
+        found.into_iter().try_for_each(|rows| draw::insert(&transaction, &rows))?;
+        search.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
+    entered.take_known(&transaction)?;
+    changed.save(&transaction)?;
+    if entered.added > 0 || !entered.drawn.is_empty() {
+        transaction.execute(INSERT_IMPORT, params![batch.0, IMPORTS, entered.added])?;
+        transaction.execute(UPDATE_COUNT, [state.count + entered.added])?;
+    }
+    end(&transaction)?;
+    transaction.commit()?;
+    Ok((entered, changed))
+}
+
 /// Returns the number of imported values that were in no shard.
 pub(super) fn added(connection: &Connection) -> Result<u64, rusqlite::Error> {
     connection.query_row(SELECT_ADDED, [IMPORTS], |row| row.get(0))
@@ -213,43 +236,85 @@ fn read_entered(connection: &Connection) -> Result<BTreeSet<u16>, rusqlite::Erro
     select.query_map([], |row| row.get(0))?.collect()
 }
 
-/// An import in progress.
-struct Import<'i> {
-    transaction: &'i Transaction<'i>,
-    state: &'i State,
+impl Entered {
+    /// Moves the drawn values that an earlier import marked to the known ones.
+    fn take_known(&mut self, connection: &Connection) -> Result<(), rusqlite::Error> {
+        let mut select = connection.prepare(SELECT_IS_IMPORTED)?;
+        let mut drawn = Vec::new();
+        for (batch, value) in std::mem::take(&mut self.drawn) {
+            match select.exists([batch.0, value.0])? {
+                true => self.known += 1,
+                false => drawn.push((batch, value)),
+            }
+        }
+        drawn.sort_unstable();
+        self.drawn = drawn;
+        Ok(())
+    }
+}
+
+/// The search for those of the values that the ledger does not have.
+///
+/// It has a connection and a thread of its own, since reading the rows of a stratum takes as long as inserting. It
+/// sees the ledger as it was before the import.
+struct Search<'s> {
+    reader: Connection,
+    state: &'s State,
+    /// The batch of the import.
     batch: BatchId,
     /// The batches of earlier imports.
     earlier: BTreeSet<BatchId>,
+    portions: SyncSender<Vec<[i64; 3]>>,
+    /// Rows to insert that are not sent yet.
+    rows: Vec<[i64; 3]>,
     /// The tallies of the strata that get values.
     changed: Tallies,
-    /// Rows that are not inserted yet.
-    rows: Vec<[i64; 3]>,
     entered: Entered,
 }
 
-impl<'i> Import<'i> {
-    fn begin(transaction: &'i Transaction<'i>, state: &'i State) -> Result<Self, ContentError> {
+impl<'s> Search<'s> {
+    fn new(
+        transaction: &Connection,
+        reader: Connection,
+        state: &'s State,
+        portions: SyncSender<Vec<[i64; 3]>>,
+    ) -> Result<Self, rusqlite::Error> {
         transaction.execute(CREATE_IMPORTED, [])?;
         let batch = transaction.query_row(SELECT_NEXT_ID, [], |row| row.get(0).map(BatchId))?;
         let interrupted = transaction.query_row(HAS_OPEN_IMPORT, [IMPORTS], |row| row.get(0))?;
         let mut select = transaction.prepare(SELECT_IMPORTS)?;
         let earlier = select.query_map([IMPORTS], |row| row.get(0).map(BatchId))?;
         Ok(Self {
-            transaction,
+            reader,
             state,
             batch,
             earlier: earlier.collect::<Result<_, _>>()?,
+            portions,
+            rows: Vec::new(),
             changed: Tallies::default(),
-            rows: Vec::with_capacity(PORTION),
             entered: Entered { interrupted, ..Entered::default() },
         })
     }
 
-    /// Adds the values of a stratum that have these indexes, unless the ledger has them.
+    /// Finds the rows to insert for the values with these indexes, and sends them in the order of the table.
+    fn find(mut self, indexes: &[u64]) -> Result<(Entered, Tallies), ContentError> {
+        // The order of the rows is that of the indexes, except within a stratum.
+        let stratum = |index: &u64| self.state.strata.stratum_of(*index);
+        for indexes in indexes.chunk_by(|index, next| stratum(index) == stratum(next)) {
+            self.find_in(stratum(&indexes[0]), indexes)?;
+            if self.rows.len() >= PORTION && !self.send() {
+                break;
+            }
+        }
+        self.send();
+        Ok((self.entered, self.changed))
+    }
+
+    /// Finds those of the values of a stratum with these indexes that the ledger does not have.
     ///
     /// Invariant: before a stratum changes, all its rows are compared with what was drawn into it. So a row that
     /// changed on the disk ends the import instead of making a used value look free.
-    fn enter(&mut self, stratum: u64, indexes: &[u64]) -> Result<(), ContentError> {
+    fn find_in(&mut self, stratum: u64, indexes: &[u64]) -> Result<(), ContentError> {
         let State { strata, tallies, .. } = self.state;
         let mut values: Vec<Value> = indexes.iter().map(|&index| strata.value(index)).collect();
         values.sort_unstable();
@@ -257,9 +322,10 @@ impl<'i> Import<'i> {
         let mut wanted = values.iter().copied().peekable();
         let mut fresh = Vec::with_capacity(values.len());
         let (earlier, entered) = (&self.earlier, &mut self.entered);
-        strata.compare(self.transaction, stratum, tally, |value, batch| {
+        strata.compare(&self.reader, stratum, tally, |value, row| {
             fresh.extend(std::iter::from_fn(|| wanted.next_if(|&wanted| wanted < value)));
             if wanted.next_if_eq(&value).is_some() {
+                let batch = strata::batch_of(row)?;
                 match earlier.contains(&batch) {
                     true => entered.known += 1,
                     false => entered.drawn.push((batch, value)),
@@ -268,47 +334,18 @@ impl<'i> Import<'i> {
             Ok(())
         })?;
         fresh.extend(wanted);
-        if fresh.is_empty() {
-            return Ok(());
-        }
-        for value in fresh {
-            tally.add(strata.key().hash(value));
-            self.rows.push([stratum.cast_signed(), value.0, self.batch.0]);
-            self.entered.added += 1;
-        }
-        self.changed.set(stratum, tally);
-        if self.rows.len() >= PORTION {
-            self.insert()?;
+        if !fresh.is_empty() {
+            entered.added += fresh.len() as u64;
+            fresh.iter().for_each(|&value| tally.add(strata.key().hash(value)));
+            self.changed.set(stratum, tally);
+            let row = |value: Value| [stratum.cast_signed(), value.0, self.batch.0];
+            self.rows.extend(fresh.into_iter().map(row));
         }
         Ok(())
     }
 
-    fn insert(&mut self) -> Result<(), rusqlite::Error> {
-        draw::insert(self.transaction, &self.rows)?;
-        self.rows.clear();
-        Ok(())
-    }
-
-    /// Inserts the last rows, and looks up which of the drawn values were marked by an earlier import.
-    fn end(mut self) -> Result<Self, ContentError> {
-        self.insert()?;
-        let mut drawn = std::mem::take(&mut self.entered.drawn);
-        drawn.sort_unstable();
-        let mut select = self.transaction.prepare(SELECT_IS_IMPORTED)?;
-        for (batch, value) in drawn {
-            let known = select.query_row([batch.0, value.0], |_| Ok(())).optional()?;
-            match known {
-                Some(()) => self.entered.known += 1,
-                None => self.entered.drawn.push((batch, value)),
-            }
-        }
-        drop(select);
-        self.changed.save(self.transaction)?;
-        let Entered { added, ref drawn, .. } = self.entered;
-        if added > 0 || !drawn.is_empty() {
-            self.transaction.execute(INSERT_IMPORT, params![self.batch.0, IMPORTS, added])?;
-            self.transaction.execute(UPDATE_COUNT, [self.state.count + added])?;
-        }
-        Ok(self)
+    /// Sends the rows. Returns whether they are received.
+    fn send(&mut self) -> bool {
+        self.portions.send(std::mem::take(&mut self.rows)).is_ok()
     }
 }
