@@ -279,9 +279,7 @@ impl Copying<'_> {
                 let left = Left::open(&copy).map_err(failed(copy.clone()))?;
                 live = Some(left.seen.label.clone());
                 leased = left.seen.open_rows;
-                left.take_over(&copy, token)
-                    .and_then(|taken| Ok(taken.close()?))
-                    .map_err(failed(copy))?;
+                left.take_over(token).and_then(|taken| Ok(taken.close()?)).map_err(failed(copy))?;
             }
             let copy = to.standby(index);
             let standby = match standby {

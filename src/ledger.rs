@@ -238,7 +238,7 @@ impl Ledger {
     fn open_once(path: &Path, space: &Space) -> Result<Self, LedgerError> {
         // Invariant: what is read from the ledger is on the disk. Otherwise a batch whose sync failed could
         // be served, disappear in the next power loss, and be drawn again.
-        let failed = |source| LedgerError::from_sqlite(path, source);
+        let failed = |error| LedgerError::from_content(path, error).proven();
         let mut connection = Found::new(path).secure()?.open().map_err(failed)?.into_connection();
         let mut state = read_state(path, &connection)?;
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
@@ -252,8 +252,6 @@ impl Ledger {
             }
             state.grow(&mut connection, space)?;
         }
-        // SQLite syncs the name of a log that it creates, but ignores a failure to do so.
-        files::sync_folder(files::parent(path))?;
         Ok(Self { connection, state })
     }
 

@@ -108,6 +108,16 @@ pub enum ShardError {
     Cancelled,
 }
 
+impl From<ContentError> for ShardError {
+    fn from(error: ContentError) -> Self {
+        match error {
+            ContentError::Sqlite(source) => source.into(),
+            ContentError::File(error) => error.into(),
+            problem => Self::Damaged(problem.to_string()),
+        }
+    }
+}
+
 impl ShardError {
     /// Returns what the error means for the file.
     pub fn fault(&self) -> Fault {
@@ -311,8 +321,7 @@ impl Left {
 
     /// Ends the last process's use of the file, durably. Its open rows are burned. Returns the connection, with
     /// which [`Shard::open`] can take the file into use.
-    pub fn take_over(self, path: &Path, token: Token) -> Result<Fresh, ShardError> {
-        sync_log_name(path)?;
+    pub fn take_over(self, token: Token) -> Result<Fresh, ShardError> {
         self.connection.execute(TAKE_OVER, [token.0])?;
         Ok(self.connection)
     }
@@ -321,12 +330,6 @@ impl Left {
 /// Returns the size of a log of `pages` pages, each with its header.
 fn log_bytes(pages: u64) -> u64 {
     32 + pages * (24 + PAGE_BYTES)
-}
-
-/// Makes the name of the log of an open file durable. SQLite syncs the name of a log that it creates, but ignores a
-/// failure to do so.
-fn sync_log_name(path: &Path) -> Result<(), FileError> {
-    files::sync_folder(files::parent(path))
 }
 
 /// Refuses a file that was in use but has lost its log, which may have contained leases. A file that is used
@@ -360,7 +363,6 @@ impl Shard {
         // the file before the first lease is in the log. So a file with the mark but no log has lost it.
         let pages = files::length_bytes(path)?.unwrap_or(0).div_ceil(PAGE_BYTES);
         files::reserve(&sqlite::wal_of(path), log_bytes(pages.min(LOG_PAGES)))?;
-        sync_log_name(path)?;
         connection.execute(BEGIN_USE, [])?;
         sqlite::checkpoint(connection, Checkpoint::Restart)?;
         Ok(Self {
@@ -642,10 +644,7 @@ struct Header {
 }
 
 fn read_header(connection: &Connection) -> Result<Header, ShardError> {
-    sqlite::check_marks(connection, &SHARD_FILE).map_err(|problem| match problem {
-        ContentError::Sqlite(source) => source.into(),
-        problem => ShardError::Damaged(problem.to_string()),
-    })?;
+    sqlite::check_marks(connection, &SHARD_FILE)?;
     connection.query_row(SELECT_SHARD, [], |row| {
         let ledger_id: String = row.get(0)?;
         let pool: String = row.get(1)?;

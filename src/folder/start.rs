@@ -347,10 +347,8 @@ fn carry_out(
                      handed out are burned"
                 );
             }
-            let live = paths.live(index);
-            let taken = left.take_over(&live, token);
-            let failed = |source| FolderError::Shard { shard: live, source };
-            files.connection = Some(taken.map_err(failed)?);
+            let failed = |source| FolderError::Shard { shard: paths.live(index), source };
+            files.connection = Some(left.take_over(token).map_err(failed)?);
             files.live = Some(Seen { token, in_use: false, open_rows: 0, ..seen });
         }
         (Some(Err(damage)), left) => {

@@ -61,14 +61,15 @@ impl Store for TableStore {
         let log = Found::new(&path).secure()?;
         // Checked without a write, so that a file that is not tombola's stays unchanged.
         let connection = sqlite::open_to_check(&path).map_err(sqlite)?;
-        sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(|problem| match problem {
+        let failed = |problem| match problem {
             ContentError::Sqlite(source) => sqlite(source),
             ContentError::File(error) => error.into(),
             problem => OpenError::Damaged { path: path.clone(), problem: problem.to_string() },
-        })?;
+        };
+        sqlite::check_format(&path, &connection, &TABLE_FILE).map_err(failed)?;
         drop(connection);
 
-        let mut connection = log.open().map_err(sqlite)?.into_connection();
+        let mut connection = log.open().map_err(failed)?.into_connection();
         // A wait here would delay all requests. The tries replace it.
         connection.busy_timeout(Duration::ZERO).map_err(sqlite)?;
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
@@ -78,8 +79,6 @@ impl Store for TableStore {
             .map(|pool| open_pool(&path, &transaction, pool))
             .collect::<Result<_, _>>()?;
         transaction.commit().map_err(sqlite)?;
-        // SQLite syncs the name of a log that it creates, but ignores errors of that sync.
-        files::sync_folder(folder)?;
         Ok(Self { connection, ids, log_numbers: 0 })
     }
 

@@ -301,16 +301,14 @@ impl ReceiptStore for ReceiptFile {
 impl Open {
     fn new(path: &Path, keep: Duration, has_index: bool) -> Result<Self, OpenError> {
         let failed = |source| OpenError::new(path, source);
+        let wrong = |error| OpenError::of_content(path, error);
         let log = Found::new(path).secure()?;
         let connection = sqlite::open_to_check(path).map_err(failed)?;
-        sqlite::check_format(path, &connection, &RECEIPTS_FILE)
-            .map_err(|error| OpenError::of_content(path, error))?;
+        sqlite::check_format(path, &connection, &RECEIPTS_FILE).map_err(wrong)?;
         drop(connection);
-        let mut connection = log.open().map_err(failed)?.into_connection();
+        let mut connection = log.open().map_err(wrong)?.into_connection();
         connection.set_transaction_behavior(TransactionBehavior::Immediate);
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(failed)?;
-        // SQLite syncs the name of a log that it creates, but ignores errors of that sync.
-        files::sync_folder(path.parent().unwrap_or(path))?;
         Self::read(connection, keep, has_index).map_err(failed)
     }
 
@@ -573,10 +571,9 @@ pub(crate) fn erase_label(path: &Path, label: &str) -> Result<usize, OpenError> 
 }
 
 fn open_to_change(path: &Path) -> Result<Connection, OpenError> {
-    let log = Found::new(path).secure()?;
-    let connection = log.open().map_err(|source| OpenError::new(path, source))?.into_connection();
-    let marks = sqlite::check_marks(&connection, &RECEIPTS_FILE);
-    marks.map_err(|error| OpenError::of_content(path, error))?;
+    let wrong = |error| OpenError::of_content(path, error);
+    let connection = Found::new(path).secure()?.open().map_err(wrong)?.into_connection();
+    sqlite::check_marks(&connection, &RECEIPTS_FILE).map_err(wrong)?;
     Ok(connection)
 }
 

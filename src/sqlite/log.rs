@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use deadpool_sqlite::rusqlite::{Connection, Error};
 
-use super::{Checkpoint, checkpoint, keep_log, open, wal_of};
+use super::{Checkpoint, ContentError, checkpoint, keep_log, open, wal_of};
 use crate::files::{self, FileError};
 
 const LOG_HEADER: usize = 32;
@@ -33,7 +33,8 @@ pub struct Secured {
     had_log: bool,
 }
 
-/// A connection whose next commit starts the log at its beginning. It is the only kind that can write.
+/// A connection whose next commit starts the log at its beginning. It is the only kind that can write. The name of
+/// the log is durable.
 ///
 /// The last commit of an older log may share a sector with data appended to it, and a power loss damages
 /// whole sectors. SQLite fills up the sector when a commit succeeds, but the last commit may have failed.
@@ -65,14 +66,16 @@ impl Found {
 }
 
 impl Secured {
-    /// Opens the file for use.
+    /// Opens the file for use, and makes the name of its log durable.
     ///
     /// # Errors
     /// Returns SQLite's error, also if the file is missing or empty. If another process reads the log, the
-    /// error is `SQLITE_BUSY`.
-    pub fn open(self) -> Result<Fresh, Error> {
+    /// error is `SQLITE_BUSY`. Returns [`ContentError::File`] if the folder can't be synced.
+    pub fn open(self) -> Result<Fresh, ContentError> {
         let connection = open(&self.path)?;
         checkpoint(&connection, Checkpoint::Restart)?;
+        // SQLite syncs the name of a log that it creates, but ignores errors of that sync.
+        files::sync_folder(files::parent(&self.path))?;
         Ok(Fresh { connection, had_log: self.had_log })
     }
 }
