@@ -227,22 +227,14 @@ impl Folder {
         }
         let mut indexes: BTreeSet<ShardIndex> = (0..config.shards).map(ShardIndex).collect();
         indexes.extend(found);
-        let shards = indexes
-            .into_iter()
-            .map(|index| start::open_shard(&paths, &mut ledger, index, to_serve))
-            .collect::<Result<_, _>>();
-        let shards = match shards {
-            Ok(shards) => shards,
+        match start::open_shards(&paths, &mut ledger, indexes, to_serve) {
+            Ok(shards) => Ok(PoolFiles { paths, ledger, shards }),
             Err(error) => {
                 // Moves the records of this start from the ledger's log into its file, which may be moved.
                 let _ = ledger.close();
-                return Err(error);
+                Err(error)
             }
-        };
-        if to_serve {
-            ledger.end_openings()?;
         }
-        Ok(PoolFiles { paths, ledger, shards })
     }
 
     /// Renames all data of the folder except its receipts, which are marked as a copy. The data is then kept for

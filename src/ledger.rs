@@ -453,28 +453,28 @@ impl Ledger {
             .map_err(|source| self.state.failed(source))
     }
 
-    /// Records that a start takes over the live file of a batch, which has the token `found` and will get
-    /// `next`, and that the last process burned up to `burned` of its numbers. If the process crashes before
-    /// [`end_openings`](Self::end_openings), the next start may count them again.
+    /// Records that a start takes over the live files of these batches, each with the token that it has. They will
+    /// get the token `next`. The last process burned up to `burned` of their numbers. If this process crashes
+    /// before [`end_openings`](Self::end_openings), the next start may count them again.
     ///
     /// # Errors
-    /// Returns [`LedgerError`]. The file must not be taken over then.
-    pub fn begin_opening(
+    /// Returns [`LedgerError`]. The files must not be taken over then.
+    pub fn begin_openings(
         &mut self,
-        id: BatchId,
-        found: Token,
+        found: &[(BatchId, Token)],
         next: Token,
         burned: u64,
     ) -> Result<(), LedgerError> {
         let Self { connection, state } = self;
-        connection
-            .transaction()
-            .and_then(|transaction| {
-                transaction.execute(BEGIN_OPENING, params![id.0, found.0, next.0])?;
-                transaction.execute(ADD_BURNED, [burned])?;
-                transaction.commit()
-            })
-            .map_err(|source| state.failed(source))?;
+        let mut begin = || {
+            let transaction = connection.transaction()?;
+            for (id, found) in found {
+                transaction.execute(BEGIN_OPENING, [id.0, found.0, next.0])?;
+            }
+            transaction.execute(ADD_BURNED, [burned])?;
+            transaction.commit()
+        };
+        begin().map_err(|source| state.failed(source))?;
         state.burned += burned;
         Ok(())
     }

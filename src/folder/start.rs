@@ -4,6 +4,7 @@
 //! A file is set aside only if its content proves that it is damaged. A start is refused for a fault that may
 //! pass, and for a file that may contain numbers that were already handed out.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
@@ -226,17 +227,68 @@ fn unfinished(found: &Content<Label>, known: &Known, is_free: bool) -> Unfinishe
     }
 }
 
-/// Reads a shard's files as the last process left them, and recovers them. If `to_serve` is true, takes over
-/// the live file, which is otherwise only read.
+/// Reads the files of shards as the last process left them, and recovers them. If `to_serve` is true, takes over
+/// the live files, which are otherwise only read.
 ///
 /// # Errors
 /// Returns [`FolderError`] if a file could lead to repeated numbers, or can't be read because of a fault.
-pub(super) fn open_shard(
+pub(super) fn open_shards(
+    paths: &PoolPaths,
+    ledger: &mut Ledger,
+    indexes: BTreeSet<ShardIndex>,
+    to_serve: bool,
+) -> Result<Vec<ShardFiles>, FolderError> {
+    let opened = indexes.into_iter().map(|index| open_shard(paths, ledger, index, to_serve));
+    let (mut shards, left): (Vec<_>, Vec<_>) =
+        opened.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let found: Vec<_> =
+        left.iter().flatten().map(|left| (left.seen.label.batch, left.seen.token)).collect();
+    let token = Token(rand::rng().random());
+    if !found.is_empty() {
+        let burned = left.iter().flatten().map(|left| left.seen.open_rows).sum();
+        // The ledger comes first: a crash in between then counts burned numbers twice rather than never.
+        ledger.begin_openings(&found, token, burned)?;
+    }
+    for (files, left) in shards.iter_mut().zip(left) {
+        if let Some(left) = left {
+            take_over(files, left, paths, token)?;
+        }
+    }
+    if to_serve {
+        ledger.end_openings()?;
+    }
+    Ok(shards)
+}
+
+/// Ends the last process's use of a live file.
+fn take_over(
+    files: &mut ShardFiles,
+    left: Left,
+    paths: &PoolPaths,
+    token: Token,
+) -> Result<(), FolderError> {
+    let seen = left.seen.clone();
+    if seen.open_rows > 0 {
+        warn!(
+            pool = %paths.pool(), shard = %paths.shard_name(files.index),
+            burned_at_most = seen.open_rows,
+            "the last process did not stop gracefully: the rows that it had leased but not handed out are burned"
+        );
+    }
+    let failed = |source| FolderError::Shard { shard: paths.live(files.index), source };
+    files.connection = Some(left.take_over(token).map_err(failed)?);
+    files.live = Some(Seen { token, in_use: false, open_rows: 0, ..seen });
+    Ok(())
+}
+
+/// Reads a shard's files as the last process left them, and recovers them. If `to_serve` is true, also returns
+/// the live file to take over.
+fn open_shard(
     paths: &PoolPaths,
     ledger: &mut Ledger,
     index: ShardIndex,
     to_serve: bool,
-) -> Result<ShardFiles, FolderError> {
+) -> Result<(ShardFiles, Option<Left>), FolderError> {
     let (mut found, mut left) = (Found::default(), None);
     found.unfinished = content(paths.unfinished(index), shard::read_label)?;
     found.standby = content(paths.standby(index), shard::read_label)?;
@@ -260,7 +312,9 @@ pub(super) fn open_shard(
         };
         FolderError::Unexpected { shard, problem }
     })?;
-    carry_out(plan, left, paths, ledger, &known)
+    // A damaged file is closed before it is set aside.
+    let left = left.filter(|_| matches!(plan.live, Some(Ok(_))));
+    Ok((carry_out(plan, paths, ledger, &known)?, left))
 }
 
 /// Makes an unfinished build the shard's standby if the ledger has its batch, and removes it otherwise.
@@ -306,7 +360,6 @@ fn content<T>(
 
 fn carry_out(
     plan: Plan,
-    left: Option<Left>,
     paths: &PoolPaths,
     ledger: &mut Ledger,
     known: &Known,
@@ -334,25 +387,9 @@ fn carry_out(
         }
         None => {}
     }
-    match (plan.live, left) {
-        (Some(Ok(seen)), Some(left)) => {
-            // The ledger comes first: a crash in between then counts burned numbers twice rather than never.
-            let token = Token(rand::rng().random());
-            ledger.begin_opening(seen.label.batch, seen.token, token, seen.open_rows)?;
-            if seen.open_rows > 0 {
-                warn!(
-                    pool = %paths.pool(), shard = %paths.shard_name(index),
-                    burned_at_most = seen.open_rows,
-                    "the last process did not stop gracefully: the rows that it had leased but not \
-                     handed out are burned"
-                );
-            }
-            let failed = |source| FolderError::Shard { shard: paths.live(index), source };
-            files.connection = Some(left.take_over(token).map_err(failed)?);
-            files.live = Some(Seen { token, in_use: false, open_rows: 0, ..seen });
-        }
-        (Some(Err(damage)), left) => {
-            drop(left);
+    match plan.live {
+        Some(Ok(seen)) => files.live = Some(seen),
+        Some(Err(damage)) => {
             let standby = files.standby.as_ref().map(|standby| standby.label.generation);
             let batch = known.served.iter().rfind(|batch| Some(batch.generation) != standby);
             let live = paths.live(index);
@@ -363,8 +400,7 @@ fn carry_out(
             set_aside(paths, ledger, &live, lost, &damage)?;
             files.damaged = true;
         }
-        (Some(Ok(seen)), None) => files.live = Some(seen),
-        (None, _) => {}
+        None => {}
     }
     Ok(files)
 }

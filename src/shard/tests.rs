@@ -89,7 +89,7 @@ fn a_crash_burns_what_was_leased_and_says_how_much() {
         assert_eq!((seen.label.rows, seen.open_rows, seen.in_use), (1000, 140, true));
         assert_eq!((seen.problem(), seen.unused), (None, 800));
     }
-    drop(Left::open(&crashed).unwrap().take_over(&crashed, Token(7)).unwrap());
+    drop(Left::open(&crashed).unwrap().take_over(Token(7)).unwrap());
     let seen = Left::open(&crashed).unwrap().seen;
     assert_eq!((seen.token, seen.open_rows, seen.in_use), (Token(7), 0, false));
     let (mut connection, mut shard) = open(&crashed);
