@@ -202,7 +202,7 @@ fn add(
     let batch = search.batch;
     let (mut entered, changed) = thread::scope(|scope| {
         let search = scope.spawn(|| search.find(indexes));
-        // If an insert fails, the search ends too, since nobody receives its portions.
+        // If an insert fails, the search ends too, since its portions are not received.
         found.into_iter().try_for_each(|rows| draw::insert(&transaction, &rows))?;
         search.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
