@@ -7,7 +7,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use reqwest::Method;
-use support::{Config, Failure, Health, Many, One, Site, assert_each_once, eventually};
+use reqwest::redirect::Policy;
+use support::{
+    Config, Failure, Health, Many, One, Site, Token, assert_each_once, eventually, with_tokens,
+};
 
 /// Story: a field was renamed or a number was put in quotes, and every client broke at once.
 #[tokio::test(flavor = "multi_thread")]
@@ -248,6 +251,40 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
 
     assert_each_once(&server.drain("int", 2, &[None]).await, 1..=10);
     server.stop().await;
+}
+
+/// Story: a visitor typed `/docs/`, and was told to check the path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slash_at_the_end_leads_to_the_path_without_it() {
+    let token = Token::new("shop", "draw").await;
+    let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+    for config in [
+        Config::new().pool("int", 1, 10, 1, 5),
+        with_tokens(Config::new().pool("int", 1, 10, 1, 5), &[&token]),
+        Config::new().pool("int", 1, 10, 1, 5).set("server.mode", "'json'"),
+    ] {
+        let site = Site::new(&config);
+        let server = site.start().await;
+        for (path, location) in [
+            ("/docs/", "../docs"),
+            ("/status/", "../status"),
+            ("/receipts/int/5/?a=b/", "../5?a=b/"),
+            ("/nope/", "../nope"),
+            ("//evil.test/", "../evil.test"),
+        ] {
+            let url = format!("http://{}{path}", server.address());
+            let answer = http.get(url).send().await.unwrap();
+            assert_eq!(answer.status(), 308, "{path}");
+            assert_eq!(answer.headers()["location"], location, "{path}");
+            assert_eq!(answer.text().await.unwrap(), "");
+        }
+        // Without a name at the end, there is no path to lead to.
+        for path in ["//", "/docs//"] {
+            let status = server.get(path).await.status;
+            assert!([401, 404].contains(&status), "{path}: {status}");
+        }
+        server.stop().await;
+    }
 }
 
 /// Story: a link preview or a monitor sent HEAD. The framework ran the GET handler and discarded the body,

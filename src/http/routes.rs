@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::header::HOST;
+use axum::http::header::{CONTENT_TYPE, HOST, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{Method, Request, StatusCode, Version};
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 use axum::routing::{MethodRouter, get, head, post};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
@@ -22,7 +22,7 @@ use super::keyed::Keeper;
 use super::openapi::Offer;
 use super::reads::Reads;
 use super::ready::Readiness;
-use super::response::{ApiError, BODY_MAX};
+use super::response::{ApiError, BODY_MAX, json_text};
 use super::{
     AnyResponse, App, DOCS, HEALTH, METRICS, OPENAPI, RANDOM, RANDOM_METHODS, READY, RECEIPT,
     RECEIPTS, RELOAD, RELOAD_METHODS, STATUS, TELL_METHODS, USED, description, docs, health,
@@ -157,6 +157,9 @@ impl Routes {
         if !has_host(&request) {
             return Ok(not_http());
         }
+        if let Some(redirect) = without_slash(request.uri()) {
+            return Ok(redirect);
+        }
         let mut admitted = match self.guard.admit(request.uri().path(), request.headers(), peer) {
             Ok(admitted) => admitted,
             Err(error) => return Ok(error.into()),
@@ -244,6 +247,18 @@ fn has_host(request: &Request<Bytes>) -> bool {
         (None, _) => request.version() < Version::HTTP_11,
         (Some(_), second) => second.is_none(),
     }
+}
+
+/// Returns the redirect from a path with a slash at its end to the one without it.
+fn without_slash(uri: &Uri) -> Option<AnyResponse> {
+    let last = uri.path().strip_suffix('/')?.rsplit('/').next().filter(|last| !last.is_empty())?;
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    // Relative, so that it is right behind a proxy that adds a prefix, and never leads to another host.
+    let location = HeaderValue::try_from(format!("../{last}{query}")).ok()?;
+    let mut response = json_text(StatusCode::PERMANENT_REDIRECT, String::new());
+    response.headers_mut().remove(CONTENT_TYPE);
+    response.headers_mut().insert(LOCATION, location);
+    Some(response.map(|_| Either::Left(Full::default())))
 }
 
 /// Returns the response that hyper gives to invalid HTTP.
