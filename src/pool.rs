@@ -37,7 +37,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use self::buffer::Buffer;
+use self::buffer::{Buffer, Live};
 pub(crate) use self::figures::{Figures, ShardFigures, ShardState};
 use self::file::{OpenFile, ShardFile};
 pub(crate) use self::health::{Cause, PoolHealth, Trouble};
@@ -138,7 +138,11 @@ impl Pool {
         let slot = |files: &ShardFiles| {
             let refilled = files.index.0 < config.shards;
             let name = paths.shard_name(files.index);
-            let live = files.live.as_ref().map(|live| (live.label.generation, live.unused));
+            let live = files.live.as_ref().map(|live| Live {
+                generation: live.label.generation,
+                rows: live.label.rows,
+                unused: live.unused,
+            });
             let standby = files.standby.as_ref().map(|standby| standby.unused);
             let mut buffer = Buffer::new(config.lease.rows, low_water, live, standby);
             if files.damaged {

@@ -38,7 +38,7 @@ fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<Output> {
 /// path.
 fn unit(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("tombola.service");
-    let text = UNIT.replace("/usr/local/bin/tombola", env!("CARGO_BIN_EXE_tombola"));
+    let text = UNIT.replace("=tombola serve", &format!("={} serve", env!("CARGO_BIN_EXE_tombola")));
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -71,7 +71,7 @@ fn the_unit_has_room_for_a_witness_and_can_be_given_secrets() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = unit(&folder);
-    std::fs::write(&path, uncommented.replace("/usr/local/bin/tombola", "/bin/true")).unwrap();
+    std::fs::write(&path, uncommented.replace("=tombola serve", "=/bin/true")).unwrap();
     let Some(output) = systemd_analyze(&["verify", "--man=no"], &path) else { return };
     let said = String::from_utf8(output.stderr).unwrap();
     let ours: Vec<_> = said.lines().filter(|line| line.contains("tombola")).collect();

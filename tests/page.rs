@@ -2,7 +2,8 @@
 //! packages chromium and chromium-driver), these tests report that and pass, except in `.ci/run`; the first
 //! test needs neither.
 //!
-//! Screenshots of the page are kept in `target/tmp/page/`: light, dark, narrow, stale, locked, depleted.
+//! Screenshots of the page are kept in `target/tmp/page/`: light, dark, narrow, stale, locked, depleted, starter,
+//! receipt, many, many_narrow.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -267,7 +268,7 @@ async fn the_page_is_open_and_has_no_door_to_elsewhere() {
         answer.assert_status(405);
         assert_eq!(answer.header("allow"), Some("GET, HEAD"), "{path}");
     }
-    for path in ["/status", "/page", "/page.html", "//", "/page.js/"] {
+    for path in ["/status", "/page", "/page.html", "//"] {
         let answer = server.get(path).await;
         answer.assert_status(401);
         assert_eq!(answer.parse::<Failure>().code, "unauthorized", "{path}");
@@ -364,6 +365,192 @@ async fn a_receipt_that_cannot_be_saved_is_listed_and_announced() {
     fs::remove_dir(site.file("receipts.db.tmp")).unwrap();
     server.get("/random?label=order-17").await.assert_status(200);
     browser.finish(&[]).await;
+    server.stop().await;
+}
+
+/// Story: the bar of a new pool was all but empty, and nothing said that its shards were still being filled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_starter_supply_is_called_one() {
+    let Some(browser) = Browser::start().await else { return };
+    // The first build of a pool whose generations are large makes a small one.
+    let site = Site::new(&Config::new().pool("int", 1, 1_000_000_000, 2, 2_500_000));
+    let server = site.start().await;
+    browser.open(server.address()).await;
+    browser.reads(".shard .left", "Starter supply: ").await;
+    browser.reads(".shard .left", " left. A full generation has 2,500,000").await;
+    // The bar is relative to the supply, of which nothing was taken.
+    browser.holds("document.querySelector('.level').ariaValueNow === document.querySelector('.level').ariaValueMax").await;
+    browser.picture("starter").await;
+    browser.finish(&[]).await;
+    server.stop().await;
+}
+
+/// Story: what the page called the median answer was a time that no caller ever saw.
+#[tokio::test(flavor = "multi_thread")]
+async fn charts_tell_the_value_at_the_pointer_and_at_the_keyboard() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    browser.open(server.address()).await;
+    server.take("int", Some(100)).await;
+    browser.reads("#now", "Server time, median").await;
+    browser.reads("#charts", "Server time per request, without the network").await;
+    browser.holds("history && document.querySelectorAll('#rate-chart .dot').length > 0").await;
+    let hint = "Point at the chart or use the arrow keys to read a value.";
+    browser.reads_just("#rate-chart + .note", hint).await;
+
+    // The newest point is 40 pixels from the right.
+    let chart = browser.element("#rate-chart").await;
+    let width = browser.run("return document.querySelector('#rate-chart').clientWidth").await;
+    let to_end = width.as_i64().unwrap() / 2 - 40;
+    browser
+        .driver
+        .action_chain()
+        .move_to_element_with_offset(&chart, to_end, 0)
+        .perform()
+        .await
+        .unwrap();
+    browser.reads("#rate-chart + .note", " per second").await;
+    browser.holds("document.querySelectorAll('#rate-chart .chosen').length === 1").await;
+    let said = "document.querySelector('#rate-chart').ariaValueText.endsWith(' per second')";
+    browser.holds(said).await;
+
+    browser.run("document.querySelector('#latency-chart').focus()").await;
+    browser.reads_just("#latency-chart + .note", hint).await;
+    browser.press(Key::End).await;
+    browser.reads("#latency-chart + .note", ": p50 ").await;
+    browser.holds("document.querySelector('#latency-chart').ariaValueNow === '0'").await;
+    browser.holds("document.querySelectorAll('#latency-chart .dot').length > 3").await;
+    browser.press(Key::Left).await;
+    browser.holds("document.querySelector('#latency-chart').ariaValueNow === '-5'").await;
+    browser.press(Key::Escape).await;
+    browser.reads_just("#latency-chart + .note", hint).await;
+    browser.finish(&[]).await;
+    server.stop().await;
+}
+
+/// Story: a customer asked who had got a code, and the operator had no shell on the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_is_found_with_a_token_that_the_page_forgets() {
+    let Some(browser) = Browser::start().await else { return };
+    let observe = Token::new("monitor", "observe").await;
+    let draw = Token::new("shop", "draw").await;
+    let audit = Token::new("office", "audit").await;
+    let site = Site::new(&with_tokens(config(), &[&observe, &draw, &audit]));
+    site.fill().await;
+    let server = site.start().await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let draw_one = async || {
+        let url = format!("http://{}/random?label=order-17", server.address());
+        let request = http.post(url).header("Authorization", draw.header());
+        let answer = request.header("Idempotency-Key", "order-17").send().await.unwrap();
+        let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        body["number"].to_string()
+    };
+    let number = draw_one().await;
+    assert_eq!(draw_one().await, number);
+
+    browser.open(server.address()).await;
+    browser.enter("#observe-token", &observe.text).await;
+    browser.reads_just("#receipt-count", "1").await;
+    browser.reads_just("#keyed", "1").await;
+    browser.reads_just("#replayed", "1").await;
+    browser.reads_just("#receipt-rate", "0").await;
+
+    browser.enter("#number", &number).await;
+    browser.reads("#lookup-ask .why", "To find a receipt, a token is needed.").await;
+    browser.enter("#lookup-token", &observe.text).await;
+    browser.reads("#lookup-ask .why[data-wrong]", "its scope is not lookup").await;
+    browser.enter("#lookup-token", &audit.text).await;
+    browser.reads("#found", "Receipt 1: drawn at ").await;
+    browser.reads("#found", " by shop, labelled order-17.").await;
+    browser.reads("#receipt", &format!("\"numbers\":[{number}]")).await;
+    browser.picture("receipt").await;
+    browser.run("document.querySelector('#number').value = ''").await;
+    browser.enter("#number", "100000").await;
+    browser.reads("#found", "No receipt that you may see has 100000 of the pool int.").await;
+
+    let kept = "return JSON.stringify(sessionStorage) + JSON.stringify(localStorage) + \
+                document.cookie + document.documentElement.outerHTML";
+    let kept = browser.run(kept).await;
+    assert!(!kept.as_str().unwrap().contains(&audit.text), "{kept}");
+    browser.open(server.address()).await;
+    browser.enter("#number", &number).await;
+    browser.reads("#lookup-ask .why", "To find a receipt, a token is needed.").await;
+    browser.finish(&["401", "403", "404"]).await;
+    server.stop().await;
+}
+
+/// Story: the page of a server with a pool for each campaign was forty screens long.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_pools_are_folded_and_can_be_filtered() {
+    let Some(browser) = Browser::start().await else { return };
+    let pools = (0..199).fold(config(), |config, index| {
+        config.pool(&format!("campaign_{index:03}"), 1, 1_000_000, 1, 100)
+    });
+    let site = Site::new(&pools);
+    let server = site.start().await;
+    browser.open(server.address()).await;
+    browser.reads_just("#filtered", "200 of 200 pools").await;
+    browser.reads("#state", "all pools serve").await;
+    // Each pool is a line, and the page stays within a few screens of them.
+    browser.holds("document.querySelectorAll('.pool').length === 200").await;
+    browser.holds("document.querySelectorAll('.pool[open], .pool .shard').length === 0").await;
+    browser.reads(".pool .brief", " ready, 0 per second").await;
+    // `/random` without a type takes this one.
+    browser.holds("document.querySelector('#pool').value === 'int'").await;
+    assert!(server.get("/random").await.body.contains("int_shard_"));
+
+    browser.element("#filter-text").await.send_keys("gn_12").await.unwrap();
+    browser.reads_just("#filtered", "10 of 200 pools").await;
+    browser.holds("document.querySelectorAll('.pool').length === 10").await;
+    browser.click(".pool .head").await;
+    browser.reads(".pool .shard .name", "campaign_120_shard_0.db").await;
+    // A card that was opened stays open when the figures change.
+    browser.holds("document.querySelectorAll('.pool[open]').length === 1").await;
+    browser
+        .run(
+            "const text = document.querySelector('#filter-text'); text.value = ''; \
+                 text.dispatchEvent(new Event('input')); return true",
+        )
+        .await;
+    browser.reads_just("#filtered", "200 of 200 pools").await;
+    browser.picture("many").await;
+    browser.resize(360).await;
+    let scroll = "return document.documentElement.scrollWidth";
+    assert_eq!(browser.run(scroll).await, json!(360));
+    browser.picture("many_narrow").await;
+    browser.finish(&[]).await;
+    server.stop().await;
+}
+
+/// Story: a visitor looked for the description of the API, and the page did not name it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_leads_to_the_description_and_lists_imports_and_reloads() {
+    let Some(browser) = Browser::start().await else { return };
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = async |path: &str| {
+        let request = http.post(format!("http://{}{path}", server.address()));
+        let request = request.header("Content-Type", "text/plain").body("99999\n");
+        assert_eq!(request.send().await.unwrap().status(), 200, "{path}");
+    };
+    browser.open(server.address()).await;
+    post("/pools/int/used").await;
+    browser.reads("#events .kind[data-is=imported]", "imported").await;
+    let answer = http.post(format!("http://{}/reload", server.address())).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    browser.reads("#events .kind[data-is=reloaded]", "reloaded").await;
+
+    browser.click("#api").await;
+    browser.reads("#swagger-ui", "/random").await;
+    browser.driver.goto(format!("http://{}/docs/", server.address())).await.unwrap();
+    browser.holds("location.pathname === '/docs'").await;
+    browser.reads("#swagger-ui", "/random").await;
+    browser.driver.quit().await.unwrap();
     server.stop().await;
 }
 
@@ -489,12 +676,13 @@ async fn a_number_is_drawn_with_the_keyboard_alone() {
     browser.reads("#state", "all pools serve").await;
 
     // Tab reaches these elements in this order, and each shows that it has the focus.
-    for id in ["pool", "draw-one", "copy"] {
+    for id in ["api", "pool", "draw-one", "copy"] {
         browser.press(Key::Tab).await;
         let focus = "const one = document.activeElement; const style = getComputedStyle(one); \
                      return [one.id, style.outlineStyle, parseFloat(style.outlineWidth) >= 2]";
         assert_eq!(browser.run(focus).await, json!([id, "solid", true]));
         match id {
+            "api" => {}
             "pool" => browser.press(Key::Down).await,
             "draw-one" => {
                 browser.press(Key::Enter).await;

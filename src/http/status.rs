@@ -157,6 +157,8 @@ struct ShardStatus {
     #[schema(schema_with = shard_states)]
     state: &'static str,
     left: u64,
+    /// Numbers that the live generation began with. A new shard begins with a small one, so that it can serve soon.
+    rows: u64,
     /// Numbers in a full generation.
     size: u64,
     generation: Option<i64>,
@@ -309,6 +311,7 @@ fn shard_status(shard: ShardFigures, size: u64) -> ShardStatus {
         name: shard.name,
         state: shard.state.as_str(),
         left: shard.left,
+        rows: shard.rows,
         size,
         generation: shard.generation.map(|generation| generation.0),
         standby: shard.standby.is_some(),

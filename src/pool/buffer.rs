@@ -126,6 +126,15 @@ pub(super) enum Task {
     Stop,
 }
 
+/// The live generation at a start.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live {
+    pub(super) generation: Generation,
+    /// The number of its rows, used and unused.
+    pub(super) rows: u64,
+    pub(super) unused: u64,
+}
+
 /// See the [module](self). `R` is the type that waiting requests receive.
 #[derive(Debug)]
 pub(super) struct Buffer<R> {
@@ -135,6 +144,8 @@ pub(super) struct Buffer<R> {
     low_water: u64,
     phase: Phase,
     generation: Generation,
+    /// The number of rows that the generation began with.
+    rows: u64,
     /// Leased rows that are not handed out.
     leased: Vec<Row>,
     waiters: VecDeque<Waiter<R>>,
@@ -170,20 +181,21 @@ pub(super) struct Buffer<R> {
 }
 
 impl<R> Buffer<R> {
-    /// Creates the buffer of a shard at a start: `live` is the live generation and its unused rows, `standby`
-    /// the number of rows in the standby.
+    /// Creates the buffer of a shard at a start. `standby` is the number of rows in the standby.
     pub(super) fn new(
         lease_rows: usize,
         low_water: u64,
-        live: Option<(Generation, u64)>,
+        live: Option<Live>,
         standby: Option<u64>,
     ) -> Self {
-        let (generation, unused) = live.unwrap_or((Generation(0), 0));
+        let none = Live { generation: Generation(0), rows: 0, unused: 0 };
+        let Live { generation, rows, unused } = live.unwrap_or(none);
         Self {
             lease_rows,
             low_water,
             phase: live.map_or(Phase::Empty, |_| Phase::Opening { swapped: false }),
             generation,
+            rows,
             leased: Vec::new(),
             waiters: VecDeque::new(),
             loans: 0,
@@ -433,6 +445,7 @@ impl<R> Buffer<R> {
         let burned = match self.phase {
             Phase::Opening { swapped: true } => {
                 self.standby = None;
+                self.rows = unused;
                 0
             }
             _ => self.unused - unused,
@@ -469,6 +482,7 @@ impl<R> Buffer<R> {
         self.waiters.clear();
         self.unused = 0;
         self.generation = Generation(0);
+        self.rows = 0;
         self.phase = Phase::Empty;
         burned
     }
@@ -579,6 +593,11 @@ impl<R> Buffer<R> {
 
     pub(super) fn generation(&self) -> Option<Generation> {
         (self.generation != Generation(0)).then_some(self.generation)
+    }
+
+    /// Returns the number of rows that the live generation began with.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
     }
 
     /// Returns the number of rows that can still be handed out.

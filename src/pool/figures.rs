@@ -44,6 +44,8 @@ pub struct ShardFigures {
     pub state: ShardState,
     /// Rows of the live generation that are not handed out.
     pub left: u64,
+    /// Rows that the live generation began with.
+    pub rows: u64,
     /// The live generation, if there is one.
     pub generation: Option<Generation>,
     /// The number of rows in the next generation, if it is ready.
@@ -137,6 +139,7 @@ fn shard_figures(slot: &Slot, in_rotation: bool) -> ShardFigures {
             false => ShardState::Depleted,
         },
         left: buffer.left(),
+        rows: buffer.rows(),
         generation: buffer.generation(),
         standby: buffer.standby(),
         progress: running.map(|(done, all)| done as f64 / all.max(1) as f64),

@@ -5,6 +5,14 @@ const POLL_MS = 1000;
 // A request that takes longer has failed: the server responds to /status within milliseconds.
 const PATIENCE_MS = 5000;
 const UNKNOWN = "–";
+// The pool of a request without `type`.
+const POOL_DEFAULT = "int";
+// With more pools, the page shows a filter and folds the pools.
+const POOLS_UNFOLDED = 6;
+// Names of pools that the first line lists.
+const NAMES_LISTED = 3;
+// The period of the rate of receipts.
+const RATE_MS = 10_000;
 const MINUS = "−";
 // Events that screen readers announce. The others are too frequent.
 const GRAVE = ["damaged", "exhausted", "refill_failed", "receipts_failed"];
@@ -129,32 +137,37 @@ function fill(bar, share) {
   bar.firstElementChild.style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
 }
 
-// ---- Tokens: one for each scope, kept for this tab
+// ---- Tokens: one for each scope, kept for this tab. The one that reads receipts is kept in memory only.
 
-const TOKENS = { observe: "tombola.observe", draw: "tombola.draw" };
+const STORED = { observe: "tombola.observe", draw: "tombola.draw" };
+let lookupToken = null;
+
+const given = (scope) => (scope === "lookup" ? lookupToken : sessionStorage.getItem(STORED[scope]));
 
 // One token may have both scopes: it is tried before the page asks for another.
-function tokenFor(scope) {
-  return sessionStorage.getItem(TOKENS[scope]) ?? (scope === "draw" ? sessionStorage.getItem(TOKENS.observe) : null);
-}
+const tokenFor = (scope) => given(scope) ?? (scope === "draw" ? given("observe") : null);
+
+const hasTokens = () => ["observe", "draw", "lookup"].some(given);
 
 function keep(scope, token) {
-  sessionStorage.setItem(TOKENS[scope], token);
+  if (scope === "lookup") lookupToken = token;
+  else sessionStorage.setItem(STORED[scope], token);
   $("forget").hidden = false;
 }
 
 function forget(scope) {
-  sessionStorage.removeItem(TOKENS[scope]);
-  $("forget").hidden = !Object.values(TOKENS).some((key) => sessionStorage.getItem(key));
+  if (scope === "lookup") lookupToken = null;
+  else sessionStorage.removeItem(STORED[scope]);
+  $("forget").hidden = !hasTokens();
 }
+
+const PURPOSES = { observe: "see what this server does", draw: "draw here", lookup: "find a receipt" };
 
 // Why the page asks for a token, and whether a wrong one was given.
 function why(status, scope) {
-  const given = sessionStorage.getItem(TOKENS[scope]);
-  if (given && status === 401) return ["This server does not know that token. Check that you copied all of it.", true];
-  if (given) return [`This server knows that token, but its scope is not ${scope}.`, true];
-  const what = scope === "draw" ? "draw here" : "see what this server does";
-  return [`To ${what}, a token is needed.`, false];
+  if (given(scope) && status === 401) return ["This server does not know that token. Check that you copied all of it.", true];
+  if (given(scope)) return [`This server knows that token, but its scope is not ${scope}.`, true];
+  return [`To ${PURPOSES[scope]}, a token is needed.`, false];
 }
 
 function askForToken(form, status, scope) {
@@ -166,9 +179,9 @@ function askForToken(form, status, scope) {
   form.hidden = false;
 }
 
-// Moves the focus first if it is in the form, because hiding the form would lose it.
-function close(form) {
-  if (form.contains(document.activeElement)) $("draw-one").focus();
+// Moves the focus to another element if it is in the form, because hiding the form would lose it.
+function close(form, next = "draw-one") {
+  if (form.contains(document.activeElement)) $(next).focus();
   form.hidden = true;
 }
 
@@ -280,7 +293,7 @@ function gone(what) {
 // Without a token, the page shows only the pools to draw from.
 async function lock(status) {
   askForToken($("observe"), status, "observe");
-  for (const id of ["now", "charts", "history"]) $(id).hidden = true;
+  for (const id of ["now", "charts", "receipt-facts", "receipt-trouble", "filter", "history"]) $(id).hidden = true;
   $("pools").replaceChildren();
   document.querySelector("main").classList.add("locked");
   put($("state"), "a token is needed");
@@ -296,15 +309,15 @@ async function lock(status) {
 
 function render(status) {
   document.querySelector("main").classList.remove("locked");
-  for (const id of ["now", "charts", "history"]) $(id).hidden = false;
+  for (const id of ["now", "charts", "receipt-facts", "history"]) $(id).hidden = false;
 
   const pools = Object.entries(status.pools);
   const numbers = pools.reduce((sum, [, pool]) => sum + (pool.issued_per_second ?? 0), 0);
   const ill = pools.filter(([, pool]) => pool.status !== "ok").map(([name]) => name);
-  put($("state"), ill.length ? `${ill.join(", ")} ${STATES[status.status]}` : "all pools serve");
+  put($("state"), ill.length ? `${several(ill)} ${STATES[status.status]}` : "all pools serve");
   set($("state"), "data-is", status.status);
   put($("build"), `${status.version} · up ${span(status.uptime_seconds)}`);
-  document.title = ill.length ? `tombola: check ${ill.join(", ")}` : `tombola: ${rate(numbers)}/s`;
+  document.title = ill.length ? `tombola: check ${several(ill)}` : `tombola: ${rate(numbers)}/s`;
 
   put($("rate"), rate(numbers));
   put($("requests"), rate(status.requests.per_second));
@@ -313,12 +326,40 @@ function render(status) {
   put($("connections"), whole(status.connections));
 
   choices(pools.map(([name]) => name));
-  const cards = keyed($("pools"), pools.map(([name]) => name), () => copy("pool-template"));
-  cards.forEach((card, index) => renderPool(card, ...pools[index]));
+  latest = pools;
+  renderPools();
   close($("observe"));
   history = status.history;
   renderCharts();
+  renderReceipts(status);
   renderEvents(status.events);
+}
+
+// A list of names that stays short.
+function several(names) {
+  const rest = names.length - NAMES_LISTED;
+  return rest > 0 ? `${names.slice(0, NAMES_LISTED).join(", ")} and ${rest} more` : names.join(", ");
+}
+
+// The pools of the last response, each with its name.
+let latest = [];
+function renderPools() {
+  const text = $("filter-text").value.trim().toLowerCase();
+  const isMany = latest.length > POOLS_UNFOLDED;
+  $("filter").hidden = !isMany;
+  const fits = ([name, pool]) => name.includes(text) || STATES[pool.status].includes(text);
+  const shown = isMany ? latest.filter(fits) : latest;
+  put($("filtered"), `${whole(shown.length)} of ${whole(latest.length)} pools`);
+  const cards = keyed($("pools"), shown.map(([name]) => name), (name) => {
+    const card = copy("pool-template");
+    card.open = !isMany;
+    card.addEventListener("toggle", () => {
+      const found = latest.find(([other]) => other === name);
+      if (found) renderPool(card, ...found);
+    });
+    return card;
+  });
+  cards.forEach((card, index) => renderPool(card, ...shown[index]));
 }
 
 function renderPool(card, name, pool) {
@@ -327,7 +368,10 @@ function renderPool(card, name, pool) {
   put(part(".name"), name);
   put(part(".state"), pool.reason ? `${STATES[pool.status]}: ${pool.reason}` : STATES[pool.status]);
   set(part(".state"), "data-is", pool.status);
+  put(part(".brief"), card.open ? "" : `${whole(pool.pooled)} ready, ${rate(pool.issued_per_second)} per second`);
   put(part(".range"), `${bound(min, decimals)} to ${bound(max, decimals)}`);
+  // With hundreds of pools, the hidden parts would take most of the time.
+  if (!card.open) return;
 
   put(part(".issued"), whole(pool.issued));
   put(part(".pooled"), whole(pool.pooled));
@@ -350,15 +394,18 @@ function renderPool(card, name, pool) {
 
 function renderShard(row, shard) {
   const part = (selector) => row.querySelector(selector);
-  const left = `${whole(shard.left)} of ${whole(shard.size)} left`;
+  const rows = shard.rows || shard.size;
+  const left = `${whole(shard.left)} of ${whole(rows)} left`;
   set(row, "data-is", shard.state);
   put(part(".name"), shard.name);
   put(part(".state"), STATES[shard.state]);
   set(part(".state"), "data-is", shard.state);
-  put(part(".left"), left);
-  fill(part(".level"), shard.left / shard.size);
+  const isStarter = rows < shard.size;
+  put(part(".left"), isStarter ? `Starter supply: ${left}. A full generation has ${whole(shard.size)}` : left);
+  fill(part(".level"), shard.left / rows);
+  set(part(".level"), "data-starter", isStarter);
   set(part(".level"), "aria-label", shard.name);
-  set(part(".level"), "aria-valuemax", shard.size);
+  set(part(".level"), "aria-valuemax", rows);
   set(part(".level"), "aria-valuenow", shard.left);
   set(part(".level"), "aria-valuetext", left);
   fill(part(".next"), shard.standby ? 1 : shard.progress ?? 0);
@@ -376,6 +423,21 @@ function last(refill) {
   if (!refill) return "Not refilled since the start";
   if (refill.outcome === "failed") return `The last refill failed at ${moment(refill.at)}`;
   return `Last refilled at ${moment(refill.at)} in ${latency(refill.seconds)}`;
+}
+
+// The counts of receipts of the last responses, oldest first.
+let saved = [];
+function renderReceipts({ receipts, started_at: start, time }) {
+  const now = { start, at: Date.parse(time), count: receipts.keyed + receipts.unkeyed };
+  saved = [...saved.filter((one) => one.start === start && now.at - one.at <= RATE_MS), now];
+  const [{ at, count }] = saved;
+  put($("receipt-rate"), rate(now.at > at ? ((now.count - count) * 1000) / (now.at - at) : null));
+  put($("receipt-count"), whole(receipts.count));
+  put($("keyed"), whole(receipts.keyed));
+  put($("replayed"), whole(receipts.replayed));
+  put($("refused"), whole(receipts.refused));
+  $("receipt-trouble").hidden = receipts.trouble === null;
+  put($("receipt-trouble"), `Receipts can't be saved: ${receipts.trouble}`);
 }
 
 // The time of the newest event that was shown. Ids start again with the server; times (RFC 3339, of equal
@@ -444,10 +506,50 @@ function runs(values, x, y) {
 
 const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
-function chart(frame, label, scale, write, lines) {
+// The points of a full chart.
+const POINTS = 60;
+
+// The chosen point of each chart, counted from the newest one.
+const chosen = { "rate-chart": null, "latency-chart": null };
+
+// Chooses a point by the pointer's place or with the arrow keys.
+function choose(frame, back) {
+  const last = (history?.numbers_per_second.length ?? 0) - 1;
+  chosen[frame.id] = back === null || last < 0 ? null : Math.min(Math.max(0, back), last);
+  renderCharts();
+}
+
+function onPointer(frame, event) {
+  const { left, width } = frame.getBoundingClientRect();
+  const right = width - END;
+  choose(frame, Math.round(((right - (event.clientX - left)) / (right - LEFT)) * (POINTS - 1)));
+}
+
+function onKey(frame, event) {
+  const back = chosen[frame.id] ?? 0;
+  const to = { ArrowLeft: back + 1, ArrowRight: back - 1, Home: POINTS, End: 0, Escape: null }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  choose(frame, to);
+}
+
+for (const id of Object.keys(chosen)) {
+  $(id).addEventListener("pointermove", (event) => onPointer($(id), event));
+  $(id).addEventListener("pointerleave", () => choose($(id), null));
+  $(id).addEventListener("keydown", (event) => onKey($(id), event));
+  $(id).addEventListener("blur", () => choose($(id), null));
+}
+
+// The text of a chart's chosen point.
+function pointText(back, lines, read) {
+  const at = clock(new Date(heard - back * history.step_seconds * 1000));
+  const texts = lines.map(({ values, name }) => `${name ? `${name} ` : ""}${read(values.at(-1 - back) ?? null)}`);
+  return `${at}: ${texts.join(", ")}`;
+}
+
+function chart(frame, label, scale, write, read, lines) {
   const width = frame.clientWidth;
   const right = width - END;
-  const count = 60;
   const step = history.step_seconds;
   const y = (value) => BOTTOM - scale.place(value) * (BOTTOM - TOP);
   const parts = [];
@@ -455,16 +557,16 @@ function chart(frame, label, scale, write, lines) {
     parts.push(svg("line", { class: "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) }));
     parts.push(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, write(tick)));
   }
-  const minutes = Math.round((count * step) / 60);
+  const minutes = Math.round((POINTS * step) / 60);
   const every = width < 480 ? 2 : 1;
   for (let minute = 0; minute <= minutes; minute += every) {
-    const x = right - ((minute * 60) / (count * step)) * (right - LEFT);
+    const x = right - ((minute * 60) / (POINTS * step)) * (right - LEFT);
     parts.push(svg("text", { x, y: HEIGHT - 4, "text-anchor": "middle" }, minute ? `${MINUS}${minute} min` : "now"));
   }
   let above = null;
   lines.forEach(({ values, name }, index) => {
     const of = index ? " second" : "";
-    const x = (at) => right - ((values.length - 1 - at) / (count - 1)) * (right - LEFT);
+    const x = (at) => right - ((values.length - 1 - at) / (POINTS - 1)) * (right - LEFT);
     for (const points of runs(values, x, y)) {
       if (lines.length === 1) {
         const [from, to] = [points[0][0], points.at(-1)[0]].map((x) => x.toFixed(1));
@@ -482,7 +584,18 @@ function chart(frame, label, scale, write, lines) {
       parts.push(svg("text", { class: `end${of}`, x: right + 8, y: at + 4 }, name));
     }
   });
+  const back = chosen[frame.id];
+  if (back !== null) {
+    const x = right - (back / (POINTS - 1)) * (right - LEFT);
+    parts.push(svg("line", { class: "chosen", x1: x, x2: x, y1: TOP, y2: BOTTOM }));
+  }
+  const text = back === null ? "" : pointText(back, lines, read);
+  put(frame.nextElementSibling, text || "Point at the chart or use the arrow keys to read a value.");
   set(frame, "aria-label", label);
+  set(frame, "aria-valuemin", -(lines[0].values.length - 1) * step);
+  set(frame, "aria-valuemax", 0);
+  set(frame, "aria-valuenow", -(back ?? 0) * step);
+  set(frame, "aria-valuetext", text || label);
   frame.replaceChildren(...parts);
 }
 
@@ -496,13 +609,15 @@ function renderCharts() {
     `Numbers per second: now ${rate(current)}, at most ${rate(highest)} in the last five minutes`,
     linearScale(highest),
     compact,
+    (value) => `${rate(value)} per second`,
     [{ values: numbers }],
   );
   const times = [...p50, ...p99].filter((value) => value > 0);
   chart(
     $("latency-chart"),
-    `Response time: now p50 ${latency(p50.at(-1) ?? null)}, p99 ${latency(p99.at(-1) ?? null)}`,
+    `Server time per request: now p50 ${latency(p50.at(-1) ?? null)}, p99 ${latency(p99.at(-1) ?? null)}`,
     times.length ? powerScale(Math.min(...times), Math.max(...times)) : powerScale(1e-4, 1e-2),
+    latency,
     latency,
     [{ values: p50, name: "p50" }, { values: p99, name: "p99" }],
   );
@@ -516,8 +631,12 @@ new ResizeObserver(renderCharts).observe($("charts"));
 // ---- Drawing
 
 function choices(names) {
-  $("draw").hidden = names.length === 0;
-  keyed($("pool"), names, (name) => element("option", name, { value: name }));
+  const isFirst = (name) => name === POOL_DEFAULT;
+  const ordered = [...names.filter(isFirst), ...names.filter((name) => !isFirst(name))];
+  for (const id of ["draw", "receipts"]) $(id).hidden = ordered.length === 0;
+  for (const id of ["pool", "lookup-pool"]) {
+    keyed($(id), ordered, (name) => element("option", name, { value: name }));
+  }
   showCommand();
 }
 
@@ -564,6 +683,40 @@ async function draw() {
 
 const outcome = (status) => (status === 200 ? "Drawn." : "No number was drawn.");
 
+// ---- Finding a receipt
+
+async function find() {
+  const [pool, number] = [$("lookup-pool").value, $("number").value.trim()];
+  $("receipt").hidden = true;
+  put($("found"), "");
+  if (!number) return;
+  let answer, text;
+  try {
+    answer = await ask(`receipts/${encodeURIComponent(pool)}/${encodeURIComponent(number)}`, "lookup");
+    text = await answer.text();
+  } catch {
+    put($("found"), "No response from the server.");
+    return;
+  }
+  if (answer.status === 401 || answer.status === 403) {
+    askForToken($("lookup-ask"), answer.status, "lookup");
+    $("lookup-token").focus();
+    return;
+  }
+  close($("lookup-ask"), "number");
+  const body = parse(text);
+  if (answer.ok && body) {
+    const label = body.label === null ? "" : `, labelled ${body.label}`;
+    put($("found"), `Receipt ${whole(body.seq)}: drawn at ${moment(body.at)}${body.owner ? ` by ${body.owner}` : ""}${label}.`);
+    put($("receipt"), text.trim());
+    $("receipt").hidden = false;
+  } else if (answer.status === 404) {
+    put($("found"), `No receipt that you may see has ${number} of the pool ${pool}.`);
+  } else {
+    put($("found"), body?.message ?? body?.error ?? `The server has responded with ${answer.status}.`);
+  }
+}
+
 async function copyCommand() {
   try {
     await navigator.clipboard.writeText($("curl").textContent);
@@ -578,15 +731,21 @@ async function copyCommand() {
 $("draw-one").addEventListener("click", draw);
 $("copy").addEventListener("click", copyCommand);
 $("pool").addEventListener("change", showCommand);
+$("lookup").addEventListener("submit", (event) => {
+  event.preventDefault();
+  find();
+});
+$("filter").addEventListener("submit", (event) => event.preventDefault());
+$("filter-text").addEventListener("input", renderPools);
 onToken($("observe"), "observe", poll);
 onToken($("draw-ask"), "draw", draw);
+onToken($("lookup-ask"), "lookup", find);
 $("forget").addEventListener("click", () => {
-  forget("observe");
-  forget("draw");
-  $("draw-ask").hidden = true;
-  $("answer").hidden = true;
+  for (const scope of ["observe", "draw", "lookup"]) forget(scope);
+  for (const id of ["draw-ask", "lookup-ask", "answer", "receipt"]) $(id).hidden = true;
+  put($("found"), "");
   put($("outcome"), "The tokens have been forgotten.");
   poll();
 });
-$("forget").hidden = !tokenFor("draw");
+$("forget").hidden = !hasTokens();
 poll();

@@ -97,16 +97,20 @@ struct Model {
 
 const ROWS: u64 = 50;
 
+fn live(unused: u64) -> Live {
+    Live { generation: Generation(1), rows: ROWS, unused }
+}
+
 /// Returns a buffer whose file is open and full.
 fn serving() -> Buffer<Rows> {
-    let mut buffer = Buffer::new(10, 0, Some((Generation(1), ROWS)), None);
+    let mut buffer = Buffer::new(10, 0, Some(live(ROWS)), None);
     buffer.opened(Generation(1), ROWS);
     buffer
 }
 
 impl Model {
     fn new(lease_rows: usize) -> Self {
-        let mut buffer = Buffer::new(lease_rows, ROWS / 2, Some((Generation(1), ROWS)), None);
+        let mut buffer = Buffer::new(lease_rows, ROWS / 2, Some(live(ROWS)), None);
         buffer.opened(Generation(1), ROWS);
         Self {
             buffer,
@@ -326,7 +330,7 @@ fn what_is_lost_is_burned_and_what_was_issued_is_not() {
 /// If an installed standby can't be opened, all of its rows are burned.
 #[test]
 fn a_standby_that_is_set_aside_is_burned() {
-    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, Some((Generation(1), 0)), Some(ROWS));
+    let mut buffer: Buffer<Rows> = Buffer::new(10, 0, Some(live(0)), Some(ROWS));
     buffer.opened(Generation(1), 0);
     assert_eq!(buffer.next(&mut Vec::new()), Task::Swap);
     buffer.installed();
