@@ -347,6 +347,7 @@ function renderPools() {
   const text = $("filter-text").value.trim().toLowerCase();
   const isMany = latest.length > POOLS_UNFOLDED;
   $("filter").hidden = !isMany;
+  $("pools").classList.toggle("many", isMany);
   const fits = ([name, pool]) => name.includes(text) || STATES[pool.status].includes(text);
   const shown = isMany ? latest.filter(fits) : latest;
   put($("filtered"), `${whole(shown.length)} of ${whole(latest.length)} pools`);
