@@ -12,11 +12,22 @@
 # --env TOMBOLA_AUTH__MODE=none.
 #
 # For a fleet, add --build-arg FEATURES=etcd, FEATURES=postgres, or FEATURES=etcd,postgres.
+#
+# To use programs that are already compiled, for example those in target/release, name their folder. The C
+# library of the base image must be at least as new as the one that they were compiled with:
+#
+#   docker build --tag tombola --build-arg PROGRAMS=prebuilt --build-context programs=target/release .
 
 ARG RUST_VERSION=1.95.0
 ARG DEBIAN_RELEASE=bookworm
+# The image to compile in, and the base of the result.
+ARG BUILD_IMAGE=rust:${RUST_VERSION}-slim-${DEBIAN_RELEASE}
+ARG BASE_IMAGE=debian:${DEBIAN_RELEASE}-slim
+# The stage that supplies the programs: build compiles them, prebuilt copies them. The default is in FROM, because
+# buildah before 1.29 ignores the defaults of arguments when it searches for a stage.
+ARG PROGRAMS
 
-FROM rust:${RUST_VERSION}-slim-${DEBIAN_RELEASE} AS build
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 ARG FEATURES=""
 # The etcd client is generated from protocol files at build time.
@@ -35,12 +46,17 @@ COPY docs/clients/ docs/clients/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --features "${FEATURES}" --bin tombola --bin init-shards \
-    && install -D -m 755 -t /out/usr/local/bin target/release/tombola target/release/init-shards \
-    && install -d -m 755 /out/etc/tombola \
+    && install -D -m 755 -t /out/usr/local/bin target/release/tombola target/release/init-shards
+
+FROM ${BASE_IMAGE} AS prebuilt
+COPY --from=programs --chmod=755 tombola init-shards /out/usr/local/bin/
+
+FROM ${PROGRAMS:-build} AS files
+RUN install -d -m 755 /out/etc/tombola \
     && install -d -m 700 -o 10001 -g 10001 /out/data
 
-FROM debian:${DEBIAN_RELEASE}-slim
-COPY --from=build /out/ /
+FROM ${BASE_IMAGE}
+COPY --from=files /out/ /
 COPY LICENSE /usr/share/doc/tombola/
 # With a numeric user, Kubernetes can check that it is not root (runAsNonRoot).
 USER 10001:10001
