@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Prints one number. Usage: random_number.py [URL] [POOL]. The token comes from TOMBOLA_TOKEN."""
+"""Prints one number. Usage: random_number.py [URL] [POOL]. The token comes from TOMBOLA_TOKEN.
+
+This is for a script without dependencies. For a program, use the package in clients/python.
+"""
 
 import http.client
 import json
