@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tombola::internals::sqlite;
-use tombola::internals::{Pool, TakeError};
+use tombola::internals::{Ledger, Pool, Space, TakeError, sqlite};
 
 use crate::cuts::survive;
 use crate::disk::{Device, Disk, Fault, Plan};
@@ -389,6 +388,19 @@ fn survives_a_failed_sync(test: &str, setting: Setting, plan: Plan, cuts: u64) -
 #[test]
 fn a_failed_folder_sync_anywhere_repeats_nothing() {
     every_operation_fails(Fault::FailedFolderSync);
+}
+
+/// Story: SQLite ignores a failed sync of the folder, so a power loss could take the log away with its commits.
+#[test]
+fn a_ledger_is_not_opened_while_the_name_of_its_log_can_be_lost() {
+    crate::install();
+    let disk = Arc::new(Disk::new());
+    let (path, space) = (disk.path("ledger.db"), Space::new("0", "99", 0).unwrap());
+    Ledger::create(&path, &space).unwrap().close().unwrap();
+    disk.fail(Plan::once(Fault::FailedFolderSync, 0));
+    let error = Ledger::open(&path, &space).unwrap_err().to_string();
+    assert!(error.starts_with("can't sync "), "{error}");
+    Ledger::open(&path, &space).unwrap();
 }
 
 /// Story: the commit of a lease failed at its sync. The kernel then treats the unsynced data as written and
