@@ -362,15 +362,7 @@ async fn ahead_of_need(pool: &Pool, builders: &Builders) -> Turn {
             pool.refill_wanted().await;
         }
     };
-    // Its place in the line is given up before it gets another one: a turn that it got there would be lost.
-    let turn = tokio::select! {
-        turn = builders.ahead_of_need() => Some(turn),
-        () = runs_dry => None,
-    };
-    match turn {
-        Some(turn) => turn,
-        None => builders.urgent().await,
-    }
+    builders.ahead_of_need(runs_dry).await
 }
 
 /// Opens a ledger that this process has closed.

@@ -43,10 +43,22 @@ impl Builders {
         Arc::clone(&self.turns).try_acquire_owned().ok()
     }
 
-    /// Waits for the turn of a pool that builds ahead of need.
-    pub(super) async fn ahead_of_need(&self) -> Turn {
-        let _next = self.next_standby.acquire().await.expect(NEVER_CLOSED);
-        self.turn().await
+    /// Waits for the turn of a pool that builds ahead of need. If it runs dry before that, it waits for an
+    /// [urgent](Self::urgent) one.
+    pub(super) async fn ahead_of_need(&self, runs_dry: impl Future<Output = ()>) -> Turn {
+        let turn = async {
+            let _next = self.next_standby.acquire().await.expect(NEVER_CLOSED);
+            self.turn().await
+        };
+        // Its place in the line is given up before it gets another one: a turn that it got there would be lost.
+        let turn = tokio::select! {
+            turn = turn => Some(turn),
+            () = runs_dry => None,
+        };
+        match turn {
+            Some(turn) => turn,
+            None => self.urgent().await,
+        }
     }
 
     /// Returns the number of pools that have nothing to serve and wait for a turn.
@@ -72,9 +84,13 @@ const NEVER_CLOSED: &str = "the semaphores are never closed";
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
+    use tokio::sync::oneshot;
     use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -90,7 +106,7 @@ mod tests {
             tasks.push(tokio::spawn(async move {
                 let _turn = match name.starts_with("urgent") {
                     true => builders.urgent().await,
-                    false => builders.ahead_of_need().await,
+                    false => builders.ahead_of_need(pending()).await,
                 };
                 built.lock().unwrap().push(name);
             }));
@@ -106,5 +122,25 @@ mod tests {
         let expected = ["standby 1", "urgent 1", "urgent 2", "standby 2", "standby 3"];
         assert_eq!(*built.lock().unwrap(), expected);
         assert_eq!(builders.dry(), 0);
+    }
+
+    /// Story: a pool that ran dry while it waited kept its place as a build ahead of need. The turn that came to this
+    /// place was never used, so no pool was filled any more.
+    #[tokio::test]
+    async fn a_pool_that_runs_dry_while_it_waits_loses_no_turn() {
+        let builders = Arc::new(Builders::new(1));
+        let running = builders.urgent().await;
+        let (runs_dry, ran_dry) = oneshot::channel();
+        let waiting = tokio::spawn({
+            let builders = Arc::clone(&builders);
+            async move { drop(builders.ahead_of_need(async { ran_dry.await.unwrap() }).await) }
+        });
+        yield_now().await;
+        runs_dry.send(()).unwrap();
+        yield_now().await;
+        assert_eq!(builders.dry(), 1);
+        drop(running);
+        timeout(Duration::from_secs(10), waiting).await.expect("it gets the turn").unwrap();
+        assert!(builders.free().is_some(), "the turn is free again");
     }
 }
