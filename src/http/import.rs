@@ -13,11 +13,8 @@ use tracing::warn;
 
 use super::App;
 use super::guard::Admitted;
-use super::response::{ApiError, json};
+use super::response::{ApiError, IMPORT_MAX, json};
 use crate::import::{self, Column, Layout, Outcome, Report};
-
-/// The largest body in bytes: two million numbers of seven digits.
-pub(super) const BODY_MAX: usize = 16 << 20;
 
 const ALLOWED: &str = "check, column, line, skip";
 
@@ -35,7 +32,7 @@ pub(super) async fn used(
     if pool.is_shared() {
         return Err(ApiError::InFleet);
     }
-    let body = axum::body::to_bytes(request.into_body(), BODY_MAX).await;
+    let body = axum::body::to_bytes(request.into_body(), IMPORT_MAX).await;
     let body = body.map_err(|_| ApiError::ImportTooLarge)?;
     let space = pool.space().clone();
     let read = app.reads.start(move || import::read(&body[..], &layout, &space)).await;

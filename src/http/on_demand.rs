@@ -15,8 +15,7 @@ use super::health::{self, PoolHealthBody, Status};
 use super::keyed;
 use super::query::{Names, Parameters};
 use super::quota;
-use super::response::{ApiError, json};
-use super::routes::only;
+use super::response::{ApiError, json, only};
 use super::{
     HEALTH, RANDOM, RANDOM_METHODS, READY, RELOAD, RELOAD_METHODS, TELL_METHODS, query,
     ready as readiness, reloaded,

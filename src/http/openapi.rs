@@ -30,7 +30,9 @@ use super::health::{self, HealthBody};
 use super::lines::Format;
 use super::query::{Names, Parameters};
 use super::ready::{self, ReadyBody};
-use super::response::{ApiError, BODY_MAX, Code, ErrorBody, HEADERS, JsonResponse, json};
+use super::response::{
+    ApiError, BODY_MAX, Code, ErrorBody, HEADERS, IMPORT_MAX, JsonResponse, json,
+};
 use super::{
     DOCS, HEALTH, METRICS, Many, ManyCodes, OPENAPI, One, OneCode, RANDOM, READY, RECEIPT,
     RECEIPTS, RELOAD, Reloaded, STATUS, USED, docs, keyed, many_of, metrics, one_of, page, query,
@@ -211,7 +213,7 @@ impl<'a> Offer<'a> {
             errors.push(("a token of another scope".to_owned(), ApiError::Forbidden { scope }));
         }
         errors.push(("DELETE".to_owned(), ApiError::WrongMethod { allowed: methods }));
-        let limit = if path == USED { super::import::BODY_MAX } else { BODY_MAX };
+        let limit = if path == USED { IMPORT_MAX } else { BODY_MAX };
         errors.push((format!("a body of {} bytes", limit + 1), ApiError::too_large(limit)));
         let head_too_large = ResponseBuilder::new()
             .description("The request's head has more than 16 KiB or 100 lines. There is no body.");

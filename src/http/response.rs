@@ -14,16 +14,19 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::import;
 use crate::config::Scope;
 use crate::receipts::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
 
 /// The largest request body, in bytes, except that of an import. `POST /random` may hold three parameters in it.
 pub(super) const BODY_MAX: usize = 16 * 1024;
+
+/// The largest body of an import, in bytes: two million numbers of seven digits.
+pub(super) const IMPORT_MAX: usize = 16 << 20;
 
 /// The most bytes of a body that are copied or written for a connection at a time, unless the body is whole: as
 /// many as a connection buffers before it writes.
@@ -102,10 +105,7 @@ pub(crate) enum ApiError {
         "The body is larger than {limit} bytes. Send less: the parameters need no more than a line."
     )]
     BodyTooLarge { limit: usize },
-    #[error(
-        "The body is larger than {} bytes. Send the lines in several requests.",
-        import::BODY_MAX
-    )]
+    #[error("The body is larger than {} bytes. Send the lines in several requests.", IMPORT_MAX)]
     ImportTooLarge,
     #[error("{problem}.")]
     BadLines { problem: String },
@@ -203,7 +203,7 @@ impl ApiError {
     /// Returns the error for a body of more than `limit` bytes.
     pub(super) fn too_large(limit: usize) -> Self {
         match limit {
-            import::BODY_MAX => Self::ImportTooLarge,
+            IMPORT_MAX => Self::ImportTooLarge,
             limit => Self::BodyTooLarge { limit },
         }
     }
@@ -415,6 +415,14 @@ pub(super) fn json_text(status: StatusCode, body: String) -> JsonResponse {
     *response.status_mut() = status;
     response.headers_mut().clone_from(&HEADER_MAP);
     response
+}
+
+/// Allows only these methods: all others get 405.
+pub(super) fn only<S>(methods: MethodRouter<S>, allowed: &'static str) -> MethodRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    methods.fallback(async move || ApiError::WrongMethod { allowed })
 }
 
 /// Returns a body that all connections share. Each connection copies one slice at a time, so that a client

@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_TYPE, HOST, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
-use axum::routing::{MethodRouter, get, head, post};
+use axum::routing::{get, head, post};
 use http_body_util::{Either, Full};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -22,7 +22,7 @@ use super::keyed::Keeper;
 use super::openapi::Offer;
 use super::reads::Reads;
 use super::ready::Readiness;
-use super::response::{ApiError, BODY_MAX, json_text};
+use super::response::{ApiError, BODY_MAX, IMPORT_MAX, json_text, only};
 use super::{
     AnyResponse, App, DOCS, HEALTH, METRICS, OPENAPI, RANDOM, RANDOM_METHODS, READY, RECEIPT,
     RECEIPTS, RELOAD, RELOAD_METHODS, STATUS, TELL_METHODS, USED, description, docs, health,
@@ -127,7 +127,7 @@ impl Routes {
         }
         // A caller who may not import can't make the server hold a large body.
         match self.guard.admit(path, &head.headers, peer) {
-            Ok(_) => (import::BODY_MAX, ApiError::ImportTooLarge),
+            Ok(_) => (IMPORT_MAX, ApiError::ImportTooLarge),
             Err(refused) => (BODY_MAX, refused),
         }
     }
@@ -266,11 +266,4 @@ fn not_http() -> AnyResponse {
     let mut whole = AnyResponse::new(Either::Left(Full::default()));
     *whole.status_mut() = StatusCode::BAD_REQUEST;
     whole
-}
-
-pub(super) fn only<S>(methods: MethodRouter<S>, allowed: &'static str) -> MethodRouter<S>
-where
-    S: Clone + Send + Sync + 'static,
-{
-    methods.fallback(async move || ApiError::WrongMethod { allowed })
 }
