@@ -28,10 +28,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-const PARTS: [(&str, &str); 4] = [
+const PARTS: [(&str, &str); 7] = [
     ("/", "text/html; charset=utf-8"),
     ("/page.css", "text/css; charset=utf-8"),
     ("/page.js", "text/javascript; charset=utf-8"),
+    ("/charts.js", "text/javascript; charset=utf-8"),
+    ("/dom.js", "text/javascript; charset=utf-8"),
+    ("/format.js", "text/javascript; charset=utf-8"),
     ("/page.svg", "image/svg+xml"),
 ];
 

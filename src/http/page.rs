@@ -9,10 +9,13 @@ use axum::routing::{MethodRouter, get};
 use super::response::{shared, typed};
 
 /// The path, content type and text of each part.
-pub(super) const PARTS: [(&str, &str, &str); 4] = [
+pub(super) const PARTS: [(&str, &str, &str); 7] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
     ("/page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+    ("/charts.js", "text/javascript; charset=utf-8", include_str!("page/charts.js")),
+    ("/dom.js", "text/javascript; charset=utf-8", include_str!("page/dom.js")),
+    ("/format.js", "text/javascript; charset=utf-8", include_str!("page/format.js")),
     ("/page.svg", "image/svg+xml", include_str!("page/page.svg")),
 ];
 

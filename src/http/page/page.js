@@ -1,10 +1,12 @@
-// The page at `/`: requests /status once a second and shows the response. Data from the server is inserted
-// as text and attributes only, never as markup. Tokens are sent in a header, never in a URL.
+// The page at `/`: requests /status once a second and shows the response. Tokens are sent in a header, never in a URL.
+
+import { showHistory } from "./charts.js";
+import { $, copy, element, fill, keyed, put, set } from "./dom.js";
+import { UNKNOWN, bound, chance, clock, latency, moment, percent, rate, span, until, whole } from "./format.js";
 
 const POLL_MS = 1000;
 // A request that takes longer has failed: the server responds to /status within milliseconds.
 const PATIENCE_MS = 5000;
-const UNKNOWN = "–";
 // The pool of a request without `type`.
 const POOL_DEFAULT = "int";
 // With more pools, the page shows a filter and folds the pools.
@@ -13,7 +15,6 @@ const POOLS_UNFOLDED = 6;
 const NAMES_LISTED = 3;
 // The period of the rate of receipts.
 const RATE_MS = 10_000;
-const MINUS = "−";
 // Events that screen readers announce. The others are too frequent.
 const GRAVE = ["damaged", "exhausted", "refill_failed", "receipts_failed"];
 
@@ -26,116 +27,6 @@ const STATES = {
   depleted: "depleted",
   damaged: "damaged",
 };
-
-const $ = (id) => document.getElementById(id);
-
-// ---- Formatting of numbers
-
-const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
-const short = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 });
-
-const whole = (number) => (number === null ? UNKNOWN : grouped.format(number));
-
-function rate(number) {
-  if (number === null) return UNKNOWN;
-  return number > 0 && number < 10 ? short.format(number) : grouped.format(number);
-}
-
-// A response time: 0.00012 is 120 µs.
-function latency(seconds) {
-  if (seconds === null) return UNKNOWN;
-  const [factor, unit] = seconds < 1e-3 ? [1e6, "µs"] : seconds < 1 ? [1e3, "ms"] : [1, "s"];
-  const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
-  return `${digits.format(seconds * factor)} ${unit}`;
-}
-
-// 4000000 is "4 million".
-function large(number) {
-  const names = [[1e15, "quadrillion"], [1e12, "trillion"], [1e9, "billion"], [1e6, "million"]];
-  const [size, name] = names.find(([size]) => number >= size * 0.9995) ?? [1, ""];
-  if (number >= 1e18) return "over a quintillion";
-  return name ? `${short.format(number / size)} ${name}` : rate(number);
-}
-
-// A duration in the largest unit of which it has at least two.
-function span(seconds) {
-  const units = [[31_557_600, "year"], [86_400, "day"], [3_600, "hour"], [60, "minute"], [1, "second"]];
-  const [size, name] = units.find(([size]) => seconds >= 2 * size) ?? units.at(-1);
-  const count = Math.floor(seconds / size);
-  const text = count >= 1e6 ? large(count) : grouped.format(count);
-  return `${text} ${name}${count === 1 ? "" : "s"}`;
-}
-
-// Burned numbers are never handed out, so the range is used up if no others are left.
-function until(pool) {
-  if (pool.pooled + pool.free === 0) return "already used up";
-  return pool.seconds_until_used_up === null ? "no numbers are being drawn" : span(pool.seconds_until_used_up);
-}
-
-const chance = (share) => (share > 0 ? `1 in ${large(1 / share)}` : "none issued yet");
-
-function percent(share) {
-  const of = share * 100;
-  if (of > 0 && of < 0.01) return "less than 0.01 %";
-  if (of > 99.99 && of < 100) return "more than 99.99 %";
-  return `${new Intl.NumberFormat("en-US", { maximumFractionDigits: of < 10 ? 2 : 1 }).format(of)} %`;
-}
-
-function bound(number, decimals) {
-  if (typeof number === "string") return number;
-  const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
-  return new Intl.NumberFormat("en-US", digits).format(number);
-}
-
-const clock = (date) => date.toLocaleTimeString("en-GB");
-
-// A time, without the day if it is today.
-function moment(text) {
-  const date = new Date(text);
-  const today = date.toDateString() === new Date().toDateString();
-  if (today) return clock(date);
-  return `${date.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${clock(date)}`;
-}
-
-// ---- Updating the page
-
-// Writes a text only if it changes, so that a selection stays and screen readers don't repeat it.
-function put(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-function set(node, name, value) {
-  if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
-}
-
-function element(name, text, attributes = {}) {
-  const node = document.createElement(name);
-  node.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return node;
-}
-
-// Makes the children of `list` match these keys, in this order. Existing children are kept.
-function keyed(list, keys, make) {
-  const old = new Map([...list.children].map((child) => [child.dataset.key, child]));
-  keys.forEach((key, index) => {
-    let child = old.get(key);
-    old.delete(key);
-    if (!child) {
-      child = make(key);
-      child.dataset.key = key;
-    }
-    if (list.children[index] !== child) list.insertBefore(child, list.children[index] ?? null);
-  });
-  for (const child of old.values()) child.remove();
-  return [...list.children];
-}
-
-const copy = (template) => $(template).content.firstElementChild.cloneNode(true);
-
-function fill(bar, share) {
-  bar.firstElementChild.style.transform = `scaleX(${Math.min(1, Math.max(0, share))})`;
-}
 
 // ---- Tokens: one for each scope, kept for this tab. The one that reads receipts is kept in memory only.
 
@@ -329,8 +220,7 @@ function render(status) {
   latest = pools;
   renderPools();
   close($("observe"));
-  history = status.history;
-  renderCharts();
+  showHistory(status.history, heard);
   renderReceipts(status);
   renderEvents(status.events);
 }
@@ -460,174 +350,6 @@ function renderEvents(events) {
   if (fresh.length) put($("announce"), fresh.map((event) => event.message).join(" "));
   newest = events[0]?.at ?? newest ?? "";
 }
-
-// ---- Charts
-
-let history = null;
-
-const HEIGHT = 192;
-const TOP = 14;
-const BOTTOM = HEIGHT - 24;
-const LEFT = 60;
-const END = 40;
-
-function svg(name, attributes, text) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-// Up to four steps of 1, 2 or 5 times a power of ten, from 0 to at least the highest value.
-function linearScale(highest) {
-  const top = Math.max(highest, 4);
-  const power = 10 ** Math.floor(Math.log10(top / 4));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((step) => 4 * step >= top);
-  const ticks = [0, 1, 2, 3, 4].map((count) => count * step).filter((tick) => tick < top + step);
-  return { ticks, place: (value) => value / ticks.at(-1) };
-}
-
-// Powers of ten, from the lowest value or below to the highest or above.
-function powerScale(lowest, highest) {
-  const first = Math.floor(Math.log10(lowest));
-  const last = Math.max(first + 1, Math.ceil(Math.log10(highest)));
-  const ticks = Array.from({ length: last - first + 1 }, (_, index) => 10 ** (first + index));
-  return { ticks, place: (value) => (Math.log10(value) - first) / (last - first) };
-}
-
-// The runs of values without null between them, as points.
-function runs(values, x, y) {
-  const runs = [[]];
-  values.forEach((value, index) => {
-    if (value === null) runs.push([]);
-    else runs.at(-1).push([x(index), y(value)]);
-  });
-  return runs.filter((run) => run.length);
-}
-
-const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-
-// The points of a full chart.
-const POINTS = 60;
-
-// The chosen point of each chart, counted from the newest one.
-const chosen = { "rate-chart": null, "latency-chart": null };
-
-// Chooses a point by the pointer's place or with the arrow keys.
-function choose(frame, back) {
-  const last = (history?.numbers_per_second.length ?? 0) - 1;
-  chosen[frame.id] = back === null || last < 0 ? null : Math.min(Math.max(0, back), last);
-  renderCharts();
-}
-
-function onPointer(frame, event) {
-  const { left, width } = frame.getBoundingClientRect();
-  const right = width - END;
-  choose(frame, Math.round(((right - (event.clientX - left)) / (right - LEFT)) * (POINTS - 1)));
-}
-
-function onKey(frame, event) {
-  const back = chosen[frame.id] ?? 0;
-  const to = { ArrowLeft: back + 1, ArrowRight: back - 1, Home: POINTS, End: 0, Escape: null }[event.key];
-  if (to === undefined) return;
-  event.preventDefault();
-  choose(frame, to);
-}
-
-for (const id of Object.keys(chosen)) {
-  $(id).addEventListener("pointermove", (event) => onPointer($(id), event));
-  $(id).addEventListener("pointerleave", () => choose($(id), null));
-  $(id).addEventListener("keydown", (event) => onKey($(id), event));
-  $(id).addEventListener("blur", () => choose($(id), null));
-}
-
-// The text of a chart's chosen point.
-function pointText(back, lines, read) {
-  const at = clock(new Date(heard - back * history.step_seconds * 1000));
-  const texts = lines.map(({ values, name }) => `${name ? `${name} ` : ""}${read(values.at(-1 - back) ?? null)}`);
-  return `${at}: ${texts.join(", ")}`;
-}
-
-function chart(frame, label, scale, write, read, lines) {
-  const width = frame.clientWidth;
-  const right = width - END;
-  const step = history.step_seconds;
-  const y = (value) => BOTTOM - scale.place(value) * (BOTTOM - TOP);
-  const parts = [];
-  for (const tick of scale.ticks) {
-    parts.push(svg("line", { class: "grid", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) }));
-    parts.push(svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, write(tick)));
-  }
-  const minutes = Math.round((POINTS * step) / 60);
-  const every = width < 480 ? 2 : 1;
-  for (let minute = 0; minute <= minutes; minute += every) {
-    const x = right - ((minute * 60) / (POINTS * step)) * (right - LEFT);
-    parts.push(svg("text", { x, y: HEIGHT - 4, "text-anchor": "middle" }, minute ? `${MINUS}${minute} min` : "now"));
-  }
-  let above = null;
-  lines.forEach(({ values, name }, index) => {
-    const of = index ? " second" : "";
-    const x = (at) => right - ((values.length - 1 - at) / (POINTS - 1)) * (right - LEFT);
-    for (const points of runs(values, x, y)) {
-      if (lines.length === 1) {
-        const [from, to] = [points[0][0], points.at(-1)[0]].map((x) => x.toFixed(1));
-        parts.push(svg("path", { class: "area", d: `${path(points)}L${to} ${BOTTOM}L${from} ${BOTTOM}Z` }));
-      }
-      parts.push(svg("path", { class: `line${of}`, d: path(points) }));
-      // Marks the end. Without it, a run of one point would be invisible.
-      const [cx, cy] = points.at(-1);
-      parts.push(svg("circle", { class: `dot${of}`, cx, cy, r: 3 }));
-    }
-    const end = values.at(-1);
-    if (name && end !== null && end !== undefined) {
-      const at = above === null ? y(end) : Math.min(y(end), above - 14);
-      above = at;
-      parts.push(svg("text", { class: `end${of}`, x: right + 8, y: at + 4 }, name));
-    }
-  });
-  const back = chosen[frame.id];
-  if (back !== null) {
-    const x = right - (back / (POINTS - 1)) * (right - LEFT);
-    parts.push(svg("line", { class: "chosen", x1: x, x2: x, y1: TOP, y2: BOTTOM }));
-  }
-  const text = back === null ? "" : pointText(back, lines, read);
-  put(frame.nextElementSibling, text || "Point at the chart or use the arrow keys to read a value.");
-  set(frame, "aria-label", label);
-  set(frame, "aria-valuemin", -(lines[0].values.length - 1) * step);
-  set(frame, "aria-valuemax", 0);
-  set(frame, "aria-valuenow", -(back ?? 0) * step);
-  set(frame, "aria-valuetext", text || label);
-  frame.replaceChildren(...parts);
-}
-
-function renderCharts() {
-  if (!history || $("charts").hidden) return;
-  const { numbers_per_second: numbers, p50_seconds: p50, p99_seconds: p99 } = history;
-  const highest = Math.max(0, ...numbers.filter((value) => value !== null));
-  const current = numbers.at(-1) ?? null;
-  chart(
-    $("rate-chart"),
-    `Numbers per second: now ${rate(current)}, at most ${rate(highest)} in the last five minutes`,
-    linearScale(highest),
-    compact,
-    (value) => `${rate(value)} per second`,
-    [{ values: numbers }],
-  );
-  const times = [...p50, ...p99].filter((value) => value > 0);
-  chart(
-    $("latency-chart"),
-    `Server time per request: now p50 ${latency(p50.at(-1) ?? null)}, p99 ${latency(p99.at(-1) ?? null)}`,
-    times.length ? powerScale(Math.min(...times), Math.max(...times)) : powerScale(1e-4, 1e-2),
-    latency,
-    latency,
-    [{ values: p50, name: "p50" }, { values: p99, name: "p99" }],
-  );
-}
-
-const compactly = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
-const compact = (value) => compactly.format(value);
-
-new ResizeObserver(renderCharts).observe($("charts"));
 
 // ---- Drawing
 
