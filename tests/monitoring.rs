@@ -107,7 +107,7 @@ async fn status_has_the_fields_that_pages_and_consoles_read() {
     );
     assert_adds_up(pool);
     let shard = &pool["shards"][0];
-    assert_fields(shard, "name state left size generation standby progress last_refill");
+    assert_fields(shard, "name state left rows size generation standby progress last_refill");
     assert_eq!(shard["name"], "price_shard_0.db");
     assert_eq!(shard["size"], 500);
     let refills = pool["shards"].as_array().unwrap().iter().map(|shard| &shard["last_refill"]);
