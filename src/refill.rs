@@ -49,6 +49,8 @@ pub struct Refiller {
     shard_size: u32,
     /// Whether the last operation on the ledger found its content wrong.
     suspects: bool,
+    /// Whether the last refill failed and was due because a request was turned away.
+    starved: bool,
     /// The source of partitions to draw from, in a fleet.
     claims: Option<Claims>,
     builders: Arc<Builders>,
@@ -82,8 +84,21 @@ impl Refiller {
         let &PoolConfig { refill: config, shard_size, .. } = config;
         let space = ledger.space().clone();
         pool.open_books(figures(&ledger));
-        let (known, ledger, suspects) = (Known::of(&ledger), Some(ledger), false);
-        Self { ledger, known, space, paths, pool, config, shard_size, suspects, claims, builders }
+        let (known, ledger) = (Known::of(&ledger), Some(ledger));
+        let (suspects, starved) = (false, false);
+        Self {
+            ledger,
+            known,
+            space,
+            paths,
+            pool,
+            config,
+            shard_size,
+            suspects,
+            starved,
+            claims,
+            builders,
+        }
     }
 
     /// Refills until it is stopped, which cancels a running build. Returns itself, to be
@@ -148,7 +163,8 @@ impl Refiller {
     async fn refill_next(&mut self, stop: &CancellationToken) -> Result<bool, BuildError> {
         // A request that was turned away may want more than any shard has above its low-water mark, so all
         // shards get a standby.
-        let low_water = match self.pool.take_starved() {
+        let is_starved = self.pool.take_starved() | std::mem::take(&mut self.starved);
+        let low_water = match is_starved {
             true => u64::MAX,
             false => self.config.low_water_rows(self.shard_size),
         };
@@ -181,6 +197,7 @@ impl Refiller {
         let (built, rows) = match built {
             Ok(built) => built,
             Err(error) => {
+                self.starved = is_starved;
                 self.trouble(refill.shard, &error);
                 return Err(error);
             }

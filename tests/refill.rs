@@ -107,6 +107,25 @@ async fn failing_refills_degrade_then_stop_service_then_heal() {
     server.stop().await;
 }
 
+/// Story: a refill for a request that was turned away failed once. It was never tried again, because the shards were
+/// above their low-water mark, so the pool stayed degraded with space on the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_refill_for_a_request_that_was_turned_away_is_tried_again() {
+    let config = Config::new().pool("int", 1, WIDE, 2, 500).set("refill.low_water", 0.01);
+    let site = Site::new(&config);
+    site.fill().await;
+    let server = site.start().await;
+    site.block_refills("int", 2).await;
+    // More than both shards together have, although each is above its mark.
+    server.take("int", Some(100)).await;
+    server.get("/random?count=950").await.assert_refilling();
+    assert_health(&server, "degraded", 200).await;
+    site.unblock_refills("int", 2);
+    assert_health(&server, "ok", 200).await;
+    server.take("int", Some(950)).await;
+    server.stop().await;
+}
+
 /// Story: a stop while refills failed waited endlessly for the next try, or burned the remaining numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_refills_fail_burns_nothing() {
