@@ -436,7 +436,7 @@ async function find() {
   } else if (answer.status === 404) {
     put($("found"), `No receipt that you may see has ${number} of the pool ${pool}.`);
   } else {
-    put($("found"), body?.message ?? body?.error ?? `The server has responded with ${answer.status}.`);
+    put($("found"), body?.error ?? `The server has responded with ${answer.status}.`);
   }
 }
 
