@@ -48,11 +48,19 @@ class Server:
 
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder = folder
+        self.configure(settings)
+        self.start()
+
+    def configure(self, settings: str) -> None:
         # Settings without a table come first.
-        (folder / "config.toml").write_text(
+        (self.folder / "config.toml").write_text(
             f'server.listen = "127.0.0.1:0"\nstorage.dir = "data"\n{settings}\n', "utf-8"
         )
-        self.start()
+
+    def reload(self, settings: str) -> None:
+        """Changes the settings of the server while it runs."""
+        self.configure(settings)
+        httpx.post(f"{self.url}/reload").raise_for_status()
 
     def start(self) -> None:
         with (self.folder / "log").open("a") as log:

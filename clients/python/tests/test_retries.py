@@ -11,7 +11,7 @@ import pytest
 from conftest import POOLS, Fate, Proxy, Server
 
 from tombola_client import AsyncClient, Client, NoResponse
-from tombola_client.errors import OverQuota
+from tombola_client.errors import BadCount, Exhausted, OverQuota
 
 Connect = Callable[..., Any]
 Start = Callable[[str], Server]
@@ -180,6 +180,70 @@ def test_the_error_of_a_bulk_draw_has_the_key_of_all_parts(
     values = client.draw_many(40, part_size=10, key=caught.value.key)
     assert values[:20] == seen
     assert server.issued() == values
+
+
+LIMITED = f"server.count_limit = 50\n{POOLS}"
+LOWERED = f"server.count_limit = 20\n{POOLS}"
+
+
+def test_the_error_of_a_bulk_draw_has_its_key_if_the_limit_can_not_be_read(
+    connect: Connect, start: Start, proxy_to: ProxyTo
+) -> None:
+    def without_description(_: int) -> Fate:
+        return 0 if b" /openapi.json " in proxy.requests[-1] else None
+
+    server = start(LIMITED)
+    proxy = proxy_to(server, without_description)
+    client = connect(proxy.url, deadline=2)
+    seen = []
+    with pytest.raises(NoResponse) as caught:  # noqa: PT012
+        for value in client.iter_many(120, part_size=50):
+            seen.append(value)
+            if len(seen) == 50:
+                server.reload(LOWERED)
+    assert len(seen) == 50
+    server.reload(LIMITED)
+    values = client.draw_many(120, part_size=50, key=caught.value.key)
+    assert values[:50] == seen
+    assert server.issued() == values
+
+
+def test_the_error_of_a_bulk_draw_has_its_key_if_the_limit_explains_nothing(
+    connect: Connect, start: Start, proxy_to: ProxyTo
+) -> None:
+    def raise_again(number: int) -> Fate:
+        # The second part was refused. Until the client asks for the limit, it is what it was.
+        if number == 2:
+            server.reload(LIMITED)
+        return None
+
+    server = start(LIMITED)
+    client = connect(proxy_to(server, raise_again).url)
+    seen = []
+    with pytest.raises(BadCount) as caught:  # noqa: PT012
+        for value in client.iter_many(120, part_size=50):
+            seen.append(value)
+            if len(seen) == 50:
+                server.reload(LOWERED)
+    assert len(seen) == 50
+    values = client.draw_many(120, part_size=50, key=caught.value.key)
+    assert values[:50] == seen
+    assert server.issued() == values
+
+
+def test_a_bulk_draw_from_a_pool_that_is_used_up_first_keeps_its_parts(
+    connect: Connect, start: Start
+) -> None:
+    server = start("[pools.tiny]\nmin = 1\nmax = 25\n")
+    client = connect(server.url)
+    with pytest.raises(Exhausted) as caught:
+        client.draw_many(30, "tiny", part_size=10)
+    drawn = []
+    with pytest.raises(Exhausted):  # noqa: PT012
+        for value in client.iter_many(30, "tiny", part_size=10, key=caught.value.key):
+            drawn.append(value)
+    assert len(drawn) == 20
+    assert server.issued() == drawn
 
 
 def test_without_keys_a_lost_response_is_retried_too(

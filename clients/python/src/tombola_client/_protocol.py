@@ -248,24 +248,27 @@ class Bulk:
 
     def next_part(self) -> Steps[list[Value]]:
         """Draws the next part. Makes this part and all later ones smaller if the server allows less."""
+        try:
+            values = yield from self._allowed_part()
+        except TombolaError as error:
+            # With this key, the caller can repeat the whole draw.
+            error.key = self.key
+            raise
+        self.parts += 1
+        self.remaining -= len(values)
+        return values
+
+    def _allowed_part(self) -> Steps[list[Value]]:
         key = None if self.key is None else f"{self.key}/{self.parts + 1}"
         while True:
             count = min(self.remaining, self.part_size)
             try:
-                draw = yield from self.endpoint.draw(self.pool, count, key, self.label)
-                break
+                return (yield from self.endpoint.draw(self.pool, count, key, self.label)).values
             except BadCount:
                 limit = yield from self.endpoint.count_limit()
                 if limit >= count:
                     raise
                 self.part_size = limit
-            except TombolaError as error:
-                # With this key, the caller can repeat the whole draw.
-                error.key = self.key
-                raise
-        self.parts += 1
-        self.remaining -= count
-        return draw.values
 
 
 def error_from(response: httpx.Response) -> ResponseError:
