@@ -104,6 +104,20 @@ def test_a_bulk_draw_of_nothing_is_refused(
         connect(shared.url).draw_many(count, part_size=part_size)
 
 
+@pytest.mark.parametrize("length", [0, 253])
+def test_a_key_that_a_part_can_not_have_is_refused_before_the_first_part(
+    connect: Connect, start: Start, length: int
+) -> None:
+    server = start(POOLS)
+    client = connect(server.url)
+    # Without a refusal, all callers without a key would share the key /1, or KEY/10 would be too long.
+    with pytest.raises(ValueError, match="1 to 251 characters"):
+        client.draw_many(100, part_size=10, key="k" * length)
+    assert server.issued() == []
+    # If the server's limit were 1, the last part would have the key KEY/100, with 255 characters.
+    assert len(client.draw_many(100, part_size=10, key="k" * 251)) == 100
+
+
 def test_a_receipt_tells_for_whom_a_code_was_drawn(connect: Connect, start: Start) -> None:
     # With symbols that a path must not contain unescaped.
     server = start('[pools.odd]\npattern = "#/##"\nalphabet = "abc%?/ "\n')

@@ -38,6 +38,8 @@ DEFAULT_TIMEOUT = 10.0
 DEFAULT_DEADLINE = 60.0
 # The count that a server allows by default. `Bulk` uses smaller parts if the server allows less.
 DEFAULT_PART_SIZE = 10_000
+# The longest key that a server accepts.
+KEY_LENGTH_MAX = 255
 
 # The random part of a wait is at most this after the first attempt. It doubles with each attempt up to 6.4 s.
 FIRST_BACKOFF = 0.1
@@ -238,6 +240,11 @@ class Bulk:
     ) -> None:
         if count < 1 or part_size < 1:
             raise ValueError("The count and the part size must be at least 1.")
+        # The server would refuse an empty key, but not the keys of its parts, which others may have used. It
+        # would refuse a long key only after the first parts. There are at most as many parts as values.
+        key_length_max = KEY_LENGTH_MAX - len(f"/{count}")
+        if key is not None and not 1 <= len(key) <= key_length_max:
+            raise ValueError(f"The key must have 1 to {key_length_max} characters, so that KEY/{count} fits.")
         self.endpoint = endpoint
         self.remaining = count
         self.pool = pool
