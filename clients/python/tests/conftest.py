@@ -155,7 +155,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
             client.settimeout(PATIENCE_SECONDS)
-            request = _until(client, b"\r\n\r\n")
+            request = read_until(client, b"\r\n\r\n")
             if not request:
                 return
             self.requests.append(request)
@@ -181,7 +181,7 @@ class Proxy:
             return response
 
 
-def _until(connection: socket.socket, end: bytes) -> bytes:
+def read_until(connection: socket.socket, end: bytes) -> bytes:
     received = b""
     while end not in received:
         chunk = connection.recv(65536)

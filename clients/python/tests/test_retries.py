@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
 import pytest
-from conftest import POOLS, Fate, Proxy, Server
+from conftest import PATIENCE_SECONDS, POOLS, Fate, Proxy, Server, read_until
 
 from tombola_client import AsyncClient, Client, NoResponse
 from tombola_client.errors import BadCount, Exhausted, OverQuota
@@ -254,3 +258,34 @@ def test_without_keys_a_lost_response_is_retried_too(
     value = connect(proxy.url, idempotent=False).draw()
     assert proxy.keys() == [None, None]
     assert server.issued()[1:] == [value]
+
+
+FORK = """
+import os, sys
+from tombola_client import Client
+
+client = Client(sys.argv[1], deadline=5)
+client.draw()
+if os.fork() != 0:
+    os.wait()
+else:
+    client.draw()
+"""
+
+
+def test_a_forked_process_does_not_use_the_connections_of_its_parent() -> None:
+    response = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 23\r\n\r\n"
+        b'{"number":5,"shard":""}'
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with subprocess.Popen([sys.executable, "-c", FORK, url]), listener.accept()[0] as of_parent:
+            assert read_until(of_parent, b"\r\n\r\n")
+            of_parent.sendall(response)
+            # The child draws while the connection of its parent is open.
+            ready, _, _ = select.select([of_parent, listener], [], [], PATIENCE_SECONDS)
+            assert ready == [listener]
+            with listener.accept()[0] as of_child:
+                assert read_until(of_child, b"\r\n\r\n")
+                of_child.sendall(response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """Draws numbers and codes from a tombola server. Threads can share it.
+    """Draws numbers and codes from a tombola server. Threads can share it, and so can forked processes.
 
     - `base_url`: the address of the server, with the path of a proxy if there is one.
     - `token`: sent as `Authorization: Bearer`.
@@ -38,7 +39,7 @@ class Client:
     - `idempotent`: with `False`, no keys are made. This is for servers and pools without receipts; a lost
       response then loses its numbers.
     - `http`: the `httpx.Client` to use, for example with a certificate authority or a proxy of your own. You
-      close it.
+      close it. Forked processes must not share it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Client:
         self._endpoint = Endpoint(base_url, token, timeout, deadline, idempotent)
         self._owns_http = http is None
         self._http = httpx.Client() if http is None else http
+        self._process = os.getpid()
 
     def draw(self, pool: str = "int", *, key: Optional[str] = None, label: Optional[str] = None) -> Value:
         """Returns one number or code."""
@@ -140,6 +142,10 @@ class Client:
 
     def _make(self, attempt: Attempt) -> Outcome:
         time.sleep(attempt.wait)
+        if self._owns_http and self._process != os.getpid():
+            # After a fork, two processes would read from the same connections, and get each other's numbers.
+            self._http = httpx.Client()
+            self._process = os.getpid()
         try:
             return self._http.send(attempt.request(self._http), follow_redirects=False)
         except httpx.RequestError as error:
