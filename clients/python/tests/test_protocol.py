@@ -107,7 +107,15 @@ def test_waits_without_retry_after_double_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("12", 12), ("", None), ("-1", None), ("soon", None), ("1.5", None)],
+    [
+        ("0", 0),
+        ("12", 12),
+        ("", None),
+        ("-1", None),
+        ("soon", None),
+        ("1.5", None),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", None),
+    ],
 )
 def test_retry_after_is_a_number_of_seconds(text: str, seconds: Optional[float]) -> None:
     assert error_from(refused(503, text)).retry_after == seconds

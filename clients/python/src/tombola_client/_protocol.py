@@ -334,5 +334,5 @@ def _retry_after(headers: httpx.Headers) -> Optional[float]:
     try:
         # A proxy may send a date.
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
