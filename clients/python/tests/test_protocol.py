@@ -105,6 +105,15 @@ def test_waits_without_retry_after_double_up_to_a_limit() -> None:
     assert play.waits() == pytest.approx([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 6.4, 6.4])
 
 
+def test_clients_that_are_cut_off_together_wait_for_different_times() -> None:
+    waits = set()
+    for _ in range(10):
+        steps = Endpoint("http://h", None, 10.0, 60.0, True).draw("int")
+        next(steps)
+        waits.add(steps.send(httpx.ConnectError("")).wait)
+    assert len(waits) == 10
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
