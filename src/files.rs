@@ -153,10 +153,11 @@ pub fn create(path: &Path) -> Result<(), FileError> {
 
 /// Creates an empty file for this user only, if there is none.
 pub(crate) fn create_if_absent(path: &Path) -> Result<(), FileError> {
-    match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(failed("create", path, error)),
+    match create_new(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(failed("create", path, error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -387,23 +388,20 @@ fn files_of(path: &Path) -> &'static dyn Files {
 #[derive(Debug)]
 struct System;
 
-/// Opens a folder's lock file, and creates it if it is missing. If root creates it, it gets the folder's
-/// owner, since the server of another user could not open a file of root.
-fn open_lock(path: &Path) -> io::Result<File> {
+/// Creates an empty file for this user only. If root creates it, it gets the folder's owner, since the server of
+/// another user could not open a file of root.
+///
+/// # Errors
+/// Returns the system's error, also if the file exists.
+fn create_new(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(FILE_MODE);
-    match options.clone().create_new(true).open(path) {
-        Ok(file) => {
-            let folder = std::fs::metadata(parent(path))?;
-            if file.metadata()?.uid() != folder.uid() {
-                // Only root may do this. Any other process created the file for itself.
-                let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
-            }
-            Ok(file)
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
-        Err(error) => Err(error),
+    let file = options.read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
+    let folder = std::fs::metadata(parent(path))?;
+    if file.metadata()?.uid() != folder.uid() {
+        // Only root may do this. Any other process created the file for itself.
+        let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
     }
+    Ok(file)
 }
 
 impl Files for System {
@@ -416,7 +414,12 @@ impl Files for System {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
-        let mut file = open_lock(path)?;
+        let mut file = match create_new(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                OpenOptions::new().read(true).write(true).open(path)?
+            }
+            created => created?,
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -435,8 +438,12 @@ impl Files for System {
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(FILE_MODE).open(path).map(drop)
+        // The old file is removed and not truncated: it could be a link to a file elsewhere, which root would
+        // then empty and give away.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => create_new(path).map(drop),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

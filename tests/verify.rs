@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 
 use deadpool_sqlite::rusqlite::Connection;
 use support::{Config, Site, column, eventually, integers, missing, run, skipped};
@@ -220,24 +220,31 @@ async fn files_that_are_missing_or_foreign_are_named() {
     assert!(!empty.data().exists());
 }
 
-/// Story: `verify`, run as root, created a LOCK owned by root, which the service could not open any more.
+/// Story: `verify`, run as root, created a LOCK owned by root, which the service could not open any more. Imports
+/// and `init-shards` did the same with other files, and a new file was written through a link.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lock_that_root_creates_belongs_to_the_owner_of_the_folder() {
+async fn what_root_creates_belongs_to_the_owner_of_the_folder() {
     const OTHER: u32 = 12_345;
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         return skipped("only root can give a folder to another user");
     }
     let site = Site::new(&config());
-    site.fill().await;
-    fs::remove_file(site.file("LOCK")).unwrap();
-    for name in site.files("") {
-        chown(site.file(&name), Some(OTHER), Some(OTHER + 1)).unwrap();
-    }
+    fs::create_dir(site.data()).unwrap();
     chown(site.data(), Some(OTHER), Some(OTHER + 1)).unwrap();
-    let (code, said) = verify(&site).await;
-    assert_eq!(code, 0, "{said}");
-    let lock = fs::metadata(site.file("LOCK")).unwrap();
-    assert_eq!((lock.uid(), lock.gid()), (OTHER, OTHER + 1));
+    let elsewhere = site.folder().join("elsewhere");
+    fs::write(&elsewhere, "5\n").unwrap();
+    symlink(&elsewhere, site.file("used_numbers_int.db.tmp")).unwrap();
+    site.fill().await;
+    let import = ["import", "--pool", "int", elsewhere.to_str().unwrap()];
+    for words in [&import[..], &["verify"]] {
+        let finished = run(site.console(words)).await;
+        assert_eq!(finished.status.code(), Some(0), "{}{}", finished.stdout, finished.stderr);
+    }
+    assert_eq!(fs::metadata(&elsewhere).unwrap().uid(), 0);
+    for name in site.files("") {
+        let file = fs::symlink_metadata(site.file(&name)).unwrap();
+        assert_eq!((file.uid(), file.gid()), (OTHER, OTHER + 1), "{name}");
+    }
 }
 
 /// A number changed in a file of a stopped server.
