@@ -6,8 +6,8 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use reqwest::Method;
 use reqwest::redirect::Policy;
+use reqwest::{Method, Url};
 use support::{
     Config, Failure, Health, Many, One, Site, Token, assert_each_once, eventually, with_tokens,
 };
@@ -258,31 +258,37 @@ async fn unknown_paths_and_wrong_methods_are_answered_in_json() {
 async fn a_slash_at_the_end_leads_to_the_path_without_it() {
     let token = Token::new("shop", "draw").await;
     let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
-    for config in [
-        Config::new().pool("int", 1, 10, 1, 5),
-        with_tokens(Config::new().pool("int", 1, 10, 1, 5), &[&token]),
-        Config::new().pool("int", 1, 10, 1, 5).set("server.mode", "'json'"),
+    let config = || Config::new().pool("int", 1, 10, 1, 5);
+    for (config, import_bytes) in [
+        (config(), 1 << 20),
+        (with_tokens(config(), &[&token]), 1 << 14),
+        (config().set("server.mode", "'json'"), 1 << 14),
     ] {
         let site = Site::new(&config);
         let server = site.start().await;
-        for (path, location) in [
-            ("/docs/", "../docs"),
-            ("/status/", "../status"),
-            ("/receipts/int/5/?a=b/", "../5?a=b/"),
-            ("/nope/", "../nope"),
-            ("//evil.test/", "../evil.test"),
+        let address = server.address();
+        for (path, location, leads_to) in [
+            ("/docs/", "../docs", "/docs"),
+            ("/docs//", "../../docs", "/docs"),
+            ("/status/", "../status", "/status"),
+            ("/receipts/int/5/?a=b/", "../5?a=b/", "/receipts/int/5?a=b/"),
+            ("/pools/int/used/", "../used", "/pools/int/used"),
+            ("/nope/", "../nope", "/nope"),
+            ("//evil.test/", "../evil.test", "//evil.test"),
         ] {
-            let url = format!("http://{}{path}", server.address());
-            let answer = http.get(url).send().await.unwrap();
-            assert_eq!(answer.status(), 308, "{path}");
-            assert_eq!(answer.headers()["location"], location, "{path}");
-            assert_eq!(answer.text().await.unwrap(), "");
+            let url = Url::parse(&format!("http://{address}{path}")).unwrap();
+            assert_eq!(url.join(location).unwrap().as_str(), format!("http://{address}{leads_to}"));
+            let body = vec![b'5'; if path.ends_with("/used/") { import_bytes } else { 1 << 14 }];
+            for request in [http.get(url.clone()), http.post(url).body(body)] {
+                let answer = request.send().await.unwrap();
+                assert_eq!(answer.status(), 308, "{path}");
+                assert_eq!(answer.headers()["location"], location, "{path}");
+                assert_eq!(answer.text().await.unwrap(), "");
+            }
         }
-        // Without a name at the end, there is no path to lead to.
-        for path in ["//", "/docs//"] {
-            let status = server.get(path).await.status;
-            assert!([401, 404].contains(&status), "{path}: {status}");
-        }
+        // Without a name, there is no path to lead to.
+        let status = server.get("//").await.status;
+        assert!([401, 404].contains(&status), "{status}");
         server.stop().await;
     }
 }

@@ -120,7 +120,8 @@ impl Routes {
 
     /// Returns the most bytes of a body that are read, and the error for a body that is larger.
     fn body_max(&self, head: &Parts, peer: IpAddr) -> (usize, ApiError) {
-        let path = head.uri.path();
+        // A request whose path has a slash at its end is read like the one that it is redirected to.
+        let path = head.uri.path().trim_end_matches('/');
         let is_import = path != RELOAD && guard::scope(path) == Some(Scope::Admin);
         if self.app.is_none() || !is_import {
             return (BODY_MAX, ApiError::BodyTooLarge { limit: BODY_MAX });
@@ -249,12 +250,14 @@ fn has_host(request: &Request<Bytes>) -> bool {
     }
 }
 
-/// Returns the redirect from a path with a slash at its end to the one without it.
+/// Returns the redirect from a path with slashes at its end to the one without them.
 fn without_slash(uri: &Uri) -> Option<AnyResponse> {
-    let last = uri.path().strip_suffix('/')?.rsplit('/').next().filter(|last| !last.is_empty())?;
+    let path = uri.path().trim_end_matches('/');
+    let up = "../".repeat(uri.path().len() - path.len());
+    let last = path.rsplit('/').next().filter(|last| !up.is_empty() && !last.is_empty())?;
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     // Relative, so that it is right behind a proxy that adds a prefix, and never leads to another host.
-    let location = HeaderValue::try_from(format!("../{last}{query}")).ok()?;
+    let location = HeaderValue::try_from(format!("{up}{last}{query}")).ok()?;
     let mut response = json_text(StatusCode::PERMANENT_REDIRECT, String::new());
     response.headers_mut().remove(CONTENT_TYPE);
     response.headers_mut().insert(LOCATION, location);
