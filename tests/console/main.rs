@@ -415,16 +415,20 @@ async fn a_server_with_a_certificate_is_asked_by_its_name() {
     server.stop().await;
 }
 
-/// Each command, with its subcommands.
-const COMMANDS: [&str; 11] = [
+/// All commands.
+const COMMANDS: [&str; 15] = [
     "serve",
     "check-config",
     "draw",
     "status",
+    "reload",
     "health",
     "token",
+    "fleet",
     "backup",
     "verify",
+    "export",
+    "import",
     "receipts",
     "completions",
     "man",
