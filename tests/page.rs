@@ -384,6 +384,57 @@ async fn a_starter_supply_is_called_one() {
     // The bar is relative to the supply, of which nothing was taken.
     browser.holds("document.querySelector('.level').ariaValueNow === document.querySelector('.level').ariaValueMax").await;
     browser.picture("starter").await;
+    // Without a response, no figure looks current.
+    browser
+        .holds("getComputedStyle(document.querySelector('.level i')).backgroundImage !== 'none'")
+        .await;
+    server.stop().await;
+    browser.reads("#state", "no response").await;
+    browser
+        .holds("getComputedStyle(document.querySelector('.level i')).backgroundImage === 'none'")
+        .await;
+    browser.finish(&["net::ERR_"]).await;
+}
+
+/// Story: a range came to its end, and the page called its last numbers a starter supply.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_small_generations_are_not_called_starters() {
+    let Some(browser) = Browser::start().await else { return };
+    let pools = Config::new()
+        .pool("ending", 1, 15, 1, 10)
+        .pool("imported", 1, 100_000, 1, 1_000)
+        .pool("uneven", 1, 1_000, 3, 334);
+    let site = Site::new(&pools);
+    site.fill().await;
+    let server = site.start().await;
+    // The second generation has the last 5 numbers of the range.
+    server.take("ending", Some(10)).await;
+    server.take("ending", Some(1)).await;
+    // The second generation loses a number to an import while it waits for its turn.
+    server.take("imported", Some(600)).await;
+    eventually("a standby", async || {
+        let status: Value = server.get("/status").await.parse();
+        (status["pools"]["imported"]["shards"][0]["standby"] == true).then_some(())
+    })
+    .await;
+    let next = site.file("imported_shard_0.db.next");
+    let values: Vec<i64> = support::column(&next, "SELECT value FROM numbers LIMIT 1");
+    let (target, body) = ("/pools/imported/used", format!("{}\n", values[0]));
+    let headers = [("content-type", "text/plain")];
+    let answer = server.client().send_body(Method::POST, target, &headers, &body).await.unwrap();
+    answer.assert_status(200);
+    server.take("imported", Some(400)).await;
+    server.take("imported", Some(1)).await;
+
+    browser.open(server.address()).await;
+    for (shard, left) in [
+        (".pool:nth-child(1) .shard", "4 of 5 left. A full generation has 10"),
+        (".pool:nth-child(2) .shard", "998 of 999 left. A full generation has 1,000"),
+        (".pool:nth-child(3) .shard:last-child", "332 of 332 left. A full generation has 334"),
+    ] {
+        browser.reads_just(&format!("{shard} .left"), left).await;
+    }
+    browser.holds("document.querySelectorAll('.level[data-starter=true]').length === 0").await;
     browser.finish(&[]).await;
     server.stop().await;
 }

@@ -280,10 +280,10 @@ function renderPool(card, name, pool) {
   set(part(".used .bar"), "aria-valuetext", text);
 
   const rows = keyed(part(".shards"), pool.shards.map((shard) => shard.name), () => copy("shard-template"));
-  rows.forEach((row, index) => renderShard(row, pool.shards[index]));
+  rows.forEach((row, index) => renderShard(row, pool.shards[index], pool.free));
 }
 
-function renderShard(row, shard) {
+function renderShard(row, shard, free) {
   const part = (selector) => row.querySelector(selector);
   const rows = shard.rows || shard.size;
   const left = `${whole(shard.left)} of ${whole(rows)} left`;
@@ -291,8 +291,11 @@ function renderShard(row, shard) {
   put(part(".name"), shard.name);
   put(part(".state"), STATES[shard.state]);
   set(part(".state"), "data-is", shard.state);
-  const isStarter = rows < shard.size;
-  put(part(".left"), isStarter ? `Starter supply: ${left}. A full generation has ${whole(shard.size)}` : left);
+  // A first generation is small so that the shard can serve soon, unless the range had no more numbers. Later ones may
+  // be small because numbers were imported.
+  const isStarter = shard.generation === 1 && rows < shard.size && free >= shard.size;
+  const full = rows < shard.size ? `. A full generation has ${whole(shard.size)}` : "";
+  put(part(".left"), `${isStarter ? "Starter supply: " : ""}${left}${full}`);
   fill(part(".level"), shard.left / rows);
   set(part(".level"), "data-starter", isStarter);
   set(part(".level"), "aria-label", shard.name);
