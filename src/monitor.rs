@@ -157,7 +157,11 @@ impl Monitor {
 
     /// Notes a reload, and the digest of the settings if it was applied.
     pub(crate) fn reloaded(&self, reload: Reload, digest: String) {
-        self.events.add(Kind::Reloaded, None, None, reload.message.clone());
+        let message = match reload.is_applied {
+            true => reload.message.clone(),
+            false => format!("The settings were not reloaded: {}", reload.message),
+        };
+        self.events.add(Kind::Reloaded, None, None, message);
         let mut settings = self.settings.lock().expect("no holder of it panics");
         if reload.is_applied {
             settings.digest = digest;

@@ -598,6 +598,11 @@ async fn the_page_leads_to_the_description_and_lists_imports_and_reloads() {
     let answer = http.post(format!("http://{}/reload", server.address())).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     browser.reads("#events .kind[data-is=reloaded]", "reloaded").await;
+    site.configure(&config().set("server.drain_ms", 77));
+    let answer = http.post(format!("http://{}/reload", server.address())).send().await.unwrap();
+    assert_eq!(answer.status(), 422);
+    let refused = "The settings were not reloaded: server.drain_ms can't change";
+    browser.reads("#events", refused).await;
 
     browser.click("#api").await;
     browser.reads("#swagger-ui", "/random").await;

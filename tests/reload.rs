@@ -171,6 +171,9 @@ async fn a_reload_takes_all_changes_or_none() {
         assert_eq!(status["settings"]["reload"]["applied"], false);
         assert!(status["settings"]["reload"]["message"].as_str().unwrap().contains(words));
         assert_eq!(status["events"][0]["kind"], "reloaded");
+        let event = status["events"][0]["message"].as_str().unwrap();
+        assert!(event.starts_with("The settings were not reloaded: "), "{event}");
+        assert!(event.contains(words), "{words}: {event}");
         server.get("/random?count=8").await.assert_status(200);
         server.get("/random?type=gift").await.assert_status(400);
     }
