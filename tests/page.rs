@@ -450,6 +450,7 @@ async fn charts_tell_the_value_at_the_pointer_and_at_the_keyboard() {
     server.take("int", Some(100)).await;
     browser.reads("#now", "Server time p50").await;
     browser.reads("#charts", "Server time per request, without the network").await;
+    assert!(!server.get("/openapi.json").await.body.contains("response times"));
     browser.holds("document.querySelectorAll('#rate-chart .dot').length > 0").await;
     let hint = "Point at the chart or use the arrow keys to read a value.";
     browser.reads_just("#rate-chart + .note", hint).await;

@@ -44,8 +44,8 @@ pub(super) struct Status {
     events: Vec<EventStatus>,
 }
 
-/// Requests for numbers. The counts are since the start; the rate and the response times are of the last 10
-/// seconds.
+/// Requests for numbers. The counts are since the start. The rate, and the times in the server, without the network,
+/// are of the last 10 seconds.
 #[derive(Serialize, ToSchema)]
 struct Requests {
     total: u64,

@@ -12,7 +12,7 @@ export function rate(number) {
   return number > 0 && number < 10 ? short.format(number) : grouped.format(number);
 }
 
-// A response time: 0.00012 is 120 µs.
+// A short duration: 0.00012 is 120 µs.
 export function latency(seconds) {
   if (seconds === null) return UNKNOWN;
   const [factor, unit] = seconds < 1e-3 ? [1e6, "µs"] : seconds < 1 ? [1e3, "ms"] : [1, "s"];
