@@ -537,6 +537,61 @@ async fn a_receipt_is_found_with_a_token_that_the_page_forgets() {
     server.stop().await;
 }
 
+/// Story: an alphabet had a space, and the page looked for the codes that ended with one without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_is_found_by_a_code_of_any_characters() {
+    let Some(browser) = Browser::start().await else { return };
+    let observe = Token::new("monitor", "observe").await;
+    let draw = Token::new("shop", "draw").await;
+    let audit = Token::new("office", "audit").await;
+    // All codes are drawn: four, with a space or a slash at each end.
+    let pools = config()
+        .set("pools.voucher.pattern", "'#%#'")
+        .set("pools.voucher.alphabet", "' /'")
+        .set("pools.voucher.shards", 1)
+        .set("pools.voucher.shard_size", 4)
+        .set("receipts.lookups_per_second", 1_000);
+    let site = Site::new(&with_tokens(pools, &[&observe, &draw, &audit]));
+    site.fill().await;
+    let server = site.start().await;
+    let (header, mut drawn) = (draw.header(), Vec::new());
+    for (order, pool) in ["int"].into_iter().chain(["voucher"; 4]).enumerate() {
+        let target = format!("/random?type={pool}&label=order-{order}");
+        let headers = [("authorization", &*header)];
+        let answer = server.client().send_with(Method::POST, &target, &headers).await.unwrap();
+        let body: Value = answer.parse();
+        let text = match body["code"].as_str() {
+            Some(code) => code.to_owned(),
+            // A number that is pasted may have spaces around it.
+            None => format!(" {} ", body["number"]),
+        };
+        drawn.push((pool, text));
+    }
+
+    browser.open(server.address()).await;
+    browser.enter("#number", "0").await;
+    browser.enter("#lookup-token", &audit.text).await;
+    browser.reads("#found", "No receipt that you may see has 0 of the pool int.").await;
+    // Without a token for /status, the page does not know which pools are of codes.
+    for knows_pools in [false, true] {
+        if knows_pools {
+            browser.enter("#observe-token", &observe.text).await;
+            browser.reads("#state", "voucher").await;
+        }
+        for (order, (pool, text)) in drawn.iter().enumerate() {
+            let choose = format!(
+                "document.querySelector('#lookup-pool').value = '{pool}'; \
+                 document.querySelector('#number').value = ''"
+            );
+            browser.run(&choose).await;
+            browser.enter("#number", text).await;
+            browser.reads("#found", &format!(" by shop, labelled order-{order}.")).await;
+        }
+    }
+    browser.finish(&["401", "404", "503"]).await;
+    server.stop().await;
+}
+
 /// Story: the page of a server with a pool for each campaign was forty screens long.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_pools_are_folded_and_can_be_filtered() {

@@ -411,8 +411,18 @@ const outcome = (status) => (status === 200 ? "Drawn." : "No number was drawn.")
 
 // ---- Finding a receipt
 
+// The text to look up. A code may begin or end with a space that is a symbol of its alphabet, a number can't. Without
+// /status, the pool's kind is unknown.
+function sought(pool) {
+  const text = $("number").value;
+  const [, known] = latest.find(([name]) => name === pool) ?? [];
+  const isNumber = known ? typeof known.range.min === "number" : Number.isFinite(Number(text));
+  return isNumber ? text.trim() : text;
+}
+
 async function find() {
-  const [pool, number] = [$("lookup-pool").value, $("number").value.trim()];
+  const pool = $("lookup-pool").value;
+  const number = sought(pool);
   $("receipt").hidden = true;
   put($("found"), "");
   if (!number) return;
