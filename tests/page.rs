@@ -496,22 +496,31 @@ async fn a_receipt_is_found_with_a_token_that_the_page_forgets() {
     site.fill().await;
     let server = site.start().await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let draw_one = async || {
-        let url = format!("http://{}/random?label=order-17", server.address());
-        let request = http.post(url).header("Authorization", draw.header());
-        let answer = request.header("Idempotency-Key", "order-17").send().await.unwrap();
+    let draw_one = async |label: &str, key: Option<&str>| {
+        let url = format!("http://{}/random?label={label}", server.address());
+        let mut request = http.post(url).header("Authorization", draw.header());
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let answer = request.send().await.unwrap();
         let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         body["number"].to_string()
     };
-    let number = draw_one().await;
-    assert_eq!(draw_one().await, number);
 
     browser.open(server.address()).await;
     browser.enter("#observe-token", &observe.text).await;
-    browser.reads_just("#receipt-count", "1").await;
-    browser.reads_just("#keyed", "1").await;
-    browser.reads_just("#replayed", "1").await;
     browser.reads_just("#receipt-rate", "0").await;
+    // Five receipts, three of them with a key, and one repeated response.
+    let number = draw_one("order-17", Some("order-17")).await;
+    assert_eq!(draw_one("order-17", Some("order-17")).await, number);
+    for key in [Some("order-18"), Some("order-19"), None, None] {
+        draw_one("order-18", key).await;
+    }
+    browser.holds("Number(document.querySelector('#receipt-rate').innerText) > 0").await;
+    browser.reads_just("#receipt-count", "5").await;
+    browser.reads_just("#keyed", "3").await;
+    browser.reads_just("#replayed", "1").await;
+    browser.reads_just("#refused", "0").await;
 
     browser.enter("#number", &number).await;
     browser.reads("#lookup-ask .why", "To find a receipt, a token is needed.").await;
@@ -532,6 +541,11 @@ async fn a_receipt_is_found_with_a_token_that_the_page_forgets() {
     assert!(!kept.as_str().unwrap().contains(&audit.text), "{kept}");
     browser.open(server.address()).await;
     browser.enter("#number", &number).await;
+    browser.reads("#lookup-ask .why", "To find a receipt, a token is needed.").await;
+    browser.enter("#lookup-token", &audit.text).await;
+    browser.reads("#found", "Receipt 1: drawn at ").await;
+    browser.click("#forget").await;
+    browser.enter("#number", "").await;
     browser.reads("#lookup-ask .why", "To find a receipt, a token is needed.").await;
     browser.finish(&["401", "403", "404"]).await;
     server.stop().await;
