@@ -149,6 +149,32 @@ impl Browser {
         self.holds(&format!("innerWidth === {width}")).await;
     }
 
+    /// Taps a point of the window with a finger.
+    async fn tap(&self, x: f64, y: f64) {
+        self.devtools("Emulation.setTouchEmulationEnabled", json!({"enabled": true})).await;
+        for (kind, points) in [("touchStart", json!([{"x": x, "y": y}])), ("touchEnd", json!([]))] {
+            let event = json!({"type": kind, "touchPoints": points});
+            self.devtools("Input.dispatchTouchEvent", event).await;
+        }
+    }
+
+    /// Gives the page a history of this many points, from now on, in place of the server's. Its rates end at 159, p50
+    /// at 159 µs and p99 at 559 µs, and grow by one from point to point.
+    async fn show_history(&self, points: u32) {
+        let script = format!(
+            "return (async () => {{ \
+               const status = await (await fetch('status')).json(); \
+               const grow = (last, unit) => Array.from( \
+                 {{ length: {points} }}, (_, at) => (last - {points} + 1 + at) * unit); \
+               Object.assign(status.history, {{ numbers_per_second: grow(159, 1), \
+                 p50_seconds: grow(159, 1e-6), p99_seconds: grow(559, 1e-6) }}); \
+               status.version = 'history of {points} points'; \
+               window.fetch = async () => new Response(JSON.stringify(status)); }})()"
+        );
+        self.run(&script).await;
+        self.reads("#build", &format!("history of {points} points")).await;
+    }
+
     /// Sets a preference of the visitor, such as the colour scheme.
     async fn prefer(&self, feature: &str, value: &str) {
         let features = json!({"features": [{"name": feature, "value": value}]});
@@ -455,32 +481,52 @@ async fn charts_tell_the_value_at_the_pointer_and_at_the_keyboard() {
     let hint = "Point at the chart or use the arrow keys to read a value.";
     browser.reads_just("#rate-chart + .note", hint).await;
 
-    // The newest point is 40 pixels from the right.
+    // The newest of 60 points is 40 pixels from the right, and the oldest 60 pixels from the left.
+    browser.show_history(60).await;
     let chart = browser.element("#rate-chart").await;
     let width = browser.run("return document.querySelector('#rate-chart').clientWidth").await;
-    let to_end = width.as_i64().unwrap() / 2 - 40;
+    let width = width.as_f64().unwrap();
+    let from_right = |back: f64| 40.0 + back / 59.0 * (width - 100.0);
+    let from_middle = (width / 2.0 - from_right(29.0)).round() as i64;
     browser
         .driver
         .action_chain()
-        .move_to_element_with_offset(&chart, to_end, 0)
+        .move_to_element_with_offset(&chart, from_middle, 0)
         .perform()
         .await
         .unwrap();
-    browser.reads("#rate-chart + .note", " per second").await;
+    browser.reads("#rate-chart + .note", ": 130 per second").await;
     browser.holds("document.querySelectorAll('#rate-chart .chosen').length === 1").await;
-    let said = "document.querySelector('#rate-chart').ariaValueText.endsWith(' per second')";
+    let said = "document.querySelector('#rate-chart').ariaValueText.endsWith(': 130 per second')";
     browser.holds(said).await;
 
     browser.run("document.querySelector('#latency-chart').focus()").await;
     browser.reads_just("#latency-chart + .note", hint).await;
     browser.press(Key::End).await;
-    browser.reads("#latency-chart + .note", ": p50 ").await;
+    browser.reads("#latency-chart + .note", ": p50 159 µs, p99 559 µs").await;
     browser.holds("document.querySelector('#latency-chart').ariaValueNow === '0'").await;
-    browser.holds("document.querySelector('#latency-chart').ariaValueMin <= -5").await;
+    browser.holds("document.querySelector('#latency-chart').ariaValueMin === '-295'").await;
     browser.press(Key::Left).await;
+    browser.reads("#latency-chart + .note", ": p50 158 µs, p99 558 µs").await;
     browser.holds("document.querySelector('#latency-chart').ariaValueNow === '-5'").await;
     browser.press(Key::Escape).await;
     browser.reads_just("#latency-chart + .note", hint).await;
+
+    // The value at a finger stays when it is lifted.
+    let corner = "const chart = document.querySelector('#latency-chart'); \
+                  chart.scrollIntoView({ block: 'center', behavior: 'instant' }); \
+                  const { right, top } = chart.getBoundingClientRect(); return [right, top]";
+    let corner = browser.run(corner).await;
+    let [right, top] = [0, 1].map(|index| corner[index].as_f64().unwrap());
+    browser.tap(right - from_right(10.0), top + 50.0).await;
+    browser.reads("#latency-chart + .note", ": p50 149 µs, p99 549 µs").await;
+    browser.run("document.querySelector('#latency-chart').blur()").await;
+    browser.reads_just("#latency-chart + .note", hint).await;
+
+    browser.show_history(0).await;
+    for end in ["ariaValueMin", "ariaValueNow", "ariaValueMax"] {
+        browser.holds(&format!("document.querySelector('#rate-chart').{end} === '0'")).await;
+    }
     browser.finish(&[]).await;
     server.stop().await;
 }

@@ -86,8 +86,10 @@ function onKey(frame, event) {
 }
 
 for (const id of Object.keys(chosen)) {
-  $(id).addEventListener("pointermove", (event) => onPointer($(id), event));
-  $(id).addEventListener("pointerleave", () => choose($(id), null));
+  for (const kind of ["pointerdown", "pointermove"]) $(id).addEventListener(kind, (event) => onPointer($(id), event));
+  // A finger leaves when it is lifted, and the value of a tap has to stay. It goes with the focus.
+  $(id).addEventListener("pointerleave", (event) => event.pointerType !== "touch" && choose($(id), null));
+  $(id).addEventListener("pointercancel", () => choose($(id), null));
   $(id).addEventListener("keydown", (event) => onKey($(id), event));
   $(id).addEventListener("blur", () => choose($(id), null));
 }
@@ -144,7 +146,7 @@ function chart(frame, label, scale, write, read, lines) {
   const text = back === null ? "" : pointText(back, lines, read);
   put(frame.nextElementSibling, text || "Point at the chart or use the arrow keys to read a value.");
   set(frame, "aria-label", label);
-  set(frame, "aria-valuemin", -(lines[0].values.length - 1) * step);
+  set(frame, "aria-valuemin", -Math.max(0, lines[0].values.length - 1) * step);
   set(frame, "aria-valuemax", 0);
   set(frame, "aria-valuenow", -(back ?? 0) * step);
   set(frame, "aria-valuetext", text || label);
