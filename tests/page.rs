@@ -679,13 +679,26 @@ async fn two_hundred_pools_are_folded_and_can_be_filtered() {
     browser.reads(".pool .shard .name", "campaign_120_shard_0.db").await;
     // A card that was opened stays open when the figures change.
     browser.holds("document.querySelectorAll('.pool[open]').length === 1").await;
-    browser
-        .run(
-            "const text = document.querySelector('#filter-text'); text.value = ''; \
-                 text.dispatchEvent(new Event('input')); return true",
-        )
-        .await;
+    let filter = async |text: &str| {
+        let script = format!(
+            "const text = document.querySelector('#filter-text'); text.value = '{text}'; \
+             text.dispatchEvent(new Event('input'))"
+        );
+        browser.run(&script).await;
+    };
+    site.block_refills("campaign_007", 1).await;
+    server.take("campaign_007", Some(100)).await;
+    filter("depleted").await;
+    browser.reads_just("#filtered", "1 of 200 pools").await;
+    browser.reads_just(".pool .name", "campaign_007").await;
+    filter("serves").await;
+    browser.reads_just("#filtered", "199 of 200 pools").await;
+    site.unblock_refills("campaign_007", 1);
     browser.reads_just("#filtered", "200 of 200 pools").await;
+    filter("").await;
+    browser.reads_just("#filtered", "200 of 200 pools").await;
+    let height = browser.run("return document.documentElement.scrollHeight").await;
+    assert!(height.as_u64().unwrap() < 6_000, "the page is {height} pixels high");
     browser.picture("many").await;
     browser.resize(360).await;
     let scroll = "return document.documentElement.scrollWidth";

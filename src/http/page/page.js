@@ -238,7 +238,8 @@ function renderPools() {
   const isMany = latest.length > POOLS_UNFOLDED;
   $("filter").hidden = !isMany;
   $("pools").classList.toggle("many", isMany);
-  const fits = ([name, pool]) => name.includes(text) || STATES[pool.status].includes(text);
+  const fits = ([name, pool]) => [name, stateText(pool), ...pool.shards.map(({ state }) => STATES[state])]
+    .some((part) => part.toLowerCase().includes(text));
   const shown = isMany ? latest.filter(fits) : latest;
   put($("filtered"), `${whole(shown.length)} of ${whole(latest.length)} pools`);
   const cards = keyed($("pools"), shown.map(([name]) => name), (name) => {
@@ -253,11 +254,13 @@ function renderPools() {
   cards.forEach((card, index) => renderPool(card, ...shown[index]));
 }
 
+const stateText = ({ status, reason }) => (reason ? `${STATES[status]}: ${reason}` : STATES[status]);
+
 function renderPool(card, name, pool) {
   const part = (selector) => card.querySelector(selector);
   const { min, max, decimals, size } = pool.range;
   put(part(".name"), name);
-  put(part(".state"), pool.reason ? `${STATES[pool.status]}: ${pool.reason}` : STATES[pool.status]);
+  put(part(".state"), stateText(pool));
   set(part(".state"), "data-is", pool.status);
   put(part(".brief"), card.open ? "" : `${whole(pool.pooled)} ready, ${rate(pool.issued_per_second)} per second`);
   put(part(".range"), `${bound(min, decimals)} to ${bound(max, decimals)}`);
