@@ -292,6 +292,10 @@ async fn the_page_is_open_and_has_no_door_to_elsewhere() {
             for way in ["http:", "https:", "\"//", "url(", "innerHTML", "insertAdjacentHTML"] {
                 assert!(!text.contains(way), "{way} in {path}");
             }
+            // All that it sends are requests with `fetch`, whose method is GET unless another one is named.
+            for way in ["method", "XMLHttpRequest", "sendBeacon", "WebSocket"] {
+                assert!(!text.contains(way), "{way} in {path}");
+            }
         }
         let answer = server.send(Method::POST, path).await;
         answer.assert_status(405);
