@@ -13,6 +13,7 @@
 
 mod lines;
 mod report;
+mod strict;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -242,6 +242,30 @@ async fn a_column_of_a_csv_is_imported() {
     assert!(finished.stderr.contains("no column \"code\"; it has number"), "{}", finished.stderr);
 }
 
+/// Story: a quotation mark was not closed, so all later lines were in one cell. The import succeeded without their
+/// numbers, and the server issued them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_csv_that_can_hide_lines_is_refused() {
+    let site = Site::new(&config());
+    let column = ["--column", "number"];
+    for (text, said) in [
+        ("order,number,note\n1,10,\"5 pcs\n2,11,x\n3,12,y\n", "line 2: a quotation mark is not"),
+        ("order,number,note\n1,10,\"5 pcs\n2,11,\"x\"\n3,12,y\n", "line 2: text follows a closing"),
+        ("number,note\r10,x\r11,y\r", "line 1: a carriage return is not at the end of a line"),
+        ("note,number\nx,10\ny,\"11\n12\"\n", "line 3: its number has a line break"),
+    ] {
+        write(&site, text);
+        let finished = try_import(&site, &column).await;
+        assert_eq!(finished.status.code(), Some(2), "{text:?}: {}", finished.stdout);
+        let expected = format!("Error: 1 line is wrong, so nothing was imported\n{said}");
+        assert!(finished.stderr.contains(&expected), "{text:?}: {}", finished.stderr);
+        assert!(site.files("").is_empty(), "something was imported");
+    }
+    write(&site, "number,note\r\n10,\"5 \"\"pcs\"\",\nor 6\"\r\n\"11\",\n");
+    let report = report_of(&try_import(&site, &column).await);
+    assert_eq!((report.marked, report.known), (2, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn standard_input_is_imported_and_people_get_text() {
     let site = Site::new(&config());

@@ -230,6 +230,8 @@ async fn refused_imports_say_what_to_do_and_change_nothing() {
     let wrong = send(admin, &format!("{USED}?line=100"), text, "x").await;
     check(&wrong, 422, "bad_lines", "line 100: ");
     check(&send(admin, USED, "text/csv", "1,2\nx\n").await, 422, "bad_lines", "line 2: ");
+    let wrong = send(admin, &format!("{USED}?line=5"), "text/csv", "1,\"a\n2,b\n").await;
+    check(&wrong, 422, "bad_lines", "line 5: a quotation mark is not closed");
     let wrong = send(admin, &format!("{USED}?column=0"), text, "1").await;
     check(&wrong, 422, "bad_lines", "from 1");
     let wrong = send(admin, &format!("{USED}?colour=0"), text, "1").await;
@@ -266,6 +268,22 @@ async fn refused_imports_say_what_to_do_and_change_nothing() {
     let report: Value =
         send(admin, &format!("{USED}?skip=n"), "text/csv", "n,x\n1,\n2,\n").await.parse();
     assert_eq!((&report["marked"], &report["known"]), (&Value::from(2), &Value::from(0)));
+    server.stop().await;
+}
+
+/// Story: a cell was sent as it was, so the server took its two lines for two numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_refuses_a_number_with_a_line_break() {
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let url = format!("http://{}", server.address());
+    fs::write(site.folder().join("numbers.txt"), "number,note\n\"12\n34\",\n56,x\n").unwrap();
+    let words = ["import", "--pool", "int", "--column", "number", "--url", &url, "numbers.txt"];
+    let finished = run(site.bare(env!("CARGO_BIN_EXE_tombola"), &words)).await;
+    assert_eq!(finished.status.code(), Some(2), "{}", finished.stdout);
+    assert!(finished.stderr.contains("line 2: its number has a line break"), "{}", finished.stderr);
+    let (report, _) = import(&server.client(), [12, 34, 56]).await;
+    assert_eq!(report["known"], 0, "nothing was imported");
     server.stop().await;
 }
 

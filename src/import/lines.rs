@@ -1,13 +1,16 @@
 //! Reads numbers or codes, one a line or in a column of a CSV. Knows nothing of the ledger.
 
 use std::fmt;
-use std::io::{self, BufRead, Read as _};
+use std::io::{self, BufRead, Read};
 use std::str::FromStr;
 
+use super::strict::{BrokenRecord, Strict};
 use crate::space::{Space, Value};
 
-/// The longest line of a text in bytes. A number has at most 21 characters, and a code at most 64.
+/// The longest line of a text, or cell of a CSV, in bytes. A number has at most 21 characters, and a code at most 64.
 const LINE_BYTES_MAX: usize = 1024;
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The number of wrong lines that are described. The rest are counted.
 const DESCRIBED_MAX: u64 = 10;
@@ -107,10 +110,13 @@ pub(crate) fn read(
 /// # Errors
 /// Returns [`LinesError::Wrong`] if there was a problem, after reading to the end.
 pub(crate) fn read_texts(
-    from: impl BufRead,
+    mut from: impl BufRead,
     layout: &Layout,
     each: impl FnMut(u64, &str) -> Result<(), String>,
 ) -> Result<(), LinesError> {
+    let mut start = Vec::new();
+    from.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
+    let from = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&start).chain(from);
     let mut reader = Reader { layout, each, wrong: WrongLines::default() };
     match &layout.column {
         None => reader.read_text(from)?,
@@ -137,18 +143,10 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
             if from.by_ref().take(limit).read_until(b'\n', &mut line)? == 0 {
                 break;
             }
-            if line.len() > LINE_BYTES_MAX {
-                self.refuse(number, &format!("it is longer than {LINE_BYTES_MAX} bytes"));
-                if line.last() != Some(&b'\n') {
-                    from.skip_until(b'\n')?;
-                }
-                continue;
+            if line.len() > LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+                from.skip_until(b'\n')?;
             }
-            let text = match number {
-                1 => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&line),
-                _ => &line,
-            };
-            self.add(number, text);
+            self.add(number, &line);
         }
         Ok(())
     }
@@ -160,12 +158,14 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
             .has_headers(false)
             .flexible(true)
             .terminator(csv::Terminator::Any(b'\n'))
-            .from_reader(from.chain(&b"\n"[..]));
+            .from_reader(Strict::new(from).chain(&b"\n"[..]));
         let mut record = csv::ByteRecord::new();
         let place = match column {
             Column::Place(place) => place - 1,
             Column::Name(name) => {
-                csv.read_byte_record(&mut record).map_err(io::Error::from)?;
+                if !self.read_record(&mut csv, &mut record)? && self.wrong.count > 0 {
+                    return Ok(());
+                }
                 let is_it = |cell: &[u8]| cell.trim_ascii() == name.as_bytes();
                 let cells = || record.iter().map(String::from_utf8_lossy).collect::<Vec<_>>();
                 record.iter().position(is_it).ok_or_else(|| LinesError::NoColumn {
@@ -174,7 +174,7 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
                 })?
             }
         };
-        while csv.read_byte_record(&mut record).map_err(io::Error::from)? {
+        while self.read_record(&mut csv, &mut record)? {
             let lines = record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
             let line = csv.position().line() - 1 - lines;
             match record.get(place) {
@@ -186,16 +186,38 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
         Ok(())
     }
 
+    /// Reads a record. Returns `false` at the end, and at a record that is broken, which it refuses.
+    fn read_record(
+        &mut self,
+        csv: &mut csv::Reader<impl Read>,
+        record: &mut csv::ByteRecord,
+    ) -> Result<bool, LinesError> {
+        let error = match csv.read_byte_record(record).map_err(csv::Error::into_kind) {
+            Ok(is_one) => return Ok(is_one),
+            Err(csv::ErrorKind::Io(error)) => error,
+            Err(_) => unreachable!("records may have any length and any bytes"),
+        };
+        let BrokenRecord { line, problem } = error.downcast()?;
+        self.refuse(line, problem);
+        Ok(false)
+    }
+
     /// Takes the number in a line, if there is one.
     fn add(&mut self, line: u64, text: &[u8]) {
+        if text.len() > LINE_BYTES_MAX {
+            return self.refuse(line, &format!("it is longer than {LINE_BYTES_MAX} bytes"));
+        }
         let Ok(text) = str::from_utf8(text) else {
             return self.refuse(line, "it is not UTF-8");
         };
         let text = text.trim();
-        if !text.is_empty()
-            && self.layout.skip.as_deref() != Some(text)
-            && let Err(problem) = (self.each)(line, text)
-        {
+        if text.is_empty() || self.layout.skip.as_deref() == Some(text) {
+            return;
+        }
+        if text.contains('\n') {
+            return self.refuse(line, "its number has a line break");
+        }
+        if let Err(problem) = (self.each)(line, text) {
             self.refuse(line, &problem);
         }
     }
@@ -261,5 +283,44 @@ mod tests {
         assert!(error.contains("no column \"c\""), "{error}");
         let error = read(&b"\xff\n"[..], &Layout::default(), &space()).unwrap_err().to_string();
         assert!(error.ends_with("line 1: it is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_csv_that_breaks_rfc_4180_is_refused() {
+        let read_all = |text: &str| read_all(text, &layout(Some("2"), None));
+        let refused = |text: &str, expected: &[&str]| {
+            let error = read_all(text).expect_err(text);
+            assert_eq!(error.lines().skip(1).collect::<Vec<_>>(), expected, "{text:?}");
+        };
+        let unclosed = "line 2: a quotation mark is not closed";
+        refused("a,1,x\na,2,\"5 pcs\na,3,x\n\n", &[unclosed]);
+        refused("a,1,x\na,\"2\na,3,x\n", &[unclosed]);
+        refused("a,1,x\na,2,\"", &[unclosed]);
+        refused("a,1,x\na,2,\"5 pcs\"\"\n", &[unclosed]);
+        refused("a,x\na,2,\"5 pcs\na,3,x", &["line 1: \"x\" is not a decimal number", unclosed]);
+        let after = "line 2: text follows a closing quotation mark";
+        refused("a,1,x\na,2,\"5 pcs\na,3,\"x\"\na,4,y\n", &[after]);
+        refused("a,1,x\na,\"2\" ,x\n", &[after]);
+        let inside = "line 2: a quotation mark is in a cell that does not begin with one";
+        refused("a,1,x\na,2,5\" pcs\n", &[inside]);
+        refused("a,1,x\na,2, \"5, 6\"\n", &[inside]);
+        let alone = "line 1: a carriage return is not at the end of a line";
+        refused("a,1\ra,2\ra,3\r", &[alone]);
+        refused("a,\"1\"\ra,2\n", &[alone]);
+        refused("a,1\na,\"2\n3\"\n", &["line 2: its number has a line break"]);
+        let many = "a,2,x\n".repeat(200_000);
+        let long = "line 1: its record is longer than 1 MiB; a quotation mark may not be closed";
+        refused(&format!("a,1,\"5 pcs\n{many}"), &[long]);
+        let long = "1".repeat(LINE_BYTES_MAX + 1);
+        refused(&format!("a,{long}\n"), &["line 1: it is longer than 1024 bytes"]);
+
+        let allowed = |text: &str, expected: &[i64]| {
+            assert_eq!(read_all(text), Ok(expected.to_vec()), "{text:?}");
+        };
+        allowed("\u{feff}\"a\",\"1\",\"\"\r\n\"a\",\"2\"\r\na,3\r", &[1, 2, 3]);
+        allowed("a,1,\"two\r\nlines, \"\"quoted\"\"\"\na, 2 ,\"\"\"\"\n\r\n\n", &[1, 2]);
+        allowed(&many, &[2; 200_000]);
+        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        allowed(&format!("{long},1,\"{long}\"\n"), &[1]);
     }
 }
