@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::info;
 
-pub(crate) use self::lines::{Column, Layout, LinesError, read, read_texts};
+pub(crate) use self::lines::{Column, Layout, LinesError, WrongLines, read, read_texts};
 pub(crate) use self::report::Report;
 use crate::batch::BatchId;
 use crate::config::PoolConfig;

@@ -323,6 +323,16 @@ async fn the_command_sends_a_large_file_in_parts() {
     let finished = import(&admin.text).await;
     assert_eq!(finished.status.code(), Some(2));
     assert!(finished.stderr.contains("line 450001: \"x\""), "{}", finished.stderr);
+    // Wrong lines of all parts: 2 that the server finds in the first one, 1 that is too long, and 9 in the last one.
+    let long = "9".repeat(2_000);
+    fs::write(&file, format!("x\n1\ny\n{numbers}{long}\n{}", "z\n".repeat(9))).unwrap();
+    let finished = import(&admin.text).await;
+    assert_eq!(finished.status.code(), Some(2));
+    let (_, said) = finished.stderr.split_once("Error: ").unwrap();
+    let lines: Vec<_> = said.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let first = ["12 lines are wrong, so nothing was imported", "line 1", "line 3", "line 450004"];
+    let last = (450_005..450_012).map(|line| format!("line {line}"));
+    assert_eq!(lines, first.map(str::to_owned).into_iter().chain(last).collect::<Vec<_>>());
     let finished = import("tombola_wrong").await;
     assert_eq!(finished.status.code(), Some(2));
     assert!(finished.stderr.contains("scope admin"), "{}", finished.stderr);

@@ -73,8 +73,8 @@ pub(super) fn run(flags: Flags) -> anyhow::Result<()> {
         Some(url) => {
             let server = Target::new(url, ca).server()?;
             let remote = Remote { server, credentials: client::credentials(token_file)?, pool };
-            let parts = parts(open(&from)?, &layout)?;
-            with_conflicts(conflicts.as_deref(), || super::block_on(remote.import(parts)))?
+            let (parts, wrong) = parts(open(&from)?, &layout)?;
+            with_conflicts(conflicts.as_deref(), || super::block_on(remote.import(parts, wrong)))?
         }
         None => {
             sqlite::check_version().map_err(anyhow::Error::msg)?;

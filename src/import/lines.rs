@@ -13,7 +13,7 @@ const LINE_BYTES_MAX: usize = 1024;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The number of wrong lines that are described. The rest are counted.
-const DESCRIBED_MAX: u64 = 10;
+const DESCRIBED_MAX: usize = 10;
 
 /// Characters of a line in an error.
 const EXCERPT_CHARS: usize = 80;
@@ -69,8 +69,22 @@ pub(crate) enum LinesError {
 #[derive(Debug, Default)]
 pub(crate) struct WrongLines {
     count: u64,
-    /// The problems of the first ones.
-    first: Vec<String>,
+    /// The numbers and the problems of the first ones.
+    first: Vec<(u64, String)>,
+}
+
+impl WrongLines {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds wrong lines of the same file.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.count += others.count;
+        self.first.extend(others.first);
+        self.first.sort_unstable();
+        self.first.truncate(DESCRIBED_MAX);
+    }
 }
 
 impl std::error::Error for WrongLines {}
@@ -79,7 +93,24 @@ impl fmt::Display for WrongLines {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = if self.count == 1 { "line is" } else { "lines are" };
         write!(formatter, "{} {lines} wrong, so nothing was imported", self.count)?;
-        self.first.iter().try_for_each(|problem| write!(formatter, "\n{problem}"))
+        let mut first = self.first.iter();
+        first.try_for_each(|(line, problem)| write!(formatter, "\nline {line}: {problem}"))
+    }
+}
+
+/// Parses what is displayed, as a server responds it. The error is a text that is something else.
+impl FromStr for WrongLines {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut lines = text.lines();
+        let count = lines.next().and_then(|summary| summary.split(' ').next()?.parse().ok());
+        let first = lines.map(|line| {
+            let (line, problem) = line.strip_prefix("line ")?.split_once(": ")?;
+            Some((line.parse().ok()?, problem.to_owned()))
+        });
+        let first = first.collect::<Option<_>>();
+        count.zip(first).map(|(count, first)| Self { count, first }).ok_or(())
     }
 }
 
@@ -122,9 +153,9 @@ pub(crate) fn read_texts(
         None => reader.read_text(from)?,
         Some(column) => reader.read_csv(from, column)?,
     }
-    match reader.wrong.count {
-        0 => Ok(()),
-        _ => Err(reader.wrong.into()),
+    match reader.wrong.is_empty() {
+        true => Ok(()),
+        false => Err(reader.wrong.into()),
     }
 }
 
@@ -163,7 +194,7 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
         let place = match column {
             Column::Place(place) => place - 1,
             Column::Name(name) => {
-                if !self.read_record(&mut csv, &mut record)? && self.wrong.count > 0 {
+                if !self.read_record(&mut csv, &mut record)? && !self.wrong.is_empty() {
                     return Ok(());
                 }
                 let is_it = |cell: &[u8]| cell.trim_ascii() == name.as_bytes();
@@ -225,8 +256,8 @@ impl<F: FnMut(u64, &str) -> Result<(), String>> Reader<'_, F> {
     fn refuse(&mut self, line: u64, problem: &str) {
         let line = line + self.layout.lines_before;
         self.wrong.count += 1;
-        if self.wrong.count <= DESCRIBED_MAX {
-            self.wrong.first.push(format!("line {line}: {problem}"));
+        if self.wrong.first.len() < DESCRIBED_MAX {
+            self.wrong.first.push((line, problem.to_owned()));
         }
     }
 }
@@ -322,5 +353,21 @@ mod tests {
         allowed(&many, &[2; 200_000]);
         let long = "x".repeat(LINE_BYTES_MAX + 1);
         allowed(&format!("{long},1,\"{long}\"\n"), &[1]);
+    }
+
+    #[test]
+    fn wrong_lines_are_added_up() {
+        let wrong = |lines: std::ops::Range<u64>| {
+            let first = lines.clone().map(|line| (line, "wrong".to_owned()));
+            let count = lines.count() as u64;
+            WrongLines { count, first: first.take(DESCRIBED_MAX).collect() }
+        };
+        let mut sum = wrong(20..23);
+        sum.add(wrong(1..2));
+        sum.add(wrong(30..50).to_string().parse().unwrap());
+        let text = sum.to_string();
+        assert!(text.starts_with("24 lines are wrong, so nothing was imported\nline 1: wrong\n"));
+        assert!(text.ends_with("\nline 35: wrong") && text.lines().count() == 11, "{text}");
+        assert!("line is the number of the first line".parse::<WrongLines>().is_err());
     }
 }

@@ -12,7 +12,7 @@ use hyper::body::Bytes;
 use crate::commands::client::{Client, HttpResponse};
 use crate::commands::exit::{Ended, Exit};
 use crate::config::TOKEN_VARIABLE;
-use crate::import::{Layout, LinesError, Report, read_texts};
+use crate::import::{Layout, LinesError, Report, WrongLines, read_texts};
 
 /// The most bytes of a request: less than the 16 MiB that the server reads, so that a slow connection can send them in
 /// time.
@@ -40,11 +40,14 @@ pub(super) struct Remote {
 }
 
 /// Reads lines and splits them into parts. Blank lines take the place of those without a number, so that the server
-/// counts the lines as the file does.
-pub(super) fn parts(from: impl BufRead, layout: &Layout) -> Result<Vec<Part>, LinesError> {
+/// counts the lines as the file does. Also returns the lines that no pool can have.
+pub(super) fn parts(
+    from: impl BufRead,
+    layout: &Layout,
+) -> Result<(Vec<Part>, WrongLines), LinesError> {
     let mut parts: Vec<Part> = Vec::new();
     let mut next_line = 1;
-    read_texts(from, layout, |line, text| {
+    let read = read_texts(from, layout, |line, text| {
         let length = text.len() + usize::try_from(line - next_line).unwrap_or(usize::MAX);
         let is_full = |part: &Part| part.text.len().saturating_add(length) >= PART_BYTES_MAX;
         if parts.last().is_none_or(is_full) {
@@ -59,28 +62,46 @@ pub(super) fn parts(from: impl BufRead, layout: &Layout) -> Result<Vec<Part>, Li
         }
         next_line = line + 1;
         Ok(())
-    })?;
-    Ok(parts)
+    });
+    match read {
+        Ok(()) => Ok((parts, WrongLines::default())),
+        Err(LinesError::Wrong(wrong)) => Ok((parts, wrong)),
+        Err(error) => Err(error),
+    }
 }
 
 impl Remote {
-    /// Imports all parts, or nothing if a line is wrong.
-    pub(super) async fn import(&self, parts: Vec<Part>) -> anyhow::Result<Report> {
-        if parts.len() > 1 {
+    /// Imports all parts, or nothing if a line is wrong. `wrong` are those that are known.
+    pub(super) async fn import(
+        &self,
+        parts: Vec<Part>,
+        mut wrong: WrongLines,
+    ) -> anyhow::Result<Report> {
+        if parts.len() > 1 || !wrong.is_empty() {
             for part in &parts {
-                self.send(part, true).await?;
+                if let Err(others) = self.send(part, true).await? {
+                    wrong.add(others);
+                }
             }
+        }
+        if !wrong.is_empty() {
+            return Err(LinesError::from(wrong).into());
         }
         let empty = Part { first_line: 1, text: String::new() };
         let mut parts = parts.into_iter();
-        let mut sum = self.send(&parts.next().unwrap_or(empty), false).await?;
+        let first = parts.next().unwrap_or(empty);
+        let mut sum = self.send(&first, false).await?.map_err(LinesError::from)?;
         for part in parts {
-            sum.add(self.send(&part, false).await?);
+            sum.add(self.send(&part, false).await?.map_err(LinesError::from)?);
         }
         Ok(sum)
     }
 
-    async fn send(&self, part: &Part, only_check: bool) -> anyhow::Result<Report> {
+    async fn send(
+        &self,
+        part: &Part,
+        only_check: bool,
+    ) -> anyhow::Result<Result<Report, WrongLines>> {
         let Part { first_line, text } = part;
         let target = format!("/pools/{}/used?line={first_line}&check={only_check}", self.pool);
         let request = self
@@ -98,20 +119,23 @@ impl Remote {
         let response: HttpResponse =
             exchange.await.map_err(|problem| self.server.unreachable(&problem))?;
         if response.status != 200 {
-            return Err(self.refusal(&response));
+            return self.refusal(&response).map(Err);
         }
-        serde_json::from_slice(&response.body).map_err(|_| {
+        serde_json::from_slice(&response.body).map(Ok).map_err(|_| {
             let problem = format!("{}: its response is no report of an import", self.server);
             Ended::error(Exit::Unreachable, problem)
         })
     }
 
-    fn refusal(&self, response: &HttpResponse) -> anyhow::Error {
+    /// Returns the wrong lines if the server refused the import because of them.
+    fn refusal(&self, response: &HttpResponse) -> anyhow::Result<WrongLines> {
         let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let reason = body["error"].as_str().map_or_else(|| response.excerpt(), printable);
         let (exit, advice) = match response.status {
-            // The lines, as if they had been read here.
-            422 => return Ended::error(Exit::Settings, reason),
+            422 => match reason.trim_end_matches('.').parse() {
+                Ok(wrong) => return Ok(wrong),
+                Err(()) => (Exit::Settings, String::new()),
+            },
             401 | 403 => (
                 Exit::Settings,
                 format!(" Use a token of the scope admin, in {TOKEN_VARIABLE} or --token-file."),
@@ -120,7 +144,8 @@ impl Remote {
             _ => (Exit::Failed, String::new()),
         };
         let status = response.status;
-        Ended::error(exit, format!("{} refused the import: {status} {reason}{advice}", self.server))
+        let problem = format!("{} refused the import: {status} {reason}{advice}", self.server);
+        Err(Ended::error(exit, problem))
     }
 }
 
