@@ -479,6 +479,30 @@ async fn a_backup_and_a_larger_range_keep_what_was_imported() {
     assert_eq!((again.marked, again.known + again.issued_before), (0, 1000));
 }
 
+/// Story: everything was marked, and then the report was lost, because the settings of the receipts were wrong.
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_imported_if_the_receipts_can_not_be_read() {
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let taken = integers(&server.take("int", None).await)[0];
+    server.stop().await;
+    write(&site, &lines(0..=LAST));
+    let away = config().set("receipts.store", "'postgres://tombola@127.0.0.1:1/receipts'");
+    site.configure(&away.clone().set("receipts.password_file", "'missing'"));
+    let finished = try_import(&site, &["--conflicts", "conflicts.csv"]).await;
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+    assert!(finished.stderr.contains("missing"), "{}", finished.stderr);
+    assert!(!site.folder().join("conflicts.csv").exists());
+
+    // A database that is away costs only the receipts in the report.
+    site.configure(&away);
+    let report = report_of(&try_import(&site, &[]).await);
+    assert_eq!((report.known, report.marked), (0, 2_999), "nothing was imported before");
+    assert_eq!(report.conflicts(), BTreeSet::from([taken.to_string()]));
+    assert_eq!(report.conflicts[0].receipt, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exported_numbers_can_be_imported_elsewhere() {
     let (site, other) = (Site::new(&config()), Site::new(&config()));

@@ -146,8 +146,9 @@ fn import_here(config: &Config, pool: &PoolConfig, values: Vec<Value>) -> anyhow
     }
     let folder = Folder::open(&config.dir, Mode::Sharded, false, Duration::ZERO);
     let folder = folder.map_err(|error| in_use(&error).unwrap_or_else(|| error.into()))?;
-    let outcome = import::import(&folder, pool, values)?;
+    // Before the import, because an import can't be taken back.
     let reader = receipts::locked_reader(config)?;
+    let outcome = import::import(&folder, pool, values)?;
     let receipt = |value| {
         let receipt = reader.of_number(&pool.name, value, None);
         let receipt = receipt.unwrap_or_else(|error| {
