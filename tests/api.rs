@@ -474,6 +474,35 @@ async fn each_example_is_what_the_server_answers() {
     }
     server.stop().await;
 
+    // With tokens for some pools.
+    let draw = Token::with("shop", "draw", &["--pool", "int"]).await;
+    let lookup = Token::with("desk", "lookup", &["--pool", "int"]).await;
+    let admin = Token::with("admin", "admin", &["--pool", "int"]).await;
+    let with_tickets = config().pool("tickets", 1, 1_000, 1, 100);
+    site.configure(&with_tokens(with_tickets, &[&draw, &lookup, &admin]));
+    let server = site.start().await;
+    let description = Description::of(&server).await;
+    remember(&description);
+    let is_of_pools = |example: &Example| {
+        ["a pool of other tokens", "a token for some pools"].contains(&&*example.when)
+    };
+    let mut refused = BTreeSet::new();
+    for example in description.when(is_of_pools) {
+        let (token, target) = match &*example.path {
+            "/random" => (&draw, "/random?type=tickets"),
+            RECEIPT => (&lookup, "/receipts/tickets/1"),
+            USED => (&admin, "/pools/tickets/used"),
+            _ => (&admin, "/reload"),
+        };
+        let (header, method) = ([("authorization", &*token.header())], example.method.clone());
+        let answer = server.client().send_with(method, target, &header).await.unwrap();
+        example.assert_answered(&answer);
+        answered.insert(example.name());
+        refused.insert(example.path);
+    }
+    assert_eq!(refused, BTreeSet::from(["/random", RECEIPT, USED, "/reload"].map(str::to_owned)));
+    server.stop().await;
+
     // When a range is used up.
     let site = Site::new(&Config::new().pool("int", 1, 10, 1, 10));
     site.fill().await;

@@ -193,7 +193,7 @@ impl<'a> Offer<'a> {
             READY => self.ready(),
             STATUS => self.status(),
             METRICS => self.metrics(),
-            RELOAD => reload(),
+            RELOAD => self.reload(),
             OPENAPI => description(),
             DOCS => docs_page(),
             docs::FILE => docs_file(),
@@ -551,6 +551,32 @@ impl<'a> Offer<'a> {
             ..Route::default()
         }
     }
+
+    fn reload(&self) -> Route {
+        let message = "The settings were reloaded; none changed".to_owned();
+        let refused =
+            "server.listen can't change while the server runs: restart it, or undo the change";
+        let mut errors = vec![(
+            "a setting that can't change".to_owned(),
+            ApiError::NotReloaded { message: refused.to_owned() },
+        )];
+        if self.guard.hides_pools() {
+            errors.push(("a token for some pools".to_owned(), ApiError::RestrictedToken));
+        }
+        Route {
+            summary: "Read the settings again",
+            description: "Puts all changed settings into effect, or none. A token that is restricted to some pools \
+                          can't do this."
+                .to_owned(),
+            responses: described(
+                "The new settings are in effect.",
+                Ref::from_schema_name(Reloaded::name()),
+                vec![("nothing changed".to_owned(), json(StatusCode::OK, &Reloaded { message }))],
+            ),
+            errors,
+            ..Route::default()
+        }
+    }
 }
 
 fn label() -> Parameter {
@@ -559,28 +585,6 @@ fn label() -> Parameter {
         "A text to find the receipt by, such as an order number: up to 128 bytes. It is kept with the receipt \
          and never interpreted.",
     )
-}
-
-fn reload() -> Route {
-    let message = "The settings were reloaded; none changed".to_owned();
-    let refused =
-        "server.listen can't change while the server runs: restart it, or undo the change";
-    Route {
-        summary: "Read the settings again",
-        description: "Puts all changed settings into effect, or none. A token that is restricted to some pools can't \
-                      do this."
-            .to_owned(),
-        responses: described(
-            "The new settings are in effect.",
-            Ref::from_schema_name(Reloaded::name()),
-            vec![("nothing changed".to_owned(), json(StatusCode::OK, &Reloaded { message }))],
-        ),
-        errors: vec![(
-            "a setting that can't change".to_owned(),
-            ApiError::NotReloaded { message: refused.to_owned() },
-        )],
-        ..Route::default()
-    }
 }
 
 fn description() -> Route {

@@ -28,7 +28,10 @@ impl Offer<'_> {
         let text = || Some(Object::with_type(Type::String));
         let content = || ContentBuilder::new().schema(text()).build();
         let body = RequestBodyBuilder::new()
-            .description(Some("Numbers or codes, one a line. Blank lines are allowed."))
+            .description(Some(
+                "Numbers or codes, one a line. Blank lines are allowed. In `text/csv`, they are in the column \
+                 `column`, or in the first one.",
+            ))
             .content("text/plain", content())
             .content("text/csv", content())
             .build();
@@ -68,10 +71,36 @@ impl Offer<'_> {
         let allowed = names.collect::<Vec<_>>().join(", ");
         let problem =
             "1 line is wrong, so nothing was imported\nline 3: \"x\" is not a decimal number";
+        let mut errors = vec![
+            (
+                "a pool that does not exist".to_owned(),
+                ApiError::UnknownType { given: "none".to_owned(), allowed },
+            ),
+            (
+                "?colour=red".to_owned(),
+                ApiError::UnknownParameter {
+                    given: "colour".to_owned(),
+                    allowed: "check, column, line, skip",
+                },
+            ),
+            (
+                "a line that is no number".to_owned(),
+                ApiError::BadLines { problem: problem.to_owned() },
+            ),
+            ("a body that is not text".to_owned(), ApiError::NotText),
+            ("an instance of a fleet".to_owned(), ApiError::InFleet),
+            ("the disk is full".to_owned(), ApiError::ImportFailed),
+        ];
+        if self.guard.hides_pools() {
+            let given = "tickets".to_owned();
+            let error = ApiError::ForbiddenPool { given };
+            errors.push(("a pool of other tokens".to_owned(), error));
+        }
         Route {
             summary: "Import numbers that were issued by other means",
             description: "From the response on, none of these numbers is handed out. If the response is lost, send \
-                          the request again."
+                          the request again. Backups from before the import lack it: after restoring one, import the \
+                          numbers again."
                 .to_owned(),
             parameters: vec![
                 pool_parameter,
@@ -86,23 +115,7 @@ impl Offer<'_> {
                 schema,
                 vec![("an import".to_owned(), json(StatusCode::OK, &report))],
             ),
-            errors: vec![
-                (
-                    "a pool that does not exist".to_owned(),
-                    ApiError::UnknownType { given: "none".to_owned(), allowed },
-                ),
-                (
-                    "?colour=red".to_owned(),
-                    ApiError::UnknownParameter { given: "colour".to_owned(), allowed: "check, column, line, skip" },
-                ),
-                (
-                    "a line that is no number".to_owned(),
-                    ApiError::BadLines { problem: problem.to_owned() },
-                ),
-                ("a body that is not text".to_owned(), ApiError::NotText),
-                ("an instance of a fleet".to_owned(), ApiError::InFleet),
-                ("the disk is full".to_owned(), ApiError::ImportFailed),
-            ],
+            errors,
         }
     }
 }
