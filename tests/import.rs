@@ -442,6 +442,22 @@ async fn an_import_without_its_marks_is_completed_by_running_it_again() {
     assert_eq!(drain(&site).await, (1..=LAST).step_by(2).collect());
 }
 
+/// The marks are in files that were used up and replaced before the import was run again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_is_completed_late_reports_its_marks_as_issued() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let first = import(&site, (0..=LAST).step_by(2)).await;
+    Connection::open(site.file(LEDGER))
+        .unwrap()
+        .execute_batch("UPDATE batches SET closed = 0 WHERE shard = -1; DELETE FROM imported")
+        .unwrap();
+    assert_eq!(drain(&site).await, (1..=LAST).step_by(2).collect());
+    let again = import(&site, (0..=LAST).step_by(2)).await;
+    assert!(again.interrupted && first.marked_in_shards > 100, "{first:?} {again:?}");
+    assert_eq!((again.marked, again.issued_before), (0, first.marked_in_shards));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_finds_an_imported_number_that_is_unused() {
     let site = Site::new(&config());
@@ -477,6 +493,26 @@ async fn a_backup_and_a_larger_range_keep_what_was_imported() {
     assert_eq!(rest.intersection(&taken).count(), 0);
     let again = import(&site, (0..=LAST).step_by(3)).await;
     assert_eq!((again.marked, again.known + again.issued_before), (0, 1000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_from_before_an_import_needs_it_again() {
+    let site = Site::new(&config());
+    let taken = set(&site.stop_with_standby(700).await);
+    let finished = run(site.console(&["backup", "copy"])).await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    let numbers = || (0..=LAST).step_by(3);
+    let first = import(&site, numbers()).await;
+    assert!(first.marked > first.marked_in_shards && first.marked_in_shards > 0, "{first:?}");
+
+    fs::rename(site.data(), site.folder().join("old")).unwrap();
+    fs::rename(site.folder().join("copy"), site.data()).unwrap();
+    let again = import(&site, numbers()).await;
+    assert_eq!((again.marked, again.known), (first.marked, 0), "the copy lacked the import");
+    assert_eq!(again.conflicts(), first.conflicts());
+    verify(&site).await;
+    let expected = (0..=LAST).filter(|number| number % 3 != 0 && !taken.contains(number)).collect();
+    assert_eq!(drain(&site).await, expected);
 }
 
 /// Story: everything was marked, and then the report was lost, because the settings of the receipts were wrong.

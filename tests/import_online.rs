@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     Answer, Client, Config, Failure, Server, Site, Token, integers, missing, run, with_tokens,
 };
@@ -268,6 +269,44 @@ async fn refused_imports_say_what_to_do_and_change_nothing() {
     let report: Value =
         send(admin, &format!("{USED}?skip=n"), "text/csv", "n,x\n1,\n2,\n").await.parse();
     assert_eq!((&report["marked"], &report["known"]), (&Value::from(2), &Value::from(0)));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_conflict_has_its_receipt() {
+    let site = Site::new(&config());
+    let server = site.start().await;
+    let client = server.client();
+    let headers = [("idempotency-key", "a")];
+    let without = integers(&server.take("int", None).await)[0];
+    let keyed = client.send_with(Method::POST, "/random", &headers).await.unwrap();
+    let keyed = integers(&keyed.numbers())[0];
+    let report: Value = post(&client, USED, &lines([keyed, without])).await.parse();
+    let conflict = |number, receipt| json!({ "number": number, "receipt": receipt });
+    let mut expected = [conflict(keyed, Some(1)), conflict(without, None)];
+    expected.sort_by_key(|conflict| conflict["number"].as_i64());
+    assert_eq!(report["conflicts"], json!(expected));
+
+    // The command reads the same numbers from standard input.
+    let url = format!("http://{}", server.address());
+    let words = ["import", "--pool", "int", "--url", &url, "--conflicts", "conflicts.csv", "-"];
+    let mut command = site.bare(env!("CARGO_BIN_EXE_tombola"), &words);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let numbers = lines([without, keyed]);
+    child.stdin.take().unwrap().write_all(numbers.as_bytes()).unwrap();
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    for (number, receipt) in [(keyed, "receipt 1"), (without, "no receipt")] {
+        let line = format!("conflict: {number} was issued before; {receipt}\n");
+        assert!(said.contains(&line), "{line:?} of {said}");
+    }
+    let csv = fs::read_to_string(site.folder().join("conflicts.csv")).unwrap();
+    let mut rows = [(keyed, "1"), (without, "")];
+    rows.sort_unstable();
+    let rows = rows.map(|(number, receipt)| format!("{number},{receipt}\n"));
+    assert_eq!(csv, format!("number,receipt\n{}", rows.concat()));
     server.stop().await;
 }
 

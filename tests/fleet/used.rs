@@ -88,6 +88,12 @@ async fn an_instance_with_other_used_numbers_is_refused() {
     let (code, said) = refusal(&site(&store, "1\nx\n")).await;
     assert_eq!(code, SETTINGS, "{said}");
     assert!(said.contains("used.txt: 1 line is wrong"), "{said}");
+    // Also an instance that has the only file.
+    let without = Store::witness();
+    Site::new(&pool(without.config())).start().await.stop().await;
+    let (code, said) = refusal(&site(&without, "1\n2\n")).await;
+    assert_eq!(code, SETTINGS, "{said}");
+    assert!(said.contains("but no numbers in the space"), "{said}");
     // Also the first instance, later.
     fs::write(first.folder().join("used.txt"), "1\n2\n3\n").unwrap();
     let (code, said) = refusal(&first).await;
