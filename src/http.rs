@@ -109,7 +109,8 @@ struct App {
     pools: Arc<Pools>,
     /// The names of the pools, in the order of the pools.
     names: Vec<PoolName>,
-    /// Whether a reload is about to replace these routes, so that a pool may be stopped.
+    /// Whether a reload is about to replace these routes, so that a pool may be stopped. Requests that fail then begin
+    /// again at the new routes.
     is_outdated: AtomicBool,
     reloads: ReloadHandle,
     reads: Arc<Reads>,
@@ -162,9 +163,9 @@ impl App {
         let format = || Format::accepted(request.headers());
         let format = wanted.count.map_or(Format::Json, |_| format());
         if let Some(asked) = self.keeper.asked(key, &wanted, format)? {
-            let caller = self.guard.caller(admitted);
-            return asked.respond(pool, caller, admitted.account.as_ref()).await;
+            return asked.respond(pool, self.count_limit, &self.guard, admitted).await;
         }
+        query::check_count(wanted.count, self.count_limit)?;
         quota::charge(admitted.account.as_ref(), wanted.count)?;
         match wanted.count {
             None => one(pool).await.map(whole),
@@ -195,7 +196,9 @@ pub fn parse_query(
     query: &str,
 ) -> Result<(usize, Option<NonZeroU32>), String> {
     let names = Names { sorted: pools, caller: None };
-    query::parse(&names, Some(count_limit), Some(query), Parameters::default())
+    let wanted = query::parse(&names, Some(count_limit), Some(query), Parameters::default());
+    wanted
+        .and_then(|wanted| query::check_count(wanted.count, count_limit).map(|()| wanted))
         .map(|wanted| (wanted.pool, wanted.count))
         .map_err(|error| error.to_string())
 }
@@ -295,6 +298,7 @@ async fn probe(
 ) -> Result<Response, ApiError> {
     let Wanted { pool, count, .. } =
         app.wanted(&admitted, query.as_deref(), Parameters::default())?;
+    query::check_count(count, app.count_limit)?;
     quota::probe(admitted.account.as_ref(), count)?;
     match app.pools[pool].health() {
         PoolHealth { serves: false, exhausted: true, shared, .. } => {

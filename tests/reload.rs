@@ -7,18 +7,21 @@ mod support;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::Value;
 use support::{
-    Answer, Config, Failure, Finished, Server, Site, Token, eventually, missing, run, with_tokens,
+    Answer, Config, Failure, Finished, Health, Server, Site, Token, eventually, missing, run,
+    with_tokens,
 };
 use tokio::task::JoinSet;
 
 const CLIENTS: usize = 64;
 const RELOADS: usize = 100;
 const LAST: i64 = 100_000_000;
+const USED: &str = "/pools/int/used";
 
 fn config() -> Config {
     Config::new().pool("int", 0, LAST, 2, 20_000)
@@ -93,6 +96,24 @@ async fn a_hundred_reloads_under_load_fail_only_requests_to_pools_that_ended() {
             (pool, numbers)
         });
     }
+    // Neither the load balancer nor an import of numbers that were issued by other means notices.
+    server.get("/ready").await.assert_status(200);
+    let (client, stopped) = (server.client(), Arc::clone(&stop));
+    let others = tokio::spawn(async move {
+        let headers = [("content-type", "text/plain")];
+        let mut imported = 0..;
+        while !stopped.load(Ordering::SeqCst) {
+            let lines = format!("{}\n", imported.next().unwrap());
+            for (method, target, body) in [
+                (Method::HEAD, "/random?type=int", ""),
+                (Method::GET, "/ready", ""),
+                (Method::POST, USED, &*lines),
+            ] {
+                let answer = client.send_body(method, target, &headers, body).await.unwrap();
+                assert_eq!(answer.status, 200, "{target}: {}", answer.body);
+            }
+        }
+    });
     let mut settings = config();
     for round in 0..RELOADS {
         settings = match round % 4 {
@@ -107,6 +128,7 @@ async fn a_hundred_reloads_under_load_fail_only_requests_to_pools_that_ended() {
         assert!(message.contains(words[round % 4]), "{message}");
     }
     stop.store(true, Ordering::SeqCst);
+    others.await.unwrap();
     let (mut ints, mut gifts) = (Vec::new(), Vec::new());
     while let Some(client) = clients.join_next().await {
         let (pool, numbers) = client.unwrap();
@@ -143,6 +165,54 @@ async fn a_reload_raises_the_limit_of_open_files_for_its_pools() {
     server.stop().await;
 }
 
+/// Story: while a reload opened the only pool again, `/ready` told the load balancer to use another server, and an
+/// import failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_while_their_pool_is_opened_again() {
+    // The first pause is long enough to send the requests, and the last one is never reached.
+    let config = || config().set("refill.retry_ms", 1_000).set("refill.retry_limit_ms", 60_000);
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let blocked = site.file("int_shard_7.db");
+    std::fs::create_dir(&blocked).unwrap();
+    site.configure(&config().set("pools.int.shard_size", 10_000));
+    let client = server.client();
+    let reload = tokio::spawn(async move { client.send(Method::POST, "/reload").await.unwrap() });
+    server.process.says("the pool can't be opened again").await;
+    let mut requests = JoinSet::new();
+    for (method, target, body) in [
+        (Method::GET, "/random", ""),
+        (Method::HEAD, "/random", ""),
+        (Method::GET, "/health", ""),
+        (Method::GET, "/ready", ""),
+        (Method::POST, USED, "1\n2\n"),
+    ] {
+        let client = server.client();
+        requests.spawn(async move {
+            let headers = [("content-type", "text/plain")];
+            let answer = client.send_body(method.clone(), target, &headers, body).await.unwrap();
+            (format!("{method} {target}"), answer)
+        });
+    }
+    // Each request has a connection of its own, and so have the reload and this one.
+    let connections = requests.len() + 2;
+    eventually("all requests to wait", async || {
+        if let Some(ended) = requests.try_join_next() {
+            let (request, answer) = ended.unwrap();
+            panic!("{request} did not wait: {} {}", answer.status, answer.body);
+        }
+        (status(&server).await["connections"] == connections).then_some(())
+    })
+    .await;
+    std::fs::remove_dir(blocked).unwrap();
+    assert_eq!(reload.await.unwrap().status, 422);
+    for (request, answer) in requests.join_all().await {
+        assert_eq!(answer.status, 200, "{request}: {}", answer.body);
+    }
+    server.stop().await;
+}
+
 /// Story: half of a change was in effect, and no operator knew which half.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_all_changes_or_none() {
@@ -157,6 +227,10 @@ async fn a_reload_takes_all_changes_or_none() {
         (more().set("pools.int.max", LAST + 1), "pools.int.max can't change"),
         (more().set("server.mode", "'sqlite'"), "server.mode can't change"),
         (more().set("receipts.keep", "'1h'"), "receipts.keep can't change"),
+        (
+            more().set("fleet.store", "'file:///srv/store.db'").set("fleet.space", "'raffle'"),
+            "fleet.space, fleet.store can't change",
+        ),
         (more().set("pools.int.shards", 0), "pools.int.shards = 0"),
         (more().set("colour", "'red'"), "colour"),
     ];
@@ -178,6 +252,15 @@ async fn a_reload_takes_all_changes_or_none() {
         server.get("/random?type=gift").await.assert_status(400);
     }
 
+    // The configuration sets the folder of a site, so this case edits the file.
+    site.configure(&more());
+    let file = site.folder().join("config.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, text.replace("/data'", "/other'")).unwrap();
+    let answer = reload(&server).await;
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    assert!(answer.body.contains("storage.dir can't change"), "{}", answer.body);
+
     // A new pool can't be opened: another one changed in the same reload.
     site.configure(&more().set("pools.int.shards", 1));
     std::fs::create_dir(site.file("used_numbers_gift.db")).unwrap();
@@ -187,7 +270,8 @@ async fn a_reload_takes_all_changes_or_none() {
     server.get("/random?count=8").await.assert_status(200);
     std::fs::remove_dir(site.file("used_numbers_gift.db")).unwrap();
 
-    // The second of two pools that change can't be opened again, so the first one goes on as before.
+    // The second of two pools that change can't be opened again, so the first one goes on as before. The second one
+    // can't be opened with its settings from before either, and is down.
     let two = |shards: u16| {
         let size = 15_000 + 1_000 * u32::from(shards);
         config().pool("ticket", 0, 9, shards, 1).set("pools.int.shard_size", size)
@@ -202,9 +286,23 @@ async fn a_reload_takes_all_changes_or_none() {
     let answer = reload(&server).await;
     assert_eq!(answer.status, 422, "{}", answer.body);
     assert!(answer.body.contains("ticket_shard_7.db"), "{}", answer.body);
+    assert!(answer.body.contains("ticket is down until a reload opens it"), "{}", answer.body);
     assert_eq!(size().await, 16_000);
     take(&server, "/random?count=8").await;
-    server.get("/random?type=ticket").await.assert_status(400);
+    server.get("/random?type=ticket").await.assert_refilling();
+    let health = server.get("/health").await;
+    health.assert_status(503);
+    let ticket = &health.parse::<Health>().pools["ticket"];
+    assert_eq!((&*ticket.status, ticket.shards_in_rotation), ("down", 0));
+    assert_eq!(ticket.reason.as_deref(), Some("a shard can't be used"));
+    let shown = status(&server).await["pools"]["ticket"]["reason"].clone();
+    assert!(shown.as_str().unwrap().contains("ticket_shard_7.db"), "{shown}");
+    assert!(server.get("/metrics").await.body.contains("pool=\"ticket\""));
+    // So it is after a reload that has another problem.
+    site.configure(&two(1).set("server.drain_ms", 77));
+    assert_eq!(reload(&server).await.status, 422);
+    server.get("/random?type=ticket").await.assert_refilling();
+    site.configure(&two(2));
     // The next reload opens it.
     std::fs::remove_dir(blocked).unwrap();
     let message = reloaded(&server).await;
@@ -216,6 +314,63 @@ async fn a_reload_takes_all_changes_or_none() {
     tickets.extend(take(&server, "/random?type=ticket&count=9").await);
     assert_eq!(missing(&tickets, 0..=9), 0);
     server.stop().await;
+}
+
+/// The number of shards, and the level at which the next generation of a shard is built.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_are_added_and_refilled_earlier_after_a_reload() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let shards =
+        async || status(&server).await["pools"]["int"]["shards"].as_array().unwrap().clone();
+    // A shard with three quarters of its numbers needs no other generation at first.
+    server.take("int", Some(5_000)).await;
+    assert!(shards().await.iter().all(|shard| shard["standby"] == false));
+    site.configure(&config().set("refill.low_water", "0.9"));
+    assert!(reloaded(&server).await.contains("changed: refill.low_water; pools opened again: int"));
+    eventually("a standby of the shard below 0.9", async || {
+        shards().await.iter().any(|shard| shard["standby"] == true).then_some(())
+    })
+    .await;
+    site.configure(&config().set("refill.low_water", "0.9").set("pools.int.shards", 3));
+    reloaded(&server).await;
+    eventually("three shards in rotation", async || {
+        let shards = shards().await;
+        assert_eq!(shards.len(), 3);
+        shards.iter().all(|shard| shard["state"] == "in_rotation").then_some(())
+    })
+    .await;
+    server.stop().await;
+}
+
+/// Story: the log said that settings were reloaded, and no operator could tell which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_is_one_line_of_the_log_with_its_settings() {
+    let site = Site::new(&config());
+    let mut server = site.start().await;
+    let settings = async || status(&server).await["settings"].clone();
+    assert_eq!(settings().await["reload"], Value::Null);
+    let mut lines = Vec::new();
+    for (drain_ms, outcome) in [(10_000, "The settings were reloaded"), (77, "were not reloaded")] {
+        site.configure(&config().set("server.drain_ms", drain_ms).set("server.count_limit", 7));
+        let before = SystemTime::now();
+        reload(&server).await;
+        let settings = settings().await;
+        let at = settings["reload"]["at"].as_str().unwrap();
+        let at = humantime::parse_rfc3339(at).unwrap();
+        // The time is in milliseconds.
+        assert!(before - Duration::from_millis(1) <= at && at <= SystemTime::now());
+        lines.push((outcome, settings["digest"].as_str().unwrap().to_owned()));
+    }
+    // Nothing changed the second time.
+    assert_eq!(lines[0].1, lines[1].1);
+    server.process.signal(Signal::SIGTERM);
+    let log = server.process.finish().await.stderr;
+    for (outcome, digest) in lines {
+        let found: Vec<_> = log.lines().filter(|line| line.contains(outcome)).collect();
+        assert!(found.len() == 1 && found[0].contains(&digest), "{found:?}");
+    }
 }
 
 /// Story: a rotated token worked only after a restart.
@@ -281,6 +436,26 @@ async fn quotas_and_limits_change_and_what_was_used_stays_used() {
     site.configure(&config());
     reloaded(&server).await;
     server.get("/random?count=4").await.assert_status(200);
+    server.stop().await;
+}
+
+/// Story: a response was lost and the limit was lowered before the retry, which then got 400 instead of its numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_gets_its_numbers_although_the_limit_is_lower_by_then() {
+    let site = Site::new(&config());
+    site.fill().await;
+    let server = site.start().await;
+    let draw = async |key: &str| {
+        let headers = [("idempotency-key", key)];
+        server.client().send_with(Method::POST, "/random?count=9", &headers).await.unwrap()
+    };
+    let drawn = draw("first").await.numbers();
+    site.configure(&config().set("server.count_limit", 3));
+    reloaded(&server).await;
+    let retried = draw("first").await;
+    assert_eq!(retried.header("idempotent-replayed"), Some("true"));
+    assert_eq!(retried.numbers(), drawn);
+    draw("second").await.assert_status(400);
     server.stop().await;
 }
 

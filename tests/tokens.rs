@@ -90,6 +90,21 @@ async fn a_token_for_some_pools_draws_looks_up_and_sees_only_these() {
     let unknown = get(&server, "/random?type=gift", all).await;
     assert!(unknown.body.contains("Allowed: int, ticket, voucher."), "{}", unknown.body);
 
+    // A key is its owner's. If it was used for another pool, the token does not learn which one.
+    let keyed = async |target: &str, token: &Token| {
+        let header = token.header();
+        let headers = [("authorization", &*header), ("idempotency-key", "order-17")];
+        server.client().send_with(Method::POST, target, &headers).await.unwrap()
+    };
+    keyed("/random?label=keyed", all).await.assert_status(200);
+    let reused = keyed("/random?type=voucher", &shop).await;
+    assert_refused(&reused, 422, "key_reused");
+    for hidden in ["int", "keyed"] {
+        assert!(!reused.body.contains(hidden), "{}", reused.body);
+    }
+    let reused = keyed("/random?type=voucher", all).await;
+    assert!(reused.body.contains("type=int, label=\\\"keyed\\\""), "{}", reused.body);
+
     // It looks up only numbers of its pools, although the other has the same owner.
     let number = other.parse::<Value>()["number"].clone();
     let target = format!("/receipts/int/{number}");
@@ -104,7 +119,10 @@ async fn a_token_for_some_pools_draws_looks_up_and_sees_only_these() {
     assert_eq!(labels(get(&server, "/receipts?limit=1", &audit).await), ["mine"]);
     assert_eq!(labels(get(&server, "/receipts?after=1&limit=5", &audit).await), ["mine"]);
     assert_eq!(labels(get(&server, "/receipts?label=other", &audit).await), [""; 0]);
-    assert_eq!(labels(get(&server, "/receipts", all_audit).await), ["mine", "mine", "other"]);
+    assert_eq!(
+        labels(get(&server, "/receipts", all_audit).await),
+        ["mine", "mine", "other", "keyed"]
+    );
 
     // It sees only its pools.
     let its = ["ticket", "voucher"];

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use super::guard::{Admitted, Guard};
 use super::lines::{self, Format};
-use super::query::Wanted;
-use super::quota::{self, Account};
+use super::query::{self, Wanted};
+use super::quota;
 use super::response::ApiError;
 use super::{AnyResponse, api_error, one_of, whole};
-use crate::config::{PoolConfig, Recorded};
+use crate::config::{PoolConfig, PoolName, Recorded};
 use crate::pool::Pool;
 use crate::receipts::{
-    Caller, Given, KEY_BYTES_MAX, Kept, KeyDigest, Label, Origin, Receipt, Receipts, Request,
-    Unavailable,
+    Given, KEY_BYTES_MAX, Kept, KeyDigest, Label, Origin, Receipt, Receipts, Request, Unavailable,
 };
 
 /// The header with the key, a string of RFC 8941 or the bare characters
@@ -106,11 +106,12 @@ impl Asked<'_> {
     pub(super) async fn respond(
         self,
         pool: &Arc<Pool>,
-        caller: &Caller,
-        account: Option<&Account>,
+        count_limit: NonZeroU32,
+        guard: &Guard,
+        admitted: &Admitted,
     ) -> Result<AnyResponse, ApiError> {
         let receipts = &self.keeper.receipts;
-        let responded = self.try_respond(pool, caller, account).await;
+        let responded = self.try_respond(pool, count_limit, guard, admitted).await;
         if let Err(ApiError::KeyReused { .. } | ApiError::ReceiptNotSaved) = responded {
             receipts.counts().refused();
         }
@@ -120,26 +121,33 @@ impl Asked<'_> {
     async fn try_respond(
         &self,
         pool: &Arc<Pool>,
-        caller: &Caller,
-        account: Option<&Account>,
+        count_limit: NonZeroU32,
+        guard: &Guard,
+        admitted: &Admitted,
     ) -> Result<AnyResponse, ApiError> {
         let receipts = &self.keeper.receipts;
+        let (caller, account) = (guard.caller(admitted), admitted.account.as_ref());
+        // The keys are the owner's, and the owner may have a token for other pools.
+        let may_see = |pool: &PoolName| guard.allows(admitted, pool);
         let mut first = match &self.key {
             Some(key) => Some(receipts.begin(KeyDigest::new(&caller.owner, key)).await),
             None => None,
         };
         let count = self.count.unwrap_or(NonZeroU32::MIN);
+        let allowed = query::check_count(self.count, count_limit);
         // If there is no quota, and nothing to wait for, the key is looked up when the receipt is saved.
-        let ready = if account.is_none() { pool.try_reserve(count) } else { None };
+        let is_free = account.is_none() && allowed.is_ok();
+        let ready = if is_free { pool.try_reserve(count) } else { None };
         let numbers = match ready {
             Some(numbers) => numbers,
             None => {
-                // A replay costs no quota, and needs no numbers.
+                // A replay costs no quota and needs no numbers, and the limit may have been higher before.
                 if let Some(first) = &mut first
                     && let Some(receipt) = receipts.find(first).await?
                 {
-                    return self.replay(pool, receipt);
+                    return self.replay(pool, receipt, may_see);
                 }
+                allowed?;
                 quota::charge(account, self.count)?;
                 let numbers = pool.reserve(count).await;
                 numbers.map_err(|error| api_error(pool, error, count.get()))?
@@ -153,18 +161,27 @@ impl Asked<'_> {
         };
         match receipts.save(first, numbers, request).await? {
             Kept::Given(given) => Ok(self.response(pool, given)),
-            Kept::Known(receipt) => self.replay(pool, *receipt),
+            Kept::Known(receipt) => self.replay(pool, *receipt, may_see),
         }
     }
 
     /// Returns the response of a receipt, if it is that of an equal request.
-    fn replay(&self, pool: &Pool, receipt: Receipt) -> Result<AnyResponse, ApiError> {
+    fn replay(
+        &self,
+        pool: &Pool,
+        receipt: Receipt,
+        may_see: impl Fn(&PoolName) -> bool,
+    ) -> Result<AnyResponse, ApiError> {
         let count = self.count.map(|count| count.get() as usize);
         let is_same = receipt.origin.pool == self.origin.pool
             && receipt.given.count() == count
             && receipt.has_label(self.label.as_ref());
         if !is_same {
-            return Err(ApiError::KeyReused { used_for: used_for(&receipt) });
+            let used_for = match may_see(&receipt.origin.pool) {
+                true => used_for(&receipt),
+                false => "one to another pool".to_owned(),
+            };
+            return Err(ApiError::KeyReused { used_for });
         }
         self.keeper.receipts.counts().replayed();
         let mut response = self.response(pool, receipt.given);

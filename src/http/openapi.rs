@@ -565,8 +565,9 @@ impl<'a> Offer<'a> {
         }
         Route {
             summary: "Read the settings again",
-            description: "Puts all changed settings into effect, or none. A token that is restricted to some pools \
-                          can't do this."
+            description: "Puts all changed settings into effect, or none. If a pool can't be opened again even with \
+                          the settings from before, it is down until a reload opens it, and the message names it. A \
+                          token that is restricted to some pools can't do this."
                 .to_owned(),
             responses: described(
                 "The new settings are in effect.",

@@ -111,7 +111,7 @@ impl Parameters {
 }
 
 /// Parses a query string and the parameters of the body. Without a `count_limit`, the parameters `count` and
-/// `label` are not allowed.
+/// `label` are not allowed. The count may be above the limit: see [`check_count`].
 ///
 /// # Errors
 /// An [`ApiError`] that says what is allowed.
@@ -151,6 +151,14 @@ pub(super) fn parse(
 fn parse_count(text: &str, limit: NonZeroU32) -> Result<NonZeroU32, ApiError> {
     // `parse` alone would let "+5" through.
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let count = text.parse().ok().filter(|&count| digits && count <= limit);
+    let count = text.parse().ok().filter(|_| digits);
     count.ok_or_else(|| ApiError::BadCount { given: text.to_owned(), limit: limit.get() })
+}
+
+/// Refuses a count above the limit.
+pub(super) fn check_count(count: Option<NonZeroU32>, limit: NonZeroU32) -> Result<(), ApiError> {
+    match count.filter(|&count| count > limit) {
+        Some(count) => Err(ApiError::BadCount { given: count.to_string(), limit: limit.get() }),
+        None => Ok(()),
+    }
 }

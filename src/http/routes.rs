@@ -148,10 +148,10 @@ impl Routes {
     /// Handles a request that came from the address `peer`. `is_charged` is whether its quota was charged before.
     ///
     /// # Errors
-    /// Returns the request if it got no numbers, perhaps because a reload has stopped its pool.
+    /// Returns the request if it failed, perhaps because a reload has stopped its pool.
     async fn handle(
         &self,
-        mut request: Box<Request<Bytes>>,
+        request: Box<Request<Bytes>>,
         peer: IpAddr,
         is_charged: bool,
     ) -> Result<AnyResponse, Box<Request<Bytes>>> {
@@ -165,24 +165,33 @@ impl Routes {
             Ok(admitted) => admitted,
             Err(error) => return Ok(error.into()),
         };
-        if let Some(app) = &self.app
-            && request.uri().path() == RANDOM
-            && matches!(*request.method(), Method::GET | Method::POST)
-        {
-            admitted.account = admitted.account.filter(|_| !is_charged);
-            let response = app.random(&request, &admitted).await;
-            let has_none =
-                matches!(response, Err(ApiError::Refilling | ApiError::Exhausted { .. }));
-            return match has_none && app.is_outdated.load(Ordering::SeqCst) {
-                true => Err(request),
-                false => Ok(response.unwrap_or_else(AnyResponse::from)),
-            };
+        admitted.account = admitted.account.filter(|_| !is_charged);
+        let is_draw = request.uri().path() == RANDOM
+            && matches!(*request.method(), Method::GET | Method::POST);
+        let response = match &self.app {
+            Some(app) if is_draw => {
+                app.random(&request, &admitted).await.unwrap_or_else(AnyResponse::from)
+            }
+            _ => {
+                // The request itself is kept for the routes that may replace these.
+                let mut request = Request::clone(&request).map(Body::from);
+                request.extensions_mut().insert(admitted);
+                match self.router.call(request).await {
+                    Ok(response) => response.map(Either::Right),
+                    Err(never) => match never {},
+                }
+            }
+        };
+        let failed =
+            matches!(response.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::GONE);
+        match failed && self.is_outdated() {
+            true => Err(request),
+            false => Ok(response),
         }
-        request.extensions_mut().insert(admitted);
-        match self.router.call(request.map(Body::from)).await {
-            Ok(response) => Ok(response.map(Either::Right)),
-            Err(never) => match never {},
-        }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.app.as_ref().is_some_and(|app| app.is_outdated.load(Ordering::SeqCst))
     }
 }
 

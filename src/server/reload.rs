@@ -1,5 +1,6 @@
 //! Applies changed settings to a running server: all of them, or none. Knows nothing of signals and connections.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -15,6 +16,7 @@ use crate::config::{Config, Overrides, PoolConfig, PoolName};
 use crate::http::{Guard, Keeper, LiveRoutes, PoolRoutes, Routes};
 use crate::monitor::Monitor;
 use crate::on_demand::Handle;
+use crate::pool::{Cause, Pool, Trouble};
 use crate::receipts::Receipts;
 use crate::reload::{Loaded, Plan, Reload, ReloadHandle, ReloadRequests, plan};
 
@@ -82,10 +84,12 @@ impl Reloader {
     }
 
     async fn reload_and_report(&mut self) -> Reload {
-        let (outcome, digest) = self.reload().await;
+        let outcome = self.reload().await;
+        // That of the settings in effect, whether they are new or not.
+        let digest = self.loaded.digest();
         match outcome.is_applied {
-            true => info!("{}", outcome.message),
-            false => error!("the settings were not reloaded: {}", outcome.message),
+            true => info!(%digest, "{}", outcome.message),
+            false => error!(%digest, "the settings were not reloaded: {}", outcome.message),
         }
         if let Serving::Pools(serving) = &self.serving {
             serving.monitor.reloaded(outcome.clone(), digest);
@@ -93,23 +97,22 @@ impl Reloader {
         outcome
     }
 
-    /// Returns the outcome, and the digest of the settings that were read.
-    async fn reload(&mut self) -> (Reload, String) {
+    async fn reload(&mut self) -> Reload {
         let overrides = self.overrides.clone();
         let load = move || Loaded::read(&overrides);
         let loaded = tokio::task::spawn_blocking(load).await.expect("reading does not panic");
-        let (digest, applied) = match loaded {
-            Ok(loaded) => (loaded.digest(), self.apply(loaded).await),
-            Err(error) => (String::new(), Err(error.to_string())),
+        let applied = match loaded {
+            Ok(loaded) => self.apply(loaded).await,
+            Err(error) => Err(error.to_string()),
         };
         let is_applied = applied.is_ok();
         let message = applied.unwrap_or_else(|problem| problem);
-        (Reload { at: SystemTime::now(), is_applied, message }, digest)
+        Reload { at: SystemTime::now(), is_applied, message }
     }
 
     /// Puts the settings into effect. Returns a sentence about what changed.
     async fn apply(&mut self, after: Loaded) -> Result<String, String> {
-        let plan = plan(&self.loaded, &after)?;
+        let plan = plan(&self.running(), &after)?;
         check_door(&after.config).map_err(|error| error.to_string())?;
         warn_of_tokens(&after.config);
         let certificate = match (&self.tls, &after.config.server.tls) {
@@ -125,7 +128,6 @@ impl Reloader {
         let ended = match changed {
             Ok(ended) => ended,
             Err(problem) => {
-                self.forget_lost_pools();
                 self.set_connections_max(&self.loaded.config);
                 // Pools that were opened again need new routes all the same.
                 let guard = Arc::clone(previous.guard());
@@ -151,14 +153,15 @@ impl Reloader {
         self.connections_max.store(connections_max(config), Ordering::Relaxed);
     }
 
-    /// Takes the pools that could not be opened again out of the settings in effect, so that the next reload opens
-    /// them.
-    fn forget_lost_pools(&mut self) {
+    /// Returns the settings in effect without the pools that could not be opened again. To the next reload these are
+    /// new, so that it opens them.
+    fn running(&self) -> Loaded {
+        let mut loaded = self.loaded.clone();
         if let Serving::Pools(serving) = &self.serving {
-            let runs =
-                |config: &PoolConfig| serving.pools.iter().any(|pool| *pool.name() == config.name);
-            self.loaded.config.pools.retain(runs);
+            let running: BTreeSet<_> = serving.pools.iter().map(RunningPool::name).collect();
+            loaded.config.pools.retain(|config| running.contains(&config.name));
         }
+        loaded
     }
 
     fn routes(&self, config: &Config, guard: Arc<Guard>, previous: &Routes) -> Routes {
@@ -198,7 +201,7 @@ impl ServingPools {
     ///
     /// # Errors
     /// The first problem. All pools are then as they were before, except those that can't be opened with the settings
-    /// that they had either.
+    /// that they had either: they stay stopped, and are shown as down.
     async fn change(&mut self, plan: &Plan, routes: &Routes) -> Result<Vec<RunningPool>, String> {
         let mut opened = Vec::new();
         for config in &plan.opened {
@@ -221,36 +224,58 @@ impl ServingPools {
                 Ok(pool) => self.pools.push(pool),
                 Err(error) => {
                     end(opened).await;
-                    self.restore(before).await;
-                    self.watch();
-                    return Err(error.to_string());
+                    let shown = self.monitor.pools();
+                    let mut problem = error.to_string();
+                    for name in self.restore(before, &shown).await {
+                        problem += &format!("; the pool {name} is down until a reload opens it");
+                    }
+                    self.watch(&shown);
+                    return Err(problem);
                 }
             }
         }
         self.pools.append(&mut opened);
         let ended = plan.ended.iter().filter_map(|name| self.take(name)).collect();
-        self.watch();
+        self.watch(&[]);
         Ok(ended)
     }
 
-    /// Opens pools with the settings that they had.
-    async fn restore(&mut self, before: Vec<PoolConfig>) {
+    /// Opens pools with the settings that they had. Returns those that can't be opened, whose stopped pools are `shown`.
+    async fn restore(&mut self, before: Vec<PoolConfig>, shown: &[Arc<Pool>]) -> Vec<PoolName> {
+        let mut lost = Vec::new();
         for config in before {
             end(self.take(&config.name)).await;
-            let mut backoff = Backoff::new(config.refill.retry, config.refill.retry_limit);
-            for _ in 0..TRIES {
-                match RunningPool::open(&self.shared, &config).await {
-                    Ok(pool) => {
-                        self.pools.push(pool);
-                        break;
-                    }
-                    Err(error) => {
-                        error!(pool = %config.name, %error, "the pool can't be opened again");
-                        tokio::time::sleep(backoff.next()).await;
-                    }
-                }
+            let stopped = shown.iter().find(|pool| *pool.name() == config.name);
+            match self.open_again(&config, stopped).await {
+                Some(pool) => self.pools.push(pool),
+                None => lost.push(config.name),
             }
         }
+        lost
+    }
+
+    /// Opens a pool, in several tries if necessary. Notes at the stopped pool why they fail.
+    async fn open_again(
+        &self,
+        config: &PoolConfig,
+        stopped: Option<&Arc<Pool>>,
+    ) -> Option<RunningPool> {
+        let mut backoff = Backoff::new(config.refill.retry, config.refill.retry_limit);
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(backoff.next()).await;
+            }
+            let error = match RunningPool::open(&self.shared, config).await {
+                Ok(pool) => return Some(pool),
+                Err(error) => error,
+            };
+            error!(pool = %config.name, %error, "the pool can't be opened again");
+            if let Some(stopped) = stopped {
+                let details = format!("the pool can't be opened again: {error}");
+                stopped.set_refill_trouble(Some(Trouble::new(Cause::Shard, details, &error)));
+            }
+        }
+        None
     }
 
     fn take(&mut self, name: &PoolName) -> Option<RunningPool> {
@@ -258,10 +283,16 @@ impl ServingPools {
         Some(self.pools.remove(position))
     }
 
-    /// Makes the pools those that are monitored.
-    fn watch(&mut self) {
+    /// Shows the pools that run, and those of `before` that don't.
+    fn watch(&mut self, before: &[Arc<Pool>]) {
         self.pools.sort_by(|one, other| one.name().cmp(other.name()));
-        self.monitor.set_pools(self.pools.iter().map(|pool| Arc::clone(&pool.pool)).collect());
+        let mut shown: Vec<_> = self.pools.iter().map(|pool| Arc::clone(&pool.pool)).collect();
+        for pool in before {
+            if let Err(place) = shown.binary_search_by(|other| other.name().cmp(pool.name())) {
+                shown.insert(place, Arc::clone(pool));
+            }
+        }
+        self.monitor.set_pools(shown);
     }
 }
 
