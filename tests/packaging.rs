@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::skipped;
+use support::{Config, Site, skipped};
 
 const UNIT: &str = include_str!("../ops/tombola.service");
 const DOCKERFILE: &str = include_str!("../Dockerfile");
@@ -52,6 +52,18 @@ fn systemd_takes_the_unit_without_a_complaint() {
     let ours: Vec<_> = said.lines().filter(|line| line.contains("tombola")).collect();
     assert!(ours.is_empty(), "{said}");
     assert!(output.status.success(), "{said}");
+}
+
+#[tokio::test]
+async fn the_unit_reloads_with_the_signal_that_the_server_knows() {
+    let command = UNIT.lines().find_map(|line| line.strip_prefix("ExecReload=")).unwrap();
+    let site = Site::new(&Config::new().pool("int", 0, 99, 1, 10));
+    let server = site.start().await;
+    let id = server.process.id().to_string();
+    let status = Command::new("sh").args(["-c", command]).env("MAINPID", id).status().unwrap();
+    assert!(status.success(), "{command}");
+    server.process.says("The settings were reloaded").await;
+    server.stop().await;
 }
 
 /// Story: the documented path of the witness was in a folder that the service could not write to, and the

@@ -818,6 +818,23 @@ async fn with_tokens_the_page_asks_for_one_and_works_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_only_the_pools_of_its_token() {
+    let Some(browser) = Browser::start().await else { return };
+    let observe = Token::with("monitor", "observe", &["--pool", "ticket"]).await;
+    let site = Site::new(&with_tokens(config().pool("ticket", 1, 1_000, 1, 100), &[&observe]));
+    site.fill().await;
+    let server = site.start().await;
+    browser.open(server.address()).await;
+    browser.enter("#observe-token", &observe.text).await;
+    browser.reads_just(".pool .name", "ticket").await;
+    browser.holds("document.querySelectorAll('.pool').length === 1").await;
+    browser.holds("document.querySelector('#pool').innerText.trim() === 'ticket'").await;
+    browser.holds("!document.body.innerText.includes('int_shard')").await;
+    browser.finish(&["401"]).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_page_says_that_the_server_is_gone_and_recovers_by_itself() {
     let Some(browser) = Browser::start().await else { return };
     let site = Site::new(&config());

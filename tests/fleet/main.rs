@@ -25,6 +25,7 @@ mod joining;
 mod links;
 mod postgres;
 mod promotion;
+mod reload;
 mod restored_store;
 mod seen;
 mod store;

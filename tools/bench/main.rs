@@ -4,8 +4,9 @@
 //! control one after the other (A B A B …), and reported as the median of the pairs' ratios: on a noisy
 //! machine, a ratio is more stable than a figure. A row is not reported if a side gave a wrong response.
 //!
-//! The parts are `requests`, `fill`, `start`, `receipts`, `import`, `growth`, `pools`, `modes`, `peers` and `fleet`. `side`
-//! has the processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the table.
+//! The parts are `requests`, `fill`, `start`, `receipts`, `import`, `reload`, `growth`, `pools`, `modes`, `peers` and
+//! `fleet`. `side` has the processes, `drive` the load, `control` and `nginx` the servers to compare with, `report` the
+//! table.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod nginx;
 mod peers;
 mod pools;
 mod receipts;
+mod reload;
 mod report;
 mod requests;
 mod side;
@@ -52,7 +54,7 @@ struct Arguments {
 /// The parts to measure, and how long each takes.
 #[derive(Clone, Debug, clap::Args)]
 struct Plan {
-    /// Only these parts [default: all except receipts, import, growth, pools, modes, peers and fleet]
+    /// Only these parts [default: all except receipts, import, reload, growth, pools, modes, peers and fleet]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
     /// Pairs of runs for each row
@@ -95,7 +97,8 @@ impl Plan {
             | Part::Modes
             | Part::Fleet
             | Part::Receipts
-            | Part::Import => self.only.contains(&part),
+            | Part::Import
+            | Part::Reload => self.only.contains(&part),
             Part::Peers => self.peers || self.only.contains(&part),
             _ => self.only.is_empty() || self.only.contains(&part),
         }
@@ -120,8 +123,10 @@ enum Part {
     Start,
     /// Requests that leave a receipt, with an empty and a full file of receipts, and `tombola draw`
     Receipts,
-    /// An import into a stopped folder against filling as many numbers, and one into a server under load
+    /// An import into a stopped folder against filling as many numbers, and imports into a server under load
     Import,
+    /// Reloads of a token, a new pool, and pools that are opened again, beside 2 and 200 pools
+    Reload,
     /// Cost of a draw as the ledger grows, with a plot
     Growth,
     /// Many small pools: how soon the last one serves, and the memory, files, threads and disk of each
@@ -200,6 +205,9 @@ fn measure(plan: &Plan) -> anyhow::Result<()> {
     }
     if plan.wants(Part::Import) {
         import::import(plan, &mut report)?;
+    }
+    if plan.wants(Part::Reload) {
+        reload::reload(plan, &mut report)?;
     }
     if plan.wants(Part::Growth) {
         growth::growth(plan, &mut report)?;

@@ -40,6 +40,11 @@ impl Site {
         Ok(Self { dir, settings: file })
     }
 
+    /// Writes the settings again.
+    pub(crate) fn configure(&self, settings: &str) -> anyhow::Result<()> {
+        Ok(fs::write(&self.settings, settings)?)
+    }
+
     /// Fills all shards. Returns how long that took, and the process's peak memory in bytes.
     pub(crate) fn fill(&self) -> anyhow::Result<(Duration, u64)> {
         let started = Instant::now();
