@@ -441,7 +441,7 @@ impl Files for System {
         // The old file is removed and not truncated: it could be a link to a file elsewhere, which root would
         // then empty and give away.
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => create_new(path).map(drop),
         }
     }

@@ -408,20 +408,19 @@ async fn open_files(
     tokio::task::spawn_blocking(open).await.expect(OPENS)
 }
 
-/// Waits for all of these openings, several of which are under way at once, since each mostly waits for the disk.
-/// Returns their results in order.
+/// Opens or ends several pools at once, since each mostly waits for the disk. Returns the results in order.
 async fn at_once<T: Send + 'static>(
-    openings: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+    works: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
-    let tasks: Vec<_> = openings.map(tokio::spawn).collect();
-    let mut opened = Vec::new();
+    let tasks: Vec<_> = works.map(tokio::spawn).collect();
+    let mut results = Vec::new();
     for task in tasks {
-        opened.push(task.await.expect(OPENS));
+        results.push(task.await.expect(OPENS));
     }
-    opened
+    results
 }
 
-const OPENS: &str = "opening does not panic";
+const OPENS: &str = "opening and ending do not panic";
 
 /// Raises the limit of open files to what the settings need. Returns the most connections at once: as configured, or
 /// fewer if the process may not open as many files.

@@ -1,4 +1,4 @@
-//! The pools of a running server: opens one, and ends one. Knows nothing of connections.
+//! The pools of a running server: opens them, and ends one. Knows nothing of connections.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::Lanes;
-use super::{OPENS, join};
+use super::{OPENS, at_once, join, open_files};
 use crate::config::{PoolConfig, PoolName};
 use crate::events::Events;
 use crate::fleet::Membership;
@@ -36,18 +36,36 @@ pub(super) struct RunningPool {
 }
 
 impl RunningPool {
-    /// Opens the files of a pool and starts its tasks.
+    /// Opens the files of pools, several at once, and starts their tasks. Returns the pools that could be opened.
     ///
     /// # Errors
-    /// [`FolderError`], with what to do about it. No task runs then.
-    pub(super) async fn open(shared: &Shared, config: &PoolConfig) -> Result<Self, FolderError> {
-        let (folder, opened) = (Arc::clone(&shared.folder), config.clone());
-        let open = move || {
-            let found = folder.shards()?.remove(&opened.name).unwrap_or_default();
-            folder.open_pool(&opened, &found, None, true)
+    /// The first [`FolderError`] comes with the pools that could be opened.
+    pub(super) async fn open_all(
+        shared: &Shared,
+        configs: &[PoolConfig],
+    ) -> (Vec<Self>, Result<(), FolderError>) {
+        let folder = Arc::clone(&shared.folder);
+        let found = match tokio::task::spawn_blocking(move || folder.shards()).await.expect(OPENS) {
+            Ok(found) => found,
+            Err(error) => return (Vec::new(), Err(error.into())),
         };
-        let files = tokio::task::spawn_blocking(open).await.expect(OPENS)?;
-        Ok(Self::start(shared, config, files, None).await)
+        let openings = configs.iter().cloned().map(|config| {
+            let found = found.get(&config.name).cloned().unwrap_or_default();
+            let shared = shared.clone();
+            async move {
+                let folder = Arc::clone(&shared.folder);
+                let (files, _) = open_files(folder, config.clone(), found, None).await?;
+                Ok(Self::start(&shared, &config, files, None).await)
+            }
+        });
+        let (mut opened, mut result) = (Vec::new(), Ok(()));
+        for opening in at_once(openings).await {
+            match opening {
+                Ok(pool) => opened.push(pool),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        (opened, result)
     }
 
     /// Starts the tasks of a pool whose files are open.

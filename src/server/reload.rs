@@ -10,7 +10,7 @@ use tracing::{error, info};
 
 use super::pools::{RunningPool, Shared};
 use super::tls::Tls;
-use super::{check_door, connections_max, warn_of_tokens};
+use super::{at_once, check_door, connections_max, warn_of_tokens};
 use crate::backoff::Backoff;
 use crate::config::{Config, Overrides, PoolConfig, PoolName};
 use crate::http::{Guard, Keeper, LiveRoutes, PoolRoutes, Routes};
@@ -203,36 +203,28 @@ impl ServingPools {
     /// The first problem. All pools are then as they were before, except those that can't be opened with the settings
     /// that they had either: they stay stopped, and are shown as down.
     async fn change(&mut self, plan: &Plan, routes: &Routes) -> Result<Vec<RunningPool>, String> {
-        let mut opened = Vec::new();
-        for config in &plan.opened {
-            match RunningPool::open(&self.shared, config).await {
-                Ok(pool) => opened.push(pool),
-                Err(error) => {
-                    end(opened).await;
-                    return Err(error.to_string());
-                }
-            }
+        let (mut opened, result) = RunningPool::open_all(&self.shared, &plan.opened).await;
+        if let Err(error) = result {
+            end(opened).await;
+            return Err(error.to_string());
         }
         // From here on, requests that are turned away wait for the next routes.
         routes.set_outdated();
-        let mut before = Vec::new();
-        for config in &plan.reopened {
-            let pool = self.take(&config.name);
-            before.extend(pool.iter().map(|pool| pool.config.clone()));
-            end(pool).await;
-            match RunningPool::open(&self.shared, config).await {
-                Ok(pool) => self.pools.push(pool),
-                Err(error) => {
-                    end(opened).await;
-                    let shown = self.monitor.pools();
-                    let mut problem = error.to_string();
-                    for name in self.restore(before, &shown).await {
-                        problem += &format!("; the pool {name} is down until a reload opens it");
-                    }
-                    self.watch(&shown);
-                    return Err(problem);
-                }
+        let taken = plan.reopened.iter().filter_map(|config| self.take(&config.name));
+        let taken: Vec<_> = taken.collect();
+        let before: Vec<_> = taken.iter().map(|pool| pool.config.clone()).collect();
+        end(taken).await;
+        let (reopened, result) = RunningPool::open_all(&self.shared, &plan.reopened).await;
+        self.pools.extend(reopened);
+        if let Err(error) = result {
+            end(opened).await;
+            let shown = self.monitor.pools();
+            let mut problem = error.to_string();
+            for name in self.restore(before, &shown).await {
+                problem += &format!("; the pool {name} is down until a reload opens it");
             }
+            self.watch(&shown);
+            return Err(problem);
         }
         self.pools.append(&mut opened);
         let ended = plan.ended.iter().filter_map(|name| self.take(name)).collect();
@@ -265,10 +257,9 @@ impl ServingPools {
             if attempt > 0 {
                 tokio::time::sleep(backoff.next()).await;
             }
-            let error = match RunningPool::open(&self.shared, config).await {
-                Ok(pool) => return Some(pool),
-                Err(error) => error,
-            };
+            let configs = std::slice::from_ref(config);
+            let (mut opened, result) = RunningPool::open_all(&self.shared, configs).await;
+            let Err(error) = result else { return opened.pop() };
             error!(pool = %config.name, %error, "the pool can't be opened again");
             if let Some(stopped) = stopped {
                 let details = format!("the pool can't be opened again: {error}");
@@ -296,8 +287,7 @@ impl ServingPools {
     }
 }
 
+/// Ends pools, several at once.
 async fn end(pools: impl IntoIterator<Item = RunningPool>) {
-    for pool in pools {
-        pool.end().await;
-    }
+    at_once(pools.into_iter().map(RunningPool::end)).await;
 }
