@@ -388,11 +388,8 @@ fn files_of(path: &Path) -> &'static dyn Files {
 #[derive(Debug)]
 struct System;
 
-/// Creates an empty file for this user only. If root creates it, it gets the folder's owner, since the server of
-/// another user could not open a file of root.
-///
-/// # Errors
-/// Returns the system's error, also if the file exists.
+/// Creates an empty file for this user only, or fails if there is one. If root creates it, it gets the folder's owner,
+/// since the server of another user could not open a file of root.
 fn create_new(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
@@ -402,6 +399,19 @@ fn create_new(path: &Path) -> io::Result<File> {
         let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
     }
     Ok(file)
+}
+
+/// Opens a file to read and write, and [creates](create_new) it if there is none.
+fn open_or_create(path: &Path, truncate: bool) -> io::Result<File> {
+    match create_new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let mut options = OpenOptions::new();
+            // In the folder of another user, a link could lead root to a file elsewhere.
+            options.read(true).write(true).truncate(truncate).custom_flags(libc::O_NOFOLLOW);
+            options.open(path)
+        }
+        created => created,
+    }
 }
 
 impl Files for System {
@@ -414,12 +424,7 @@ impl Files for System {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
-        let mut file = match create_new(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                OpenOptions::new().read(true).write(true).open(path)?
-            }
-            created => created?,
-        };
+        let mut file = open_or_create(path, false)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -438,12 +443,7 @@ impl Files for System {
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {
-        // The old file is removed and not truncated: it could be a link to a file elsewhere, which root would
-        // then empty and give away.
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => create_new(path).map(drop),
-        }
+        open_or_create(path, true).map(drop)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
