@@ -86,6 +86,14 @@ async fn builds_and_threads_are_bounded() {
         most_threads = most_threads.max(figure(&server.process, "Threads:"));
         server.take(&name(pool), None).await;
     }
+    // A ledger may be closed between the builds of its shards, so that all rest is not enough.
+    eventually("built shards", async || {
+        let status: Value = server.get("/status").await.parse();
+        let mut pools = status["pools"].as_object().unwrap().values();
+        let serves = |shard: &Value| shard["state"] == "in_rotation";
+        pools.all(|pool| pool["shards"].as_array().unwrap().iter().all(serves)).then_some(())
+    })
+    .await;
     all_rest(&server, &site).await;
     let Finished { stderr, .. } = end(server).await;
 
