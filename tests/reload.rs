@@ -445,17 +445,20 @@ async fn a_retry_gets_its_numbers_although_the_limit_is_lower_by_then() {
     let site = Site::new(&config());
     site.fill().await;
     let server = site.start().await;
-    let draw = async |key: &str| {
-        let headers = [("idempotency-key", key)];
-        server.client().send_with(Method::POST, "/random?count=9", &headers).await.unwrap()
+    let draw = async |key: &str, count: u32| {
+        let (target, headers) = (format!("/random?count={count}"), [("idempotency-key", key)]);
+        server.client().send_with(Method::POST, &target, &headers).await.unwrap()
     };
-    let drawn = draw("first").await.numbers();
+    let drawn = draw("first", 9).await.numbers();
     site.configure(&config().set("server.count_limit", 3));
     reloaded(&server).await;
-    let retried = draw("first").await;
+    let retried = draw("first", 9).await;
     assert_eq!(retried.header("idempotent-replayed"), Some("true"));
     assert_eq!(retried.numbers(), drawn);
-    draw("second").await.assert_status(400);
+    draw("second", 9).await.assert_status(400);
+    // A client that splits a draw learns the limit so, before it repeats the parts.
+    draw("first", 8).await.assert_status(400);
+    draw("first", 2).await.assert_status(422);
     server.stop().await;
 }
 
