@@ -44,7 +44,7 @@ use self::openapi::Offer;
 use self::query::{Names, Parameters, Wanted};
 use self::reads::Reads;
 use self::ready::Readiness;
-pub(crate) use self::response::{ApiError, JsonResponse};
+pub(crate) use self::response::{ApiError, IMPORT_MAX, JsonResponse};
 use self::response::{json, json_text, shared, typed};
 pub(crate) use self::routes::{LiveRoutes, PoolRoutes, Routes};
 use crate::config::PoolName;

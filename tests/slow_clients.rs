@@ -251,6 +251,32 @@ async fn heads_and_bodies_have_a_limit_and_small_bodies_are_welcome() {
     server.stop().await;
 }
 
+/// Story: an import with a wrong token said that no server had responded. The server closed the connection while the
+/// lines were still sent, so the kernel reset it, and the response was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_a_refused_body_to_its_end_gets_the_response() {
+    let site = Site::new(&config("sharded", NEVER_MS));
+    let server = site.start().await;
+    let part = vec![b'x'; 1 << 20];
+    let sends = |parts: usize| {
+        let mut stream = connect(server.address());
+        let length = parts * part.len();
+        let head = "POST /random HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n";
+        write!(stream, "{head}content-length: {length}\r\n\r\n").unwrap();
+        let sent = (0..parts).take_while(|_| stream.write_all(&part).is_ok()).count();
+        (sent, stream)
+    };
+    let (sent, mut stream) = sends(16);
+    assert_eq!(sent, 16);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    // There is an end to what the server reads.
+    let (sent, _) = sends(1_000);
+    assert!((16..100).contains(&sent), "{sent} MiB");
+    server.stop().await;
+}
+
 /// Story: requests that arrived before the previous response was sent were mixed up or lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipeline_is_answered_in_order() {

@@ -26,7 +26,7 @@ use crate::receipts::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
 pub(super) const BODY_MAX: usize = 16 * 1024;
 
 /// The largest body of an import, in bytes: two million numbers of seven digits.
-pub(super) const IMPORT_MAX: usize = 16 << 20;
+pub(crate) const IMPORT_MAX: usize = 16 << 20;
 
 /// The most bytes of a body that are copied or written for a connection at a time, unless the body is whole: as
 /// many as a connection buffers before it writes.

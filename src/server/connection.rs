@@ -3,11 +3,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{self, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{self, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::{Bytes, HttpBody};
@@ -25,11 +26,14 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use crate::http::{AnyResponse, LiveRoutes};
+use crate::http::{AnyResponse, IMPORT_MAX, LiveRoutes};
 use crate::traffic::{OpenConnection, Route};
 
 /// The largest request head in bytes, as in other servers. It also bounds the memory of a connection.
 const HEAD_MAX: usize = 16 * 1024;
+
+/// The most bytes of a refused body that are read and discarded after the response: as many as any body may have.
+const DISCARDED_BYTES_MAX: usize = IMPORT_MAX;
 
 /// Measures how long the server has been waiting for a client to send or to read.
 #[derive(Debug)]
@@ -108,8 +112,16 @@ async fn respond_all(
     context: &Context,
     mut stop: watch::Receiver<bool>,
 ) {
-    let stream = TokioIo::new(TimedStream { stream, timer: &context.timer, stalled: false });
-    let service = service_fn(|request| respond(context, request));
+    let refused = AtomicBool::new(false);
+    let stream = ClientStream {
+        stream,
+        timer: &context.timer,
+        stalled: false,
+        has_refused: &refused,
+        discarded_bytes: 0,
+    };
+    let stream = TokioIo::new(stream);
+    let service = service_fn(|request| respond(context, &refused, request));
     // Without hyper's timer, which would be set for each request. `Connections::cut_overdue` checks the
     // client's timer, which bounds the time for a head too.
     let connection = http1::Builder::new()
@@ -153,6 +165,7 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 /// the end of the body, the number would be lost.
 async fn respond(
     context: &Context,
+    has_refused: &AtomicBool,
     request: Request<Incoming>,
 ) -> Result<AnyResponse, axum::BoxError> {
     let (head, body) = request.into_parts();
@@ -169,6 +182,7 @@ async fn respond(
     let response = match body {
         Ok(body) => context.routes.handle(Request::from_parts(head, body), context.peer).await,
         Err(error) => {
+            has_refused.store(true, Ordering::Relaxed);
             let mut response = AnyResponse::from(error);
             // The rest of the body would be read as the next request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -192,15 +206,19 @@ async fn read(body: Incoming, limit: usize) -> Result<Option<Bytes>, axum::BoxEr
     }
 }
 
-/// A stream that gives its client more time when the client resumes reading after a pause.
-struct TimedStream<'a, S> {
+/// A stream that gives its client more time when the client resumes reading after a pause, and that lets a client send
+/// the rest of a refused body.
+struct ClientStream<'a, S> {
     stream: S,
     timer: &'a ClientTimer,
     /// Whether the last write had to wait.
     stalled: bool,
+    /// Whether a body was refused before its end.
+    has_refused: &'a AtomicBool,
+    discarded_bytes: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<'_, S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
@@ -210,7 +228,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<'_, S> {
     }
 }
 
-impl<S> TimedStream<'_, S> {
+impl<S> ClientStream<'_, S> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let stalled = written.is_pending();
         // With pipelined requests, the server may be working on the next response already.
@@ -222,7 +240,23 @@ impl<S> TimedStream<'_, S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<'_, S> {
+impl<S: AsyncRead + Unpin> ClientStream<'_, S> {
+    /// Reads what the client still sends, until it has received the response and closes the connection.
+    fn poll_discard(&mut self, context: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [MaybeUninit::uninit(); 4096];
+        while self.discarded_bytes < DISCARDED_BYTES_MAX {
+            let mut buffer = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            match buffer.filled().len() {
+                0 => break,
+                length => self.discarded_bytes += length,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<'_, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
@@ -256,6 +290,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<'_, S> {
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.discarded_bytes == 0 {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        // If the connection were closed before the client has sent everything, the kernel would reset it, and the
+        // client could lose the response.
+        match self.has_refused.load(Ordering::Relaxed) {
+            true => self.poll_discard(context),
+            false => Poll::Ready(Ok(())),
+        }
     }
 }
