@@ -41,6 +41,7 @@ pub(crate) use self::keyed::Keeper;
 use self::lines::Format;
 pub(crate) use self::lines::push_field as push_csv_field;
 use self::openapi::Offer;
+pub(crate) use self::query::TYPE_DEFAULT;
 use self::query::{Names, Parameters, Wanted};
 use self::reads::Reads;
 use self::ready::Readiness;

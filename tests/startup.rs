@@ -539,6 +539,25 @@ async fn logs_go_to_stderr_in_the_format_asked_for() {
     assert!(lines < 1_000, "the log has a line for each request: {stderr}");
 }
 
+/// Story: a server without the pools `int` and `float` suggested requests that it refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_requests_that_a_start_suggests_succeed() {
+    for pools in [&["ticket"][..], &["int"], &["gift", "int", "ticket"]] {
+        let config =
+            pools.iter().fold(Config::new(), |config, pool| config.pool(pool, 0, 99, 1, 50));
+        let site = Site::new(&config);
+        site.fill().await;
+        let server = site.start().await;
+        server.process.prints("/health").await;
+        for words in ["/random", "&count=5", "/health"] {
+            let line = server.process.line(words).await;
+            let target = line.split_once(server.address()).unwrap().1.trim_end_matches('\'');
+            server.get(target).await.assert_status(200);
+        }
+        server.stop().await;
+    }
+}
+
 /// Story: Ctrl-C in a terminal, or SIGTERM from a supervisor, cut off a response whose numbers were already
 /// marked as used. Both signals let the response finish; a second signal ends the server at once.
 #[tokio::test(flavor = "multi_thread")]

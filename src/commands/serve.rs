@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::exit::Exit;
 use crate::config::{AuthConfig, Config, Location, Mode, Overrides};
+use crate::http::TYPE_DEFAULT;
 use crate::reload::{Loaded, ReloadHandle};
 use crate::server::{self, Server};
 use crate::telemetry::{self, LogFormat};
@@ -88,11 +89,17 @@ fn greet(address: SocketAddr, config: &Config) {
         AuthConfig::Tokens(_) => "-H 'Authorization: Bearer TOKEN' ",
         AuthConfig::Unsaid | AuthConfig::Anyone => "",
     };
+    let pools: Vec<_> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+    let other = pools.iter().find(|&&name| name != TYPE_DEFAULT).unwrap_or(&TYPE_DEFAULT);
+    let one = match pools.contains(&TYPE_DEFAULT) {
+        true => format!("{url}/random"),
+        false => format!("'{url}/random?type={other}'"),
+    };
     // An error is ignored: standard output may be closed, and the server can serve all the same.
     let _ = writeln!(
         io::stdout(),
-        "Listening on {url}\nTry: curl {token}{url}/random\n     \
-         curl {token}'{url}/random?type=float{count}'\n     curl {url}/health{page}"
+        "Listening on {url}\nTry: curl {token}{one}\n     \
+         curl {token}'{url}/random?type={other}{count}'\n     curl {url}/health{page}"
     );
 }
 

@@ -14,7 +14,7 @@ use crate::config::PoolName;
 use crate::receipts::Label;
 
 /// The pool of a request without `type`.
-pub(super) const TYPE_DEFAULT: &str = "int";
+pub(crate) const TYPE_DEFAULT: &str = "int";
 
 /// The pools that a request may name.
 pub(super) struct Names<'p> {
