@@ -231,7 +231,10 @@ impl Pool {
 
     /// Ends all workers. Each one returns the leased rows to its shard and closes it.
     pub fn stop(&self) {
-        let orphans = std::mem::take(&mut self.collected().orphans);
+        let mut collected = self.collected();
+        let orphans = std::mem::take(&mut collected.orphans);
+        self.note_orphans(&collected);
+        drop(collected);
         if !orphans.is_empty() {
             tracing::warn!(
                 pool = %self.name, burned = orphans.len(),

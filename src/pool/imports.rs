@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use super::buffer::Buffer;
 pub(crate) use super::buffer::SwapInProgress;
 use super::slot::Slot;
-use super::sync::Ordering;
 use super::{Collected, Pool};
 use crate::batch::{Generation, ShardIndex};
 use crate::import::{ImportError, Outcome};
@@ -96,7 +95,7 @@ impl Pool {
         collected.withdrawn.extend(values);
         let Collected { orphans, withdrawn, .. } = &mut *collected;
         orphans.retain(|(_, value)| !withdrawn.contains(value));
-        self.has_orphans.store(!orphans.is_empty(), Ordering::Release);
+        self.note_orphans(&collected);
     }
 
     /// Forgets withdrawn values that no request can hold, since they are marked in their files.

@@ -88,6 +88,7 @@ impl Model {
                 task.await.unwrap();
             }
             assert!(model.pool.health().alive);
+            assert!(!model.pool.serves(), "a stopped pool says that it serves");
             model
         })
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use super::Pool;
 use super::buffer::Buffer;
 use super::slot::{Loan, Slot};
 use super::sync::{self, Ordering};
+use super::{Collected, Pool};
 use crate::space::Value;
 
 /// The reason that a request got no numbers.
@@ -96,7 +96,7 @@ impl Drop for Reservation {
             let orphans: Vec<_> = orphans.map(|value| (Arc::clone(&shard), value)).collect();
             collected.orphans.extend(orphans);
         }
-        self.pool.has_orphans.store(true, Ordering::Release);
+        self.pool.note_orphans(&collected);
     }
 }
 
@@ -220,6 +220,11 @@ impl Pool {
         Reservation { pool: Arc::clone(self), collected: Vec::new(), loans }
     }
 
+    /// Notes whether there are orphans, so that requests don't lock them to see.
+    pub(super) fn note_orphans(&self, collected: &Collected) {
+        self.has_orphans.store(!collected.orphans.is_empty(), Ordering::Release);
+    }
+
     /// Takes up to `count` numbers that an earlier request collected but did not hand out.
     fn take_orphans(&self, count: usize) -> Vec<(Arc<str>, Vec<Value>)> {
         if !self.has_orphans.load(Ordering::Acquire) {
@@ -229,7 +234,7 @@ impl Pool {
         let keep = collected.orphans.len().saturating_sub(count);
         let mut taken = collected.orphans.split_off(keep);
         collected.held += taken.len() as u64;
-        self.has_orphans.store(!collected.orphans.is_empty(), Ordering::Release);
+        self.note_orphans(&collected);
         drop(collected);
         taken.sort_unstable_by(|(shard, _), (other, _)| shard.cmp(other));
         taken
