@@ -199,6 +199,10 @@ impl<'a> Offer<'a> {
             docs::FILE => docs_file(),
             _ => page_part(path).unwrap_or_default(),
         };
+        if self.guard.hides_pools() && matches!(path, RANDOM | RECEIPT | USED) {
+            let error = ApiError::ForbiddenPool { given: "tickets".to_owned() };
+            errors.push(("a pool of other tokens".to_owned(), error));
+        }
         let scope = guard::scope(path);
         if scope.is_some() && !self.asks_for_tokens() {
             errors.push(("a web page of another site".to_owned(), ApiError::CrossSite));
@@ -277,11 +281,6 @@ impl<'a> Offer<'a> {
                     Some((format!("?{}", query?), read.err()?))
                 })
                 .collect();
-        if self.guard.hides_pools() {
-            let given = "tickets".to_owned();
-            let error = ApiError::ForbiddenPool { given };
-            errors.push(("a pool of other tokens".to_owned(), error));
-        }
         if let Some(burst) = self.burst() {
             let asked = burst.get().saturating_add(1);
             if asked <= self.count_limit.get() {

@@ -71,7 +71,7 @@ impl Offer<'_> {
         let allowed = names.collect::<Vec<_>>().join(", ");
         let problem =
             "1 line is wrong, so nothing was imported\nline 3: \"x\" is not a decimal number";
-        let mut errors = vec![
+        let errors = vec![
             (
                 "a pool that does not exist".to_owned(),
                 ApiError::UnknownType { given: "none".to_owned(), allowed },
@@ -91,11 +91,6 @@ impl Offer<'_> {
             ("an instance of a fleet".to_owned(), ApiError::InFleet),
             ("the disk is full".to_owned(), ApiError::ImportFailed),
         ];
-        if self.guard.hides_pools() {
-            let given = "tickets".to_owned();
-            let error = ApiError::ForbiddenPool { given };
-            errors.push(("a pool of other tokens".to_owned(), error));
-        }
         Route {
             summary: "Import numbers that were issued by other means",
             description: "From the response on, none of these numbers is handed out. If the response is lost, send \

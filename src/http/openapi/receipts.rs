@@ -67,11 +67,6 @@ impl Offer<'_> {
             ("the quota of look-ups is used up".to_owned(), ApiError::OverQuota { seconds: 1 }),
             ("the store of the receipts is away".to_owned(), ApiError::ReceiptsAway),
         ];
-        if self.guard.hides_pools() {
-            let given = "tickets".to_owned();
-            let error = ApiError::ForbiddenPool { given };
-            errors.push(("a pool of other tokens".to_owned(), error));
-        }
         if !self.guard.has_lookups() {
             errors.push(("no index is kept".to_owned(), ApiError::LookupsOff));
         }
