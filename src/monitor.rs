@@ -157,11 +157,7 @@ impl Monitor {
 
     /// Notes a reload, and the digest of the settings if it was applied.
     pub(crate) fn reloaded(&self, reload: Reload, digest: String) {
-        let message = match reload.is_applied {
-            true => reload.message.clone(),
-            false => format!("The settings were not reloaded: {}", reload.message),
-        };
-        self.events.add(Kind::Reloaded, None, None, message);
+        self.events.add(Kind::Reloaded, None, None, reload.sentence());
         let mut settings = self.settings.lock().expect("no holder of it panics");
         if reload.is_applied {
             settings.digest = digest;

@@ -178,6 +178,16 @@ pub(crate) struct Reload {
     pub(crate) message: String,
 }
 
+impl Reload {
+    /// Returns a sentence that tells the outcome.
+    pub(crate) fn sentence(&self) -> String {
+        match self.is_applied {
+            true => self.message.clone(),
+            false => format!("The settings were not reloaded: {}", self.message),
+        }
+    }
+}
+
 /// Requests reloads.
 #[derive(Clone, Debug)]
 pub(crate) struct ReloadHandle(mpsc::Sender<oneshot::Sender<Reload>>);

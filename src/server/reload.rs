@@ -88,8 +88,8 @@ impl Reloader {
         // That of the settings in effect, whether they are new or not.
         let digest = self.loaded.digest();
         match outcome.is_applied {
-            true => info!(%digest, "{}", outcome.message),
-            false => error!(%digest, "the settings were not reloaded: {}", outcome.message),
+            true => info!(%digest, "{}", outcome.sentence()),
+            false => error!(%digest, "{}", outcome.sentence()),
         }
         if let Serving::Pools(serving) = &self.serving {
             serving.monitor.reloaded(outcome.clone(), digest);
