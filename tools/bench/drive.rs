@@ -110,15 +110,33 @@ pub(crate) fn drive(address: SocketAddr, load: Load<'_>) -> anyhow::Result<Outco
 /// # Errors
 /// The status is not 200.
 pub(crate) fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
+    send(address, &format!("GET {path}"), "", "")
+}
+
+/// Sends a request, such as `GET /health`, with further lines of the head and a body. Returns the body of the response.
+///
+/// # Errors
+/// The status is not 200.
+pub(crate) fn send(
+    address: SocketAddr,
+    request: &str,
+    head: &str,
+    body: &str,
+) -> anyhow::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(RESPONSE_LIMIT))?;
     // In HTTP/1.0, a response ends with its connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    write!(
+        stream,
+        "{request} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n{head}\r\n{body}",
+        body.len()
+    )?;
     let mut response = Vec::new();
     stream.read_to_end(&mut response)?;
     let end = response.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let end = end.with_context(|| format!("{path}: no whole response"))?;
+    let end = end.with_context(|| format!("{request}: no whole response"))?;
+    let body = response.split_off(end + 4);
     let status = String::from_utf8_lossy(response.get(9..12).unwrap_or_default());
-    ensure!(status == "200", "{path}: status {status}");
-    Ok(response.split_off(end + 4))
+    ensure!(status == "200", "{request}: {status} {}", String::from_utf8_lossy(&body));
+    Ok(body)
 }

@@ -2,8 +2,8 @@
 //! into a server under load.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufWriter, Write};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tombola::internals::{Generation, Ledger, ShardIndex, Space};
 
 use crate::Plan;
-use crate::drive::{Load, drive};
+use crate::drive::{Load, drive, send};
 use crate::report::{Budget, Report, short};
 use crate::requests::wait_until_full;
 use crate::side::{Side, Site};
@@ -141,23 +141,8 @@ fn imports(address: SocketAddr, seed: u64, stop: &AtomicBool) -> anyhow::Result<
         let numbers: String =
             (0..FEW).map(|_| format!("{}\n", rng.random_range(0..=LAST))).collect();
         let started = Instant::now();
-        post(address, &numbers)?;
+        send(address, "POST /pools/int/used", "Content-Type: text/plain\r\n", &numbers)?;
         durations.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(durations)
-}
-
-fn post(address: SocketAddr, numbers: &str) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(
-        stream,
-        "POST /pools/int/used HTTP/1.0\r\nHost: {address}\r\nContent-Type: text/plain\r\n\
-         Content-Length: {}\r\n\r\n{numbers}",
-        numbers.len()
-    )?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    let status = response.get(9..12).context("no response")?;
-    ensure!(status == "200", "the import failed: {response}");
-    Ok(())
 }

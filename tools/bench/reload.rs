@@ -1,13 +1,11 @@
 //! Reloads: how long each kind takes, beside few and many pools.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
-use anyhow::ensure;
 use sha2::{Digest, Sha256};
 
 use crate::Plan;
+use crate::drive::send;
 use crate::report::Report;
 use crate::side::Site;
 
@@ -32,6 +30,7 @@ struct Settings {
 
 /// Measures reloads of a running server, each of which changes one thing and so does the next one.
 pub(crate) fn reload(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let authorization = format!("Authorization: Bearer {ADMIN}\r\n");
     for pools in POOLS {
         let mut settings =
             Settings { pools, token: String::new(), first_size: SHARD_SIZE, low_water: 0.5 };
@@ -44,7 +43,7 @@ pub(crate) fn reload(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
                 change(&mut settings, run);
                 site.configure(&settings.text())?;
                 let started = Instant::now();
-                post(side.address)?;
+                send(side.address, "POST /reload", &authorization, "")?;
                 runs.push(started.elapsed().as_secs_f64() * 1e3);
             }
             report.figure(format!("reload beside {pools} pools: {what}"), "ms", &runs, None, "");
@@ -80,17 +79,4 @@ impl Settings {
         }
         text
     }
-}
-
-/// Reloads, which has to succeed.
-fn post(address: SocketAddr) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(
-        stream,
-        "POST /reload HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {ADMIN}\r\n\r\n"
-    )?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    ensure!(response.get(9..12) == Some("200"), "the reload failed: {response}");
-    Ok(())
 }
