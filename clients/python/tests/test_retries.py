@@ -190,6 +190,14 @@ LIMITED = f"server.count_limit = 50\n{POOLS}"
 LOWERED = f"server.count_limit = 20\n{POOLS}"
 
 
+def draw_while_the_limit_falls(client: Client, server: Server, seen: list[Any]) -> None:
+    """Draws 120 values in parts of 50. The limit is lower from the second part on."""
+    for value in client.iter_many(120, part_size=50):
+        seen.append(value)
+        if len(seen) == 50:
+            server.reload(LOWERED)
+
+
 def test_the_error_of_a_bulk_draw_has_its_key_if_the_limit_can_not_be_read(
     connect: Connect, start: Start, proxy_to: ProxyTo
 ) -> None:
@@ -199,12 +207,9 @@ def test_the_error_of_a_bulk_draw_has_its_key_if_the_limit_can_not_be_read(
     server = start(LIMITED)
     proxy = proxy_to(server, without_description)
     client = connect(proxy.url, deadline=2)
-    seen = []
-    with pytest.raises(NoResponse) as caught:  # noqa: PT012
-        for value in client.iter_many(120, part_size=50):
-            seen.append(value)
-            if len(seen) == 50:
-                server.reload(LOWERED)
+    seen: list[Any] = []
+    with pytest.raises(NoResponse) as caught:
+        draw_while_the_limit_falls(client, server, seen)
     assert len(seen) == 50
     server.reload(LIMITED)
     values = client.draw_many(120, part_size=50, key=caught.value.key)
@@ -223,12 +228,9 @@ def test_the_error_of_a_bulk_draw_has_its_key_if_the_limit_explains_nothing(
 
     server = start(LIMITED)
     client = connect(proxy_to(server, raise_again).url)
-    seen = []
-    with pytest.raises(BadCount) as caught:  # noqa: PT012
-        for value in client.iter_many(120, part_size=50):
-            seen.append(value)
-            if len(seen) == 50:
-                server.reload(LOWERED)
+    seen: list[Any] = []
+    with pytest.raises(BadCount) as caught:
+        draw_while_the_limit_falls(client, server, seen)
     assert len(seen) == 50
     values = client.draw_many(120, part_size=50, key=caught.value.key)
     assert values[:50] == seen
